@@ -1,0 +1,19 @@
+"""Files into edit cases. Nothing here imports torch."""
+
+from editbench.datasets.base import Dataset, FileDataset
+from editbench.datasets.counterfact import CounterFact, CounterFactFull
+from editbench.datasets.download import RemoteFile, fetch
+from editbench.datasets.facts import Facts, read_facts
+from editbench.datasets.zsre import ZsRE
+
+__all__ = [
+    "CounterFact",
+    "CounterFactFull",
+    "Dataset",
+    "Facts",
+    "FileDataset",
+    "RemoteFile",
+    "ZsRE",
+    "fetch",
+    "read_facts",
+]

@@ -1,0 +1,224 @@
+"""Original data files, downloaded once into a cache folder and checked before they are used."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from editbench.errors import DataError
+
+if TYPE_CHECKING:
+    from requests import RequestException
+
+ReportProgress = Callable[[str, int, int], None]
+"""Told about long work: which stage, how much is done, and of how much (bytes, here)."""
+
+_TIMEOUT_S = 30
+_CHUNK_BYTES = 1 << 16
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file at its original address.
+
+    Attributes:
+        url: The address.
+        sha256: SHA-256 in hexadecimal, or None where nobody has published it; then the sum of
+            what came first is recorded beside the file, and later loads are held to that.
+        n_bytes: Size, where it is known.
+    """
+
+    url: str
+    sha256: str | None = None
+    n_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, without the address."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+
+def fetch(
+    remote: RemoteFile, folder: Path, dataset: str, report_progress: ReportProgress | None = None
+) -> Path:
+    """Return the cached copy of a remote file, downloading it if there is none.
+
+    The file appears under its name whole and checked, or not at all; several processes may fetch
+    it at once. A file with the wrong sum is kept beside, as ``<name>.unverified``, for the user to
+    accept or to throw away.
+
+    Args:
+        remote: What to fetch.
+        folder: Where copies are kept; made if need be.
+        dataset: Name of the dataset, for messages.
+        report_progress: Told about the download; by default a bar is drawn if stderr is a
+            terminal.
+
+    Raises:
+        DataError: The file cannot be downloaded or written, or its sum is not the expected one.
+    """
+    path = folder / remote.name
+    try:
+        if path.exists():
+            _check_cached(remote, path, dataset)
+        else:
+            _download(remote, path, dataset, report_progress)
+    except OSError as error:
+        raise DataError(
+            f"dataset '{dataset}': cannot keep {remote.name} in {folder}: "
+            f"{error.strerror or error}. Make room, or choose another cache folder."
+        ) from error
+    return path
+
+
+def _download(
+    remote: RemoteFile, path: Path, dataset: str, report_progress: ReportProgress | None
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        _transfer(remote, partial, dataset, report_progress)
+        sha256, n_bytes = _sum_of(partial), partial.stat().st_size
+        if remote.sha256 is None:
+            # The sum goes first: a file without one would pass any later check.
+            _record_sum(path, sha256)
+            _logger.warning(
+                "dataset '%s': no checksum of %s is published, so %s cannot be checked; its "
+                "SHA-256, %s, is recorded and later loads are held to it.",
+                dataset,
+                remote.url,
+                path,
+                sha256,
+            )
+        elif sha256 != remote.sha256:
+            unverified = path.with_name(f"{path.name}.unverified")
+            partial.replace(unverified)
+            raise DataError(
+                f"dataset '{dataset}': {remote.url} is not the expected file, got SHA-256 {sha256} "
+                f"({n_bytes} bytes); expected {remote.sha256} ({remote.n_bytes} bytes). Try again "
+                f"later, or accept it as it is with --dataset {dataset}={unverified}."
+            )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _transfer(
+    remote: RemoteFile, target: Path, dataset: str, report_progress: ReportProgress | None
+) -> None:
+    import pooch
+    import requests
+
+    stage = f"download {remote.name}"
+    with nullcontext(report_progress) if report_progress else _terminal_bar(stage) as report:
+        downloader = pooch.HTTPDownloader(
+            progressbar=_TransferProgress(stage, report),
+            chunk_size=_CHUNK_BYTES,
+            timeout=_TIMEOUT_S,
+        )
+        try:
+            downloader(remote.url, str(target), None)
+        except requests.RequestException as error:
+            if error.response is not None:
+                error.response.close()  # pooch leaves the connection of a refusal open
+            raise DataError(
+                f"dataset '{dataset}': cannot download {remote.url}: {_reason_of(error)}. "
+                f"Download it elsewhere and pass --dataset {dataset}=PATH."
+            ) from error
+
+
+def _check_cached(remote: RemoteFile, path: Path, dataset: str) -> None:
+    sha256 = _sum_of(path)
+    expected = remote.sha256 or _recorded_sum(path)
+    if expected is None:
+        _record_sum(path, sha256)
+    elif sha256 != expected:
+        raise DataError(
+            f"dataset '{dataset}': the downloaded {path} has changed, got SHA-256 {sha256}; "
+            f"expected {expected}. Delete it to download it again, or accept it as it is with "
+            f"--dataset {dataset}={path}."
+        )
+
+
+def _sum_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sum_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _record_sum(path: Path, sha256: str) -> None:
+    """Write the sum beside the file, in the format of ``sha256sum``, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        partial.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
+        partial.replace(_sum_path(path))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _recorded_sum(path: Path) -> str | None:
+    recorded = _sum_path(path)
+    return recorded.read_text(encoding="utf-8").split()[0] if recorded.exists() else None
+
+
+def _reason_of(error: "RequestException") -> str:
+    """Why a download failed, in a few words: the exception's own text runs to three lines."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout):
+        return f"the server did not answer within {_TIMEOUT_S} s"
+    if isinstance(error, requests.ConnectionError):
+        return "there is no connection to the server"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the transfer broke off"
+    return str(error)
+
+
+class _TransferProgress:
+    """What pooch tells about a transfer, handed on to a `ReportProgress`.
+
+    Pooch sets `total`, calls `update` with the bytes of each chunk, and at the end `reset`,
+    `update` with the total, and `close`.
+    """
+
+    def __init__(self, stage: str, report: ReportProgress) -> None:
+        self.stage = stage
+        self.report = report
+        self.total = 0
+        self.done = 0
+
+    def update(self, n_bytes: int) -> None:
+        # Without a length from the server the total is 0, and then it cannot bound anything.
+        self.done = min(self.done + n_bytes, self.total or self.done + n_bytes)
+        self.report(self.stage, self.done, self.total)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        """Nothing to close: whoever made the report function does."""
+
+
+@contextmanager
+def _terminal_bar(stage: str) -> Iterator[ReportProgress]:
+    from tqdm import tqdm
+
+    with tqdm(desc=stage, unit="B", unit_scale=True, disable=None) as bar:
+
+        def report(_: str, done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        yield report

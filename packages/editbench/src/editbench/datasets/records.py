@@ -1,0 +1,135 @@
+"""One record of a data file, read field by field, with errors that say where the fault is."""
+
+import reprlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from editbench.errors import DataError, UnknownNameError
+
+_N_SHOWN_CHARACTERS = 80
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The fields of one record, and its place in the file.
+
+    A field that is absent and a field that is null are the same thing.
+
+    Attributes:
+        place: File and line as ``facts.jsonl:3``; where a JSON array stands on a single line, file
+            and record number (from 1) as ``zsre.json: record 3``.
+        line: Number of the record's first line, from 1.
+        fields: Names and values as read.
+        parent: Name of the field that holds this record, where it is nested in another.
+    """
+
+    place: str
+    line: int
+    fields: Mapping[str, object]
+    parent: str = ""
+
+    def fail(self, field: str, problem: str) -> DataError:
+        """An error that names file, line and `field`; `problem` reads on after the name."""
+        return DataError(f"{self.place}: field '{self._full(field)}' {problem}")
+
+    def text(self, field: str) -> str:
+        """A string that is not blank."""
+        value = self.optional_text(field)
+        if value is None:
+            raise self._missing(field)
+        return value
+
+    def optional_text(self, field: str) -> str | None:
+        """A string that is not blank, or None where there is no such field."""
+        value = self.fields.get(field)
+        return None if value is None else self._checked_text(field, value)
+
+    def optional_identifier(self, field: str) -> str | None:
+        """A string or an integer, as a string, or None where there is no such field."""
+        value = self.fields.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return None if value is None else self._checked_text(field, value, "a string or an integer")
+
+    def identifier(self, field: str) -> str:
+        """A string or an integer, as a string."""
+        value = self.optional_identifier(field)
+        if value is None:
+            raise self._missing(field)
+        return value
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A list of strings, none of them blank; the list may be empty."""
+        return self._list(field, "a list of strings", self._checked_text)
+
+    def optional_texts(self, field: str) -> tuple[str, ...]:
+        """A list of strings, none of them blank; empty where there is no such field."""
+        return () if self.fields.get(field) is None else self.texts(field)
+
+    def record(self, field: str) -> "Record":
+        """An object."""
+        if self.fields.get(field) is None:
+            raise self._missing(field)
+        return self._checked_record(field, self.fields[field])
+
+    def records(self, field: str) -> tuple["Record", ...]:
+        """A list of objects; the list may be empty."""
+        return self._list(field, "a list of objects", self._checked_record)
+
+    def optional_records(self, field: str) -> tuple["Record", ...]:
+        """A list of objects; empty where there is no such field."""
+        return () if self.fields.get(field) is None else self.records(field)
+
+    def reject_unknown_fields(self, known: Collection[str]) -> None:
+        """Raise a `DataError` for the first field that is not among `known`."""
+        for name in self.fields:
+            if name not in known:
+                error = UnknownNameError("field", self._full(name), map(self._full, known))
+                raise DataError(f"{self.place}: {error}") from error
+
+    def _full(self, field: str) -> str:
+        return f"{self.parent}.{field}" if self.parent else field
+
+    def _missing(self, field: str) -> DataError:
+        present = ", ".join(self.fields) or "no fields"
+        return self.fail(field, f"is missing, got {present}. Add it.")
+
+    def _checked_text(self, field: str, value: object, expected: str = "a string") -> str:
+        if not isinstance(value, str):
+            raise self._wrong_type(field, value, expected)
+        if not value.strip():
+            raise self.fail(field, f"is empty, got {value!r}. Fill it in.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.fail(
+                field, f"holds half of a surrogate pair, got {shown(value)}. Escape both halves."
+            ) from error
+        return value
+
+    def _checked_record(self, field: str, value: object) -> "Record":
+        if not isinstance(value, dict):
+            raise self._wrong_type(field, value, "an object")
+        return Record(self.place, self.line, value, self._full(field))
+
+    def _list(
+        self, field: str, expected: str, check: Callable[[str, object], _Item]
+    ) -> tuple[_Item, ...]:
+        value = self.fields.get(field)
+        if value is None:
+            raise self._missing(field)
+        if not isinstance(value, list):
+            raise self._wrong_type(field, value, expected)
+        return tuple(check(f"{field}[{index}]", item) for index, item in enumerate(value))
+
+    def _wrong_type(self, field: str, value: object, expected: str) -> DataError:
+        return self.fail(field, f"has the wrong type, got {shown(value)}; expected {expected}.")
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: on one line and not too long."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = _N_SHOWN_CHARACTERS
+    return brief.repr(value)

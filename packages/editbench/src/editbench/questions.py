@@ -1,0 +1,57 @@
+"""Questions that are put to a model, and the answers it gives.
+
+Metrics say which questions they need; the runner asks each distinct question once; metrics turn
+the answers into numbers. Nothing here knows what a model is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely is `continuation` after `prompt`?
+
+    The continuation carries no joining space: the tokens layer adds the one that the prompt needs.
+    """
+
+    prompt: str
+    continuation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """What does the model write after `prompt`, `n_tokens` tokens in all, the prompt's included?"""
+
+    prompt: str
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """The continuation's tokens under teacher forcing.
+
+    Attributes:
+        log_probs: log p of each token of the continuation, given all before it.
+        argmax: Whether each token is the most likely one at its place.
+    """
+
+    log_probs: tuple[float, ...]
+    argmax: tuple[bool, ...]
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Mean over tokens of log p: the reference's length-normalised score."""
+        return sum(self.log_probs) / len(self.log_probs)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateAnswer:
+    """A sampled text, the prompt included."""
+
+    text: str
+
+
+Question = Score | Generate
+Answer = ScoreAnswer | GenerateAnswer
+Answers = Mapping[Question, Answer]

@@ -1,0 +1,193 @@
+"""What to write into a model, and what to ask it afterwards.
+
+`EditRequest` is all that an editor ever sees. `EditCase` adds the probes that judge the edit; they
+stay on the evaluation side, so that no editor can train on its own exam.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from editbench.errors import RequestError, UnknownNameError
+
+ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
+ConflictPolicy = Literal["error", "drop-all", "keep-first"]
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One fact to write: (subject, relation, target), worded as a prompt.
+
+    Attributes:
+        case_id: Identifies the case within its dataset.
+        subject: s, as it stands in the prompt.
+        prompt: The relation in words, with exactly one ``{}`` where the subject goes.
+        target: The new object o, without the space that joins it to the prompt.
+        relation: A name of the relation r, where the dataset has one.
+    """
+
+    case_id: str
+    subject: str
+    prompt: str
+    target: str
+    relation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1:
+            raise RequestError(
+                f"request '{self.case_id}': field 'prompt' must contain '{{}}' exactly once, "
+                f"got {self.prompt!r}. Put '{{}}' where the subject goes."
+            )
+        for field in ("subject", "target"):
+            if not getattr(self, field).strip():
+                raise RequestError(
+                    f"request '{self.case_id}': field '{field}' must not be empty, "
+                    f"got {getattr(self, field)!r}."
+                )
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        before, after = self.prompt.split("{}")
+        return f"{before}{self.subject}{after}"
+
+    @property
+    def subject_start(self) -> int:
+        """Character offset of the subject in `text`."""
+        return self.prompt.index("{}")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question about an edit: after `prompt`, is `expected` what the model says?
+
+    Attributes:
+        kind: Which quality of the edit the probe measures.
+        prompt: Complete text; the model is asked to continue it.
+        expected: The continuation that counts as success.
+        alternative: The continuation that `expected` competes with (Eqns 24-26);
+            None where the dataset names none (zsRE), and then only accuracy is defined.
+    """
+
+    kind: ProbeKind
+    prompt: str
+    expected: str
+    alternative: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EditCase:
+    """A request together with everything that judges whether it worked.
+
+    Attributes:
+        request: What the editor is given.
+        target_true: The object that the unedited model is thought to hold, where known.
+        probes: Efficacy, paraphrase and neighborhood probes.
+        generation_prompts: Openings from which text is generated to judge fluency.
+        reference_texts: Texts about the new target, to judge consistency against.
+    """
+
+    request: EditRequest
+    target_true: str | None = None
+    probes: tuple[Probe, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Requests that ask for different targets in the same place (Eqn 5)."""
+
+    subject: str
+    relation: str
+    requests: tuple[EditRequest, ...]
+
+    def __str__(self) -> str:
+        targets = ", ".join(f"{request.target!r} ({request.case_id})" for request in self.requests)
+        return f"{self.subject!r}, {self.relation!r}: {targets}"
+
+
+def find_conflicts(requests: Sequence[EditRequest]) -> list[Conflict]:
+    """Find the requests that violate Eqn 5: same subject and relation, different target.
+
+    Two requests share a relation if their relation names agree or, whether or not they are named,
+    if their prompts do. Conflicts are transitive through either, and are listed in the order of
+    their first request.
+    """
+    return [_conflict_at(group, requests) for group in _conflicting_positions(requests)]
+
+
+def resolve_conflicts(
+    cases: Sequence[EditCase], policy: ConflictPolicy
+) -> tuple[list[EditCase], list[Conflict]]:
+    """Apply an explicit policy to conflicting cases.
+
+    Args:
+        cases: Cases in dataset order.
+        policy: ``error`` refuses; ``drop-all`` removes every case of a conflict (as the published
+            conflict-free CounterFact does); ``keep-first`` keeps the first case of each.
+
+    Returns:
+        The cases that remain, in order, and the conflicts that were found.
+
+    Raises:
+        RequestError: There are conflicts and the policy is ``error``.
+        UnknownNameError: There is no such policy.
+    """
+    if policy not in get_args(ConflictPolicy):
+        raise UnknownNameError("conflict policy", policy, get_args(ConflictPolicy))
+    requests = [case.request for case in cases]
+    groups = _conflicting_positions(requests)
+    conflicts = [_conflict_at(group, requests) for group in groups]
+    if not conflicts:
+        return list(cases), []
+    if policy == "error":
+        raise RequestError(
+            f"conflicting requests: {len(conflicts)} group(s) ask for different targets of the "
+            f"same subject and relation, first {conflicts[0]}. Mend the data, or choose "
+            "--on-conflict drop-all or --on-conflict keep-first."
+        )
+    n_kept = 0 if policy == "drop-all" else 1
+    dropped = {position for group in groups for position in group[n_kept:]}
+    return [case for position, case in enumerate(cases) if position not in dropped], conflicts
+
+
+def _conflict_at(group: Sequence[int], requests: Sequence[EditRequest]) -> Conflict:
+    members = tuple(requests[position] for position in group)
+    first = members[0]
+    return Conflict(first.subject, first.relation or first.prompt, members)
+
+
+def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:
+    """Group the positions of requests that share a place, and keep the groups that disagree.
+
+    Positions, not objects: the same request may stand in the sequence more than once. The groups
+    are the connected components of "has the same place", found by union-find so that one place
+    shared by all of 20,000 requests costs no more than 20,000 distinct ones.
+    """
+    root_of = list(range(len(requests)))
+
+    def find_root(position: int) -> int:
+        while root_of[position] != position:
+            root_of[position] = root_of[root_of[position]]
+            position = root_of[position]
+        return position
+
+    first_at: dict[tuple[str, str, str], int] = {}
+    for position, request in enumerate(requests):
+        places = [(request.subject, "prompt", request.prompt)]
+        if request.relation is not None:
+            places.append((request.subject, "relation", request.relation))
+        for place in places:
+            one = find_root(position)
+            other = find_root(first_at.setdefault(place, position))
+            root_of[max(one, other)] = min(one, other)
+
+    groups: dict[int, list[int]] = {}
+    for position in range(len(requests)):
+        groups.setdefault(find_root(position), []).append(position)
+    return [
+        group
+        for group in groups.values()
+        if len({requests[position].target.strip() for position in group}) > 1
+    ]
