@@ -1,0 +1,1 @@
+"""Editors: methods that turn requests and a model into an edit."""

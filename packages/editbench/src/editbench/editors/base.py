@@ -1,0 +1,131 @@
+"""What an editor is: requests and a model go in, an edit comes out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editbench.datasets.corpus import Corpus
+from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.edits.edit import Edit
+from editbench.errors import ConfigError, UnknownNameError
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+
+
+class EditorConfig(BaseModel):
+    """Base of an editor's hyperparameters: immutable, and no field is ignored silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Validate `values`.
+
+        Args:
+            values: Field names and values.
+            source: Where they come from, for the message: a file or an option.
+
+        Raises:
+            ConfigError: A field is unknown or a value is invalid; the message names the field.
+        """
+        for name in values:
+            if name not in cls.model_fields:
+                raise ConfigError(
+                    f"{source}: {UnknownNameError('field', str(name), cls.model_fields)}"
+                )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "configuration"
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(
+                f"{source}: field '{place}': {message}, got {first['input']!r}."
+            ) from error
+
+    def updated(self, values: Mapping[str, Any], source: str) -> Self:
+        """The same configuration with some fields replaced, validated again."""
+        return self.parse({**self.model_dump(), **values}, source)
+
+
+class Progress(Protocol):
+    """Told about long work: which stage, how much of it is done, and a remark such as a loss."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report that `done` of `total` units of `stage` are finished."""
+
+
+def report_nothing(stage: str, done: int, total: int, note: str = "") -> None:
+    """A `Progress` that stays silent."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What surrounds an edit: all that an editor may use besides the model and the requests.
+
+    Attributes:
+        seed: Source of every random choice.
+        cache: Folder for results worth keeping between runs; None keeps nothing.
+        report_progress: Called as long work advances.
+        second_moments: A file of second moments to use instead of collecting them.
+        context_prefixes: Prefixes to use instead of sampling them.
+        corpus: Ordinary text, to collect second moments from where no file is given.
+    """
+
+    seed: int
+    cache: Path | None = None
+    report_progress: Progress = report_nothing
+    second_moments: Path | None = None
+    context_prefixes: ContextPrefixes | None = None
+    corpus: Corpus | None = None
+
+
+class Editor(ABC):
+    """A method that changes what a model knows.
+
+    Subclasses set `name` and `config_type` and implement `edit`.
+    """
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[EditorConfig]] = EditorConfig
+
+    def __init__(self, config: EditorConfig) -> None:
+        if not isinstance(config, self.config_type):
+            raise ConfigError(
+                f"editor '{self.name}': wrong configuration type, got {type(config).__name__}; "
+                f"expected {self.config_type.__name__}."
+            )
+        self.config = config
+
+    @classmethod
+    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
+        """The hyperparameters to start from on this model, and a sentence on their origin."""
+        published = model.spec.defaults.get(cls.name) if model.spec is not None else None
+        if published is not None:
+            return (
+                cls.config_type.parse(published, f"defaults of '{model.name}'"),
+                f"published hyperparameters for {model.name}",
+            )
+        return cls.config_type(), "the editor's general defaults"
+
+    @abstractmethod
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        """Compute the edit that writes `requests` into `model`.
+
+        The model comes back bit-identical, with no hook on it, and the global state of random
+        number generators as it was.
+
+        Args:
+            model: The model to edit.
+            requests: What to write, free of conflicts.
+            resources: Seed, cache folder, progress and optional inputs.
+
+        Returns:
+            The edit, a value that can be applied, saved and merged.
+        """

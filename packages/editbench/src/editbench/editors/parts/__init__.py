@@ -1,0 +1,1 @@
+"""The pieces that editors share: where, what and how to write."""

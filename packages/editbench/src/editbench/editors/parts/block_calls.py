@@ -1,0 +1,104 @@
+"""The decoder blocks of one recorded forward, callable again on other hidden states.
+
+A block needs more than a hidden state: masks, positions, rotary angles, a cache. Every architecture
+passes them in its own way. Recording the arguments of one real forward and calling the blocks with
+them again works for all of them, without a line about any.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editbench.models.editable import EditableModel
+
+_HIDDEN = "hidden_states"
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward whose remaining blocks nobody needs."""
+
+
+class BlockCalls:
+    """Consecutive decoder blocks with the arguments that one forward gave them.
+
+    Attributes:
+        first: Index of the first recorded block.
+        last: Index of the last recorded block.
+        entry: Hidden states that entered block `first`, `[n_rows, width, d_model]`.
+    """
+
+    def __init__(
+        self, blocks: list[nn.Module], first: int, entry: Tensor, calls: list[dict[str, Any]]
+    ) -> None:
+        self._blocks = blocks
+        self._calls = calls
+        self.first = first
+        self.last = first + len(blocks) - 1
+        self.entry = entry
+
+    @classmethod
+    def record(
+        cls,
+        model: EditableModel,
+        forward: Callable[[], object],
+        *,
+        first: int,
+        last: int,
+        stop: bool = False,
+    ) -> "BlockCalls":
+        """Run `forward` without gradients and keep how it called blocks `first` … `last`.
+
+        Args:
+            model: The model whose blocks are recorded.
+            forward: Runs the model once.
+            first: Index of the first block to record.
+            last: Index of the last block to record.
+            stop: End the forward before block `last` computes anything.
+        """
+        modules = [
+            model.model.get_submodule(model.architecture.block(layer))
+            for layer in range(first, last + 1)
+        ]
+        entry: list[Tensor] = []
+        calls: list[dict[str, Any]] = []
+
+        def record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
+            if not entry:
+                entry.append(hidden)
+            rest = {name: value for name, value in kwargs.items() if name != _HIDDEN}
+            calls.append({"args": args[1:], "kwargs": rest})
+            if stop and len(calls) == len(modules):
+                raise _Reached
+
+        handles = [
+            module.register_forward_pre_hook(record_call, with_kwargs=True) for module in modules
+        ]
+        try:
+            with torch.no_grad():
+                forward()
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return cls(modules, first, entry[0], calls)
+
+    def run(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Send `hidden` through blocks `first` … `last`, both included; none if `last < first`.
+
+        Args:
+            hidden: States that enter block `first`, `[n_rows, width, d_model]`.
+            first: Index of the first block to run.
+            last: Index of the last block to run.
+
+        Returns:
+            The states that leave block `last`.
+        """
+        for layer in range(first, last + 1):
+            call = self._calls[layer - self.first]
+            output = self._blocks[layer - self.first](hidden, *call["args"], **call["kwargs"])
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden

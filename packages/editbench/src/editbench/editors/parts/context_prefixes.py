@@ -1,0 +1,107 @@
+"""Context prefixes: texts put before a prompt, so that an edit holds in more than one context."""
+
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from editbench.errors import ConfigError
+from editbench.models.answering import answer_questions
+from editbench.models.editable import EditableModel
+from editbench.questions import Generate, GenerateAnswer
+
+_SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextPrefixes:
+    """Groups of prefixes; a prefix stands before the filled-in prompt as it is.
+
+    Attributes:
+        groups: ``""`` is the bare prompt. The reference has two groups, the bare prompt alone and
+            five texts sampled from the model.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+
+    @property
+    def flat(self) -> tuple[str, ...]:
+        """All prefixes in order, for z, which weighs them alike."""
+        return tuple(chain.from_iterable(self.groups))
+
+    def weights(self, weighting: str) -> tuple[float, ...]:
+        """Weights of `flat` in the mean key; they sum to one.
+
+        Args:
+            weighting: ``grouped``, the mean of the groups' means, as the reference has it, or
+                ``uniform``, the paper's Eqn 19.
+        """
+        if weighting == "uniform":
+            n_prefixes = len(self.flat)
+            return (1 / n_prefixes,) * n_prefixes
+        return tuple(1 / (len(self.groups) * len(group)) for group in self.groups for _ in group)
+
+    @classmethod
+    def read(cls, path: Path) -> "ContextPrefixes":
+        """Read a JSON list of lists of strings.
+
+        Raises:
+            ConfigError: The file is missing or holds something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"context prefixes: cannot read {path}: {error}.") from error
+        return cls.of(content, str(path))
+
+    @classmethod
+    def of(cls, content: Any, source: str) -> "ContextPrefixes":
+        """Check groups that came from outside.
+
+        Raises:
+            ConfigError: They are not a list of non-empty lists of distinct strings.
+        """
+        if not _are_groups(content):
+            raise ConfigError(
+                f"context prefixes: malformed content in {source}, got {str(content)[:80]!r}; "
+                'expected a JSON list of groups of strings, such as [[""], ["I said. ", "So. "]].'
+            )
+        return cls(tuple(tuple(group) for group in content))
+
+
+def sample_context_prefixes(
+    model: EditableModel, *, n_prefixes: int, length: int, seed: int
+) -> ContextPrefixes:
+    """Sample prefixes from the model itself, as the reference does, but with a seed.
+
+    Args:
+        model: The unedited model.
+        n_prefixes: How many texts; each starts with the next of five words.
+        length: Tokens of each text, its first word included.
+        seed: Determines the texts; the global random state is not touched.
+
+    Returns:
+        The bare prompt as one group and the texts as another, each ending in ``". "``.
+    """
+    if n_prefixes == 0:
+        return ContextPrefixes((("",),))
+    texts = []
+    for first in range(0, n_prefixes, len(_SEED_WORDS)):
+        words = _SEED_WORDS[: n_prefixes - first]
+        answers = answer_questions(
+            model,
+            [Generate(word, length) for word in words],
+            seed=seed + first,
+            token_budget=model.token_budget,
+        )
+        texts += [answer.text for answer in answers.values() if isinstance(answer, GenerateAnswer)]
+    prefixes = (" ".join(text.split()) + ". " for text in texts)
+    return ContextPrefixes((("",), tuple(dict.fromkeys(prefixes))))
+
+
+def _are_groups(content: Any) -> bool:
+    def holds(part: Any, kind: type) -> bool:
+        return isinstance(part, list) and bool(part) and all(isinstance(x, kind) for x in part)
+
+    return holds(content, list) and all(holds(group, str) for group in content)

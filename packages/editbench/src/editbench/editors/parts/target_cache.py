@@ -1,0 +1,110 @@
+"""Finished target hidden states, kept by content, so that a crash or a rerun costs nothing."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from editbench.editors.parts.target_optimizer import FinishedTarget
+from editbench.editors.parts.target_settings import TargetSettings
+from editbench.errors import EditError
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+
+_VERSION = 1  # raised whenever the same inputs give another z
+_LOOKUP_SIZE = 500
+
+
+class TargetCache:
+    """A table from everything that determines z to z.
+
+    One SQLite file: a write is a transaction, so a killed run leaves whole entries only.
+
+    Args:
+        folder: Where the file lies; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / "target_hidden.sqlite"
+
+    def key(
+        self,
+        model: EditableModel,
+        request: EditRequest,
+        layer: int,
+        settings: TargetSettings,
+        prefixes: Sequence[str],
+    ) -> str:
+        """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters."""
+        content = {
+            "version": _VERSION,
+            "model": model.fingerprint,
+            "tokenizer": model.tokens.fingerprint,
+            "request": [request.subject, request.prompt, request.target],
+            "layer": layer,
+            "prefixes": list(prefixes),
+            "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
+        """What is known of `keys`, by position."""
+        if self._path is None or not self._path.exists():
+            return {}
+        rows: dict[str, FinishedTarget] = {}
+        try:
+            with closing(self._connect()) as database:
+                for start in range(0, len(keys), _LOOKUP_SIZE):
+                    some = keys[start : start + _LOOKUP_SIZE]
+                    marks = ",".join("?" * len(some))
+                    found = database.execute(
+                        "select key, state, initial, loss, n_steps from target_hidden "
+                        f"where key in ({marks})",
+                        some,
+                    )
+                    for key, state, initial, loss, n_steps in found:
+                        rows[key] = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from error
+        return {index: rows[key] for index, key in enumerate(keys) if key in rows}
+
+    def write(self, outcomes: Mapping[str, FinishedTarget]) -> None:
+        """Keep `outcomes`, all or none."""
+        if self._path is None:
+            return
+        rows = [
+            (key, one.state.numpy().tobytes(), one.initial.numpy().tobytes(), one.loss, one.n_steps)
+            for key, one in outcomes.items()
+        ]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._connect()) as database, database:
+                database.executemany(
+                    "insert or replace into target_hidden values (?, ?, ?, ?, ?)", rows
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure("write", error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        assert self._path is not None
+        database = sqlite3.connect(self._path, timeout=60)
+        database.execute(
+            "create table if not exists target_hidden "
+            "(key text primary key, state blob, initial blob, loss real, n_steps integer)"
+        )
+        return database
+
+    def _failure(self, action: str, error: Exception) -> EditError:
+        return EditError(
+            f"target cache: cannot {action} {self._path}: {error}. Free space or remove the file, "
+            "choose another folder with --cache, or go without by --no-cache."
+        )
+
+
+def _tensor(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype=np.float32).copy())

@@ -1,0 +1,230 @@
+"""The optimisation of z for one batch of edits: losses, Adam, the norm bound and the stop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from editbench.editors.parts.offset_forward import (
+    FullForward,
+    OffsetForward,
+    OffsetRow,
+    ReplayMismatchError,
+    SuffixReplay,
+)
+from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
+from editbench.editors.parts.target_settings import TargetSettings
+from editbench.models.editable import EditableModel
+from editbench.models.tokens import Tokens
+from editbench.requests import EditRequest
+
+_ADAM_BETAS = (0.9, 0.999)
+_ADAM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTask:
+    """One edit in tokens.
+
+    Attributes:
+        index: The edit's place among all requests.
+        bare: The bare prompt up to the subject's last token: where h is read.
+        prompts: The prompt after each context prefix, with the target behind it.
+        essence: The row of the KL term.
+    """
+
+    index: int
+    bare: PromptRow
+    prompts: tuple[PromptRow, ...]
+    essence: PromptRow
+
+    @classmethod
+    def of(
+        cls, tokens: Tokens, index: int, request: EditRequest, prefixes: Sequence[str]
+    ) -> "TargetTask":
+        """Tokenize one request after every context prefix."""
+        return cls(
+            index,
+            key_row(tokens, request, ""),
+            tuple(target_row(tokens, request, prefix) for prefix in prefixes),
+            essence_row(tokens, request.subject),
+        )
+
+    @property
+    def suffix_width(self) -> int:
+        """Tokens from the subject's last one on, in the longest row."""
+        return max(len(row.token_ids) - row.subject_last for row in self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTarget:
+    """The outcome for one edit.
+
+    Attributes:
+        state: z = h + δ, float32 `[d_model]`, on the CPU.
+        initial: h, likewise.
+        loss: Total loss at the returned δ.
+        n_steps: Forward passes taken.
+    """
+
+    state: Tensor
+    initial: Tensor
+    loss: float
+    n_steps: int
+
+
+class _Batch:
+    """The edits still being optimised, with the forwards that measure them."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        layer: int,
+        settings: TargetSettings,
+        tasks: Sequence[TargetTask],
+        build: Callable[..., OffsetForward],
+    ) -> None:
+        device = model.device
+        self.tasks = tasks
+        rows: list[OffsetRow] = []
+        row_edit: list[int] = []
+        weights: list[float] = []
+        target_ids: list[int] = []
+        for edit, task in enumerate(tasks):
+            for row in task.prompts:
+                reads = range(row.target_start, row.target_start + len(row.target_ids))
+                rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads)))
+                row_edit.append(edit)
+                weights += [1 / (len(reads) * len(task.prompts))] * len(reads)
+                target_ids += row.target_ids
+        essence = [
+            OffsetRow(
+                task.essence.token_ids, task.essence.subject_last, (task.essence.subject_last,)
+            )
+            for task in tasks
+        ]
+        self.prompts = build(model, layer, rows, settings.loss_layer)
+        self.essence = build(model, layer, essence)
+        self._row_edit = torch.tensor(row_edit, device=device)
+        self._read_edit = self._row_edit[self.prompts.read_rows]
+        self._weights = torch.tensor(weights, device=device)
+        self._target_ids = torch.tensor(target_ids, device=device)
+
+    def negative_log_likelihood(self, offsets: Tensor) -> Tensor:
+        """Mean over prefixes of the target's mean −log p, `[n_edits]`."""
+        logits = self.prompts.logits(offsets[self._row_edit]).float()
+        losses = functional.cross_entropy(logits, self._target_ids, reduction="none")
+        return torch.zeros(len(self.tasks), device=losses.device).index_add(
+            0, self._read_edit, losses * self._weights
+        )
+
+    def essence_log_probs(self, offsets: Tensor) -> Tensor:
+        """Next-token log-probabilities right after the subject, `[n_edits, vocabulary]`."""
+        return self.essence.logits(offsets).float().log_softmax(dim=-1)
+
+
+class TargetOptimizer:
+    """Optimises the offsets of one chunk of edits together.
+
+    Finished edits leave: once half of a batch is done, the rest goes on without them.
+
+    Attributes:
+        replays: Whether suffix replay is used; turns False, with `replay_failure` set, where the
+            architecture does not allow it.
+    """
+
+    def __init__(
+        self, model: EditableModel, layer: int, settings: TargetSettings, *, replay: bool
+    ) -> None:
+        self._model = model
+        self._layer = layer
+        self._settings = settings
+        self._verified = False
+        self.replays = replay
+        self.replay_failure: str | None = None
+
+    def run(
+        self,
+        tasks: Sequence[TargetTask],
+        initial: Tensor,
+        on_step: Callable[[int, int, float], None],
+    ) -> list[FinishedTarget]:
+        """Optimise one chunk.
+
+        Args:
+            tasks: The edits of the chunk.
+            initial: h of each edit, float32 `[n_edits, d_model]`.
+            on_step: Told, after each step, the step, how many edits are finished, and the mean
+                loss of those that are not.
+
+        Returns:
+            The outcomes, in the order of `tasks`.
+        """
+        settings = self._settings
+        batch = self._prepare(tasks)
+        places = list(range(len(tasks)))  # which of `tasks` each row of the batch is
+        finished: dict[int, FinishedTarget] = {}
+        norms = initial.norm(dim=1)
+        offsets = torch.zeros_like(initial)
+        mean, square = torch.zeros_like(offsets), torch.zeros_like(offsets)
+        original: Tensor | None = None
+        for step in range(1, settings.n_steps + 1):
+            offsets.requires_grad_()
+            log_probs = batch.essence_log_probs(offsets)
+            original = log_probs.detach().clone() if original is None else original
+            losses = (
+                batch.negative_log_likelihood(offsets)
+                + settings.kl_weight * (log_probs.exp() * (log_probs - original)).sum(dim=1)
+                + settings.offset_decay * torch.linalg.vector_norm(offsets, dim=1) / norms.square()
+            )
+            values = losses.detach().tolist()
+            going = []
+            for row, place in enumerate(places):
+                if place in finished:
+                    continue
+                if values[row] < settings.stop_loss or step == settings.n_steps:
+                    state = (initial[row] + offsets[row]).detach().cpu()
+                    finished[place] = FinishedTarget(state, initial[row].cpu(), values[row], step)
+                else:
+                    going.append(row)
+            rest = going or range(len(places))
+            on_step(step, len(finished), sum(values[row] for row in rest) / len(rest))
+            if not going:
+                break
+            (gradient,) = torch.autograd.grad(losses.sum(), offsets)
+            offsets = offsets.detach()
+            mean.lerp_(gradient, 1 - _ADAM_BETAS[0])
+            square.lerp_(gradient.square(), 1 - _ADAM_BETAS[1])
+            scale = (square / (1 - _ADAM_BETAS[1] ** step)).sqrt() + _ADAM_EPSILON
+            rates = self._learning_rates(norms)[:, None] / (1 - _ADAM_BETAS[0] ** step)
+            offsets -= rates * mean / scale
+            bounds = settings.clamp_factor * norms / offsets.norm(dim=1)
+            offsets *= bounds.clamp(max=1)[:, None]
+            if len(going) <= len(places) // 2:
+                places = [places[row] for row in going]
+                initial, norms, offsets = initial[going], norms[going], offsets[going]
+                mean, square, original = mean[going], square[going], original[going]
+                batch = self._prepare([batch.tasks[row] for row in going])
+        return [finished[place] for place in range(len(tasks))]
+
+    def _learning_rates(self, norms: Tensor) -> Tensor:
+        rate = self._settings.learning_rate
+        if self._settings.learning_rate_unit == "relative":
+            return rate * norms / self._model.architecture.d_model**0.5
+        return torch.full_like(norms, rate)
+
+    def _prepare(self, tasks: Sequence[TargetTask]) -> _Batch:
+        if self.replays:
+            try:
+                batch = _Batch(self._model, self._layer, self._settings, tasks, self._replay)
+                self._verified = True
+            except ReplayMismatchError as error:
+                self.replays, self.replay_failure = False, str(error)
+            else:
+                return batch
+        return _Batch(self._model, self._layer, self._settings, tasks, FullForward)
+
+    def _replay(self, *args: object) -> SuffixReplay:
+        return SuffixReplay(*args, verify=not self._verified)  # type: ignore[arg-type]

@@ -1,0 +1,38 @@
+"""The hyperparameters of z, shared by every editor that optimizes a target hidden state."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from editbench.editors.base import EditorConfig
+
+
+class TargetSettings(EditorConfig):
+    """How z is optimized; in brackets the reference's names."""
+
+    n_steps: int = Field(
+        default=25,
+        ge=1,
+        description="iterations of the z optimizer; the last one only measures (v_num_grad_steps)",
+    )
+    learning_rate: float = Field(default=0.5, gt=0, description="Adam's, for δ (v_lr)")
+    learning_rate_unit: Literal["absolute", "relative"] = Field(
+        default="absolute", description="relative: times ‖h‖/√d, so that it suits any model"
+    )
+    clamp_factor: float = Field(
+        default=0.75, gt=0, description="‖δ‖ ≤ factor·‖h‖ (clamp_norm_factor)"
+    )
+    offset_decay: float = Field(
+        default=0.5, ge=0, description="weight of ‖δ‖/‖h‖² in the loss (v_weight_decay)"
+    )
+    kl_weight: float = Field(
+        default=0.0625,
+        ge=0,
+        description="weight of KL(edited ‖ original) right after the subject (kl_factor)",
+    )
+    stop_loss: float = Field(
+        default=0.05, description="an edit with a total loss below it is finished, before the step"
+    )
+    loss_layer: int | None = Field(
+        default=None, ge=0, description="block whose output is read out; null: last (v_loss_layer)"
+    )

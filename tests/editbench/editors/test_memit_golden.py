@@ -1,0 +1,73 @@
+"""MEMIT against what the reference implementation produced from the same inputs."""
+
+import torch
+
+from editbench.editors.base import report_nothing
+from editbench.editors.memit import Memit
+from editbench.editors.parts.layer_sweep import LayerSweep
+from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.edits.weight_edit import WeightEdit
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def optimize(golden, *, replay: bool, requests=None) -> TargetHidden:
+    return optimize_target_hidden(
+        golden.model,
+        requests or golden.requests,
+        layer=golden.config.critical_layers[-1],
+        settings=golden.config,
+        prefixes=golden.prefixes.flat,
+        cache=TargetCache(None),
+        report_progress=report_nothing,
+        replay=replay,
+    )
+
+
+def test_target_hidden_states_match(golden) -> None:
+    found = optimize(golden, replay=True)
+    expected = golden.memit["z"]
+    assert found.replay_failure is None
+    assert relative_error(found.initial, golden.memit["h_init"]) < 1e-5
+    assert found.n_steps.tolist() == [one["n_forward"] for one in golden.losses]
+    for edit, loss in enumerate(golden.losses):
+        assert relative_error(found.states[edit], expected[edit]) < 1e-3
+        assert abs(float(found.losses[edit]) - loss["final"]["loss"]) < 1e-3
+
+
+def test_replay_equals_full_forward(golden) -> None:
+    some = golden.requests[:6]
+    fast = optimize(golden, replay=True, requests=some)
+    plain = optimize(golden, replay=False, requests=some)
+    for edit in range(len(some)):
+        assert relative_error(fast.states[edit], plain.states[edit]) < 1e-5
+    assert fast.n_steps.tolist() == plain.n_steps.tolist()
+
+
+def test_keys_and_hidden_states_of_the_first_layer_match(golden) -> None:
+    first, *_, last = golden.config.critical_layers
+    sweep = LayerSweep(
+        golden.model, golden.requests, golden.prefixes, "grouped", first=first, last=last
+    )
+    keys, hidden = sweep.measure(first)
+    assert relative_error(keys, golden.memit[f"layer.{first}.keys"]) < 1e-5
+    assert relative_error(hidden, golden.memit[f"layer.{first}.cur_h"]) < 1e-5
+
+
+def test_updates_match_and_the_model_is_untouched(golden) -> None:
+    before = golden.model.compute_fingerprint()
+    edit = Memit(golden.config).edit(golden.model, golden.requests, golden.resources)
+    assert isinstance(edit, WeightEdit)
+    assert golden.model.compute_fingerprint() == before
+    for layer in golden.config.critical_layers:
+        name = golden.model.architecture.weight_name(
+            golden.model.architecture.mlp_projections[layer]
+        )
+        parameter = golden.model.model.get_parameter(name)
+        with edit.applied(golden.model):
+            edited = parameter.clone()
+        expected = golden.memit[f"layer.{layer}.update"]
+        assert relative_error(edited - parameter, expected) < 1e-3

@@ -1,0 +1,127 @@
+"""Second moments: the reference's numbers, provenance, refusal of what does not fit, resumption."""
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from editbench.datasets.corpus import Corpus
+from editbench.editors.base import Resources, report_nothing
+from editbench.editors.parts.second_moments import (
+    collect_second_moments,
+    collect_to_file,
+    obtain_second_moments,
+    read_second_moments,
+)
+from editbench.errors import SecondMomentError
+from editbench.testing import tiny_model, toy_corpus
+
+
+def test_collected_moments_match_the_reference(golden) -> None:
+    texts = json.loads((golden.folder / "covariance_corpus.json").read_text())
+    order = list(range(len(texts)))
+    random.Random(1).shuffle(order)
+    corpus = Corpus("golden", "golden", lambda: [texts[index]["text"] for index in order[:300]])
+    layers = golden.config.critical_layers
+    found = collect_second_moments(golden.model, corpus, layers, 10**9, report_nothing)
+    stored = load_file(golden.folder / "covariance.safetensors")
+    for layer in layers:
+        expected = stored[f"layer.{layer}.moment"].double()
+        assert found[layer].n_tokens == int(stored[f"layer.{layer}.count"])
+        assert (found[layer].moment() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_collection_ends_after_exactly_the_tokens_asked_for() -> None:
+    model = tiny_model()
+    found = collect_second_moments(model, toy_corpus(), [1, 2], 777, report_nothing)
+    assert [moment.n_tokens for moment in found.values()] == [777, 777]
+
+
+def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
+    import editbench.editors.parts.second_moments as module
+
+    monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "token_budget", 64)
+    n_tokens = 6_000
+    whole = collect_second_moments(model, toy_corpus(), [1, 2], n_tokens, report_nothing)
+
+    class Killed(BaseException):
+        pass
+
+    def die_half_way(stage: str, done: int, total: int, note: str = "") -> None:
+        if done > n_tokens // 2:
+            raise Killed
+
+    path = tmp_path / "moments.safetensors"
+    with pytest.raises(Killed):
+        collect_to_file(model, toy_corpus(), [1, 2], n_tokens, path, die_half_way)
+    assert not path.exists()
+
+    first_report: list[int] = []
+
+    def note_first(stage: str, done: int, total: int, note: str = "") -> None:
+        first_report.append(done)
+
+    collect_to_file(model, toy_corpus(), [1, 2], n_tokens, path, note_first)
+    assert first_report[0] > 1_000
+    resumed = read_second_moments(model, [1, 2], path)
+    for layer, moment in whole.items():
+        torch.testing.assert_close(resumed[layer], moment.moment(), rtol=1e-10, atol=1e-12)
+    assert [file.name for file in tmp_path.iterdir()] == ["moments.safetensors"]
+
+
+def test_the_cache_is_used_and_keyed_by_the_corpus(tmp_path) -> None:
+    model = tiny_model()
+    n_reads = 0
+
+    def count_reads() -> Iterator[str]:
+        nonlocal n_reads
+        n_reads += 1
+        yield from toy_corpus().texts()
+
+    one = Resources(seed=0, cache=tmp_path, corpus=Corpus("one", "1", count_reads))
+    other = Resources(seed=0, cache=tmp_path, corpus=Corpus("other", "2", count_reads))
+    first = obtain_second_moments(model, [1], 500, one)
+    again = obtain_second_moments(model, [1], 500, one)
+    assert n_reads == 1
+    assert torch.equal(first[1], again[1])
+    obtain_second_moments(model, [1], 500, other)
+    assert n_reads == 2
+
+
+def test_moments_of_another_model_are_refused_with_both_names(tmp_path) -> None:
+    path = tmp_path / "moments.safetensors"
+    other = tiny_model(seed=1)
+    other.name = "stranger"
+    collect_to_file(other, toy_corpus(), [1], 500, path, report_nothing)
+    with pytest.raises(SecondMomentError, match=r"got 'stranger' .* expected 'tiny'"):
+        read_second_moments(tiny_model(), [1], path)
+
+
+def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path) -> None:
+    path = tmp_path / "moments.safetensors"
+    save_file({"layers.1": torch.eye(7)}, path)
+    with pytest.raises(SecondMomentError, match=r"got \(7, 7\); expected \(96, 96\)"):
+        read_second_moments(tiny_model(), [1], path)
+
+
+def test_a_missing_layer_is_named(tmp_path) -> None:
+    path = tmp_path / "moments.safetensors"
+    save_file({"layers.1": torch.eye(96)}, path)
+    with pytest.raises(SecondMomentError, match=r"no layer 2, got layers \[1\]"):
+        read_second_moments(tiny_model(), [1, 2], path)
+
+
+def test_no_file_and_no_corpus_is_an_error_that_says_what_to_give() -> None:
+    with pytest.raises(SecondMomentError, match=r"--second-moments FILE .* or --corpus"):
+        obtain_second_moments(tiny_model(), [1], 100, Resources(seed=0))
+
+
+def test_a_corpus_without_text_is_an_error() -> None:
+    empty = Corpus("empty", "0", list)
+    with pytest.raises(SecondMomentError, match="'empty' holds no text"):
+        collect_second_moments(tiny_model(), empty, [1], 100, report_nothing)
