@@ -1,0 +1,137 @@
+"""The edit file: one safetensors that holds an edit's updates and its card.
+
+Per parameter ``<parameter>.left`` ``[d_out, rank]`` and ``<parameter>.right`` ``[d_in, rank]`` with
+Δ = left rightᵀ, or ``<parameter>.dense`` in the orientation ``[d_out, d_in]``. The card is JSON in
+the file's metadata, under the key ``editbench``.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editbench.edits.edit import EditCard
+from editbench.errors import EditError
+from memit_core import UpdateFactors
+
+Update = UpdateFactors | Tensor
+METADATA_KEY = "editbench"
+
+
+def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -> None:
+    """Write an edit file, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        updates: Parameter name to update.
+        card: What the metadata says.
+
+    Raises:
+        EditError: The file cannot be written.
+    """
+    tensors = {}
+    for parameter, update in updates.items():
+        if isinstance(update, UpdateFactors):
+            tensors[f"{parameter}.left"] = update.left
+            tensors[f"{parameter}.right"] = update.right
+        else:
+            tensors[f"{parameter}.dense"] = update
+    metadata = {"format": "pt", METADATA_KEY: card.model_dump_json()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, unfinished, metadata=metadata)
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise EditError(
+            f"save edit: cannot write the file, got {str(path)!r} ({error}). "
+            "Choose a folder that exists, is writable and has space left."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
+    """Read an edit file and check that it is one.
+
+    Args:
+        path: An edit file.
+
+    Returns:
+        Parameter name to update, on the CPU in the file's own precision, and the card.
+
+    Raises:
+        EditError: The file is missing, truncated, not an edit file, or holds updates that are
+            incomplete, misshapen or not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EditError(
+            f"load edit: cannot read the file, got {str(path)!r} ({error}); expected a safetensors "
+            "file. Check the path, and write the edit again if the file is damaged."
+        ) from error
+    return _assemble_updates(path, tensors), _parse_card(path, metadata)
+
+
+def _parse_card(path: Path, metadata: Mapping[str, str]) -> EditCard:
+    if METADATA_KEY not in metadata:
+        raise EditError(
+            f"load edit: the file is no edit file, got {str(path)!r} without the metadata key "
+            f"'{METADATA_KEY}'. Give a file that 'editbench edit' wrote."
+        )
+    try:
+        return EditCard.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "JSON"
+        raise EditError(
+            f"load edit: the card in {str(path)!r} is malformed: field '{place}': {first['msg']}. "
+            "Write the edit again."
+        ) from error
+
+
+def _assemble_updates(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        parameter, _, part = name.rpartition(".")
+        if not parameter or part not in {"left", "right", "dense"}:
+            raise EditError(
+                f"load edit: unknown tensor in {str(path)!r}, got '{name}'; expected "
+                "'<parameter>.left', '<parameter>.right' or '<parameter>.dense'."
+            )
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise EditError(
+                f"load edit: tensor '{name}' in {str(path)!r} must hold finite floating-point "
+                f"numbers, got {tensor.dtype} with NaN, infinity or integers. "
+                "Compute the edit again."
+            )
+        parts[parameter][part] = tensor
+    return {parameter: _join_parts(path, parameter, found) for parameter, found in parts.items()}
+
+
+def _join_parts(path: Path, parameter: str, parts: Mapping[str, Tensor]) -> Update:
+    if parts.keys() == {"dense"}:
+        return parts["dense"]
+    if parts.keys() != {"left", "right"}:
+        raise EditError(
+            f"load edit: the update of '{parameter}' in {str(path)!r} is incomplete or ambiguous, "
+            f"got {', '.join(sorted(parts))}; expected left and right, or dense alone."
+        )
+    left, right = parts["left"], parts["right"]
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise EditError(
+            f"load edit: the factors of '{parameter}' in {str(path)!r} do not fit each other, got "
+            f"left {list(left.shape)} and right {list(right.shape)}; expected [d_out, rank] and "
+            "[d_in, rank]."
+        )
+    # UpdateFactors wants one dtype; float64 holds every other exactly.
+    dtype = left.dtype if left.dtype == right.dtype else torch.float64
+    return UpdateFactors(left.to(dtype), right.to(dtype))

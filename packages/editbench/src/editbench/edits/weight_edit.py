@@ -1,0 +1,296 @@
+"""Edits that add something to weights."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from editbench.edits.edit import Edit, EditCard, package_versions
+from editbench.edits.files import Update, read_edit_file, write_edit_file
+from editbench.errors import EditError
+from editbench.models.architecture import weight_is_transposed
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+from memit_core import MemitCoreError, UpdateFactors, updated_weights
+
+
+class WeightEdit(Edit):
+    """An update for each of some parameters.
+
+    Updates are kept in the orientation ``[d_out, d_in]``, whatever the module stores: a Conv1D gets
+    the transpose. They are kept as low-rank factors where the rank is below both dimensions, else
+    dense. An edit that was saved and loaded gives the model the same bits as the one in memory,
+    because both hold the same numbers and both are multiplied out in float64.
+
+    Attributes:
+        updates: Parameter name, as in the model's ``named_parameters``, to its update.
+    """
+
+    def __init__(self, updates: Mapping[str, Update], card: EditCard) -> None:
+        self.updates = dict(updates)
+        self.card = card
+
+    @classmethod
+    def build(
+        cls,
+        model: EditableModel,
+        *,
+        editor: str,
+        config: BaseModel | Mapping[str, Any],
+        requests: Sequence[EditRequest],
+        updates: Mapping[str, Update],
+        extra: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Make an edit of freshly computed updates, and write its card.
+
+        Args:
+            model: The model that the edit is for, unedited.
+            editor: Name of the editor.
+            config: The editor's hyperparameters.
+            requests: What was written.
+            updates: Parameter name to Δ ``[d_out, d_in]``, as factors or dense.
+            extra: What else the editor reports; plain JSON values. The card adds ``updates``: for
+                each parameter its number of weights, the rank of the update (None: dense) and
+                its Frobenius norm relative to the weight's, ‖Δ‖/‖W‖.
+            dtype: Precision of the stored numbers. Rounding factors to float32 moves Δ by about
+                4e-8 relative, as much as rounding Δ itself would, and halves the file.
+
+        Raises:
+            EditError: An update is not finite, or fits no parameter of the model.
+        """
+        stored = {name: _stored(update, dtype) for name, update in updates.items()}
+        for name, update in stored.items():
+            if not all(bool(part.isfinite().all()) for part in _parts(update)):
+                raise EditError(
+                    f"{editor}: the update of '{name}' is not finite, got NaN or infinity. Use a "
+                    "smaller learning rate, a larger preservation weight, or float32 weights."
+                )
+        report: dict[str, Any] = {}
+        card = EditCard.of(model, editor=editor, config=config, requests=requests)
+        edit = cls(stored, card)
+        for name, parameter in edit._parameters(model).items():
+            update = stored[name]
+            # An offloaded weight is not here to be measured.
+            weight_norm = 0.0 if parameter.is_meta else float(parameter.cpu().double().norm())
+            report[name] = {
+                "n_weights": parameter.numel(),
+                "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
+                "relative_norm": _frobenius_norm(update) / weight_norm if weight_norm else None,
+            }
+        edit.card = card.model_copy(update={"extra": {**(extra or {}), "updates": report}})
+        return edit
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an edit file.
+
+        Raises:
+            EditError: The file is missing, damaged, or no edit file.
+        """
+        return cls(*read_edit_file(path))
+
+    @classmethod
+    def merge(cls, edits: Sequence["WeightEdit"]) -> Self:
+        """Join edits of one model into one: the sum of their updates.
+
+        Low-rank factors are concatenated, so that nothing is rounded; where the rank would
+        reach a dimension of the weight, the sum becomes dense, in float64.
+
+        Raises:
+            EditError: There is nothing to merge, or the edits are for different models.
+        """
+        if not edits:
+            raise EditError("merge edits: there is nothing to merge, got no edit.")
+        first = edits[0].card
+        for edit in edits[1:]:
+            if edit.card.model_fingerprint != first.model_fingerprint:
+                raise EditError(
+                    "merge edits: the edits are for different models, got "
+                    f"'{edit.card.model_name}' with fingerprint {edit.card.model_fingerprint}; "
+                    f"expected '{first.model_name}' with fingerprint {first.model_fingerprint}."
+                )
+        updates: dict[str, Update] = {}
+        for edit in edits:
+            for name, update in edit.updates.items():
+                updates[name] = _sum(name, updates[name], update) if name in updates else update
+        return cls(updates, _merged_card([edit.card for edit in edits]))
+
+    def __add__(self, other: "WeightEdit") -> "WeightEdit":
+        if not isinstance(other, WeightEdit):
+            return NotImplemented
+        return WeightEdit.merge([self, other])
+
+    def __neg__(self) -> "WeightEdit":
+        updates: dict[str, Update] = {
+            name: UpdateFactors(-update.left, update.right)
+            if isinstance(update, UpdateFactors)
+            else -update
+            for name, update in self.updates.items()
+        }
+        extra = {**self.card.extra, "negated": not self.card.extra.get("negated", False)}
+        return WeightEdit(updates, self.card.model_copy(update={"extra": extra}))
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether any update is other than zero."""
+        return any(_frobenius_norm(update) > 0 for update in self.updates.values())
+
+    @property
+    def n_changed_parameters(self) -> int:
+        """Number of single weights that the updates cover."""
+        return sum(_n_weights(update) for update in self.updates.values())
+
+    @contextmanager
+    def applied(self, model: EditableModel) -> Iterator[None]:
+        """Put the updates on `model` for the length of a ``with`` block.
+
+        Raises:
+            EditError: The edit was computed for another model, or an update fits no parameter.
+        """
+        self.check_fits(model)
+        oriented = {
+            name: orient_for_module(model, name, update.data, self.updates[name])
+            for name, update in self._parameters(model).items()
+        }
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(updated_weights(model.model, oriented))
+            except MemitCoreError as error:
+                raise EditError(f"apply edit to '{model.name}': {error}") from error
+            yield
+
+    def save(self, path: Path) -> None:
+        """Write the edit to one safetensors file, whole or not at all.
+
+        Raises:
+            EditError: The file cannot be written.
+        """
+        write_edit_file(path, self.updates, self.card)
+
+    def _parameters(self, model: EditableModel) -> dict[str, Tensor]:
+        """The model's parameters that the updates are for, after checking that they fit."""
+        parameters = dict(model.model.named_parameters(remove_duplicate=False))
+        for name, update in self.updates.items():
+            if name not in parameters:
+                raise EditError(
+                    f"apply edit: '{model.name}' has no parameter of that name, got '{name}'. "
+                    "Load the model that the edit was computed for."
+                )
+            shape = parameters[name].shape
+            expected = shape[::-1] if _is_transposed(model, name) else shape
+            if _shape(update) != tuple(expected):
+                raise EditError(
+                    f"apply edit: the update of '{name}' does not fit '{model.name}', got shape "
+                    f"{list(_shape(update))}; expected {list(expected)} ([d_out, d_in])."
+                )
+        return {name: parameters[name] for name in self.updates}
+
+
+def _is_transposed(model: EditableModel, parameter: str) -> bool:
+    module_path, _, name = parameter.rpartition(".")
+    return name == "weight" and weight_is_transposed(model.model.get_submodule(module_path))
+
+
+def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update: Update) -> Update:
+    """The update as the module stores its weight: there, in float64, transposed for a Conv1D.
+
+    Always a copy: results of a matrix product can depend on how its operands are aligned in
+    memory, and numbers from a file lie elsewhere than freshly computed ones.
+
+    Args:
+        model: The model that holds the weight.
+        name: The parameter's name.
+        parameter: The parameter.
+        update: Δ, ``[d_out, d_in]``.
+    """
+    # Apple's accelerator has no float64.
+    device = torch.device("cpu") if parameter.device.type == "mps" else parameter.device
+    parts = [part.to(device, torch.float64, copy=True) for part in _parts(update)]
+    transposed = _is_transposed(model, name)
+    if len(parts) == 1:
+        return parts[0].T if transposed else parts[0]
+    left, right = parts
+    return UpdateFactors(right, left) if transposed else UpdateFactors(left, right)
+
+
+def _stored(update: Update, dtype: torch.dtype) -> Update:
+    """A private copy on the CPU: factors where the rank is below both dimensions, else dense."""
+
+    def own(part: Tensor) -> Tensor:
+        return part.detach().to("cpu", dtype, copy=True).contiguous()
+
+    if isinstance(update, Tensor):
+        return own(update)
+    if update.left.shape[1] >= min(_shape(update)):
+        return own(_dense(update))
+    return UpdateFactors(own(update.left), own(update.right))
+
+
+def _sum(name: str, first: Update, second: Update) -> Update:
+    if _shape(first) != _shape(second):
+        raise EditError(
+            f"merge edits: the updates of '{name}' differ in shape, got {list(_shape(second))}; "
+            f"expected {list(_shape(first))}."
+        )
+    if isinstance(first, UpdateFactors) and isinstance(second, UpdateFactors):
+        rank = first.left.shape[1] + second.left.shape[1]
+        if rank < min(_shape(first)):
+            dtype = torch.promote_types(first.left.dtype, second.left.dtype)
+            return UpdateFactors(
+                torch.cat([first.left.to(dtype), second.left.to(dtype)], dim=1),
+                torch.cat([first.right.to(dtype), second.right.to(dtype)], dim=1),
+            )
+    return _dense(first) + _dense(second)
+
+
+def _merged_card(cards: Sequence[EditCard]) -> EditCard:
+    first = cards[0]
+    if len(cards) == 1:
+        return first
+    hashes = "\n".join(card.requests_hash for card in cards)
+    same_config = all(card.config == first.config for card in cards)
+    return EditCard(
+        model_name=first.model_name,
+        model_fingerprint=first.model_fingerprint,
+        editor="+".join(dict.fromkeys(card.editor for card in cards)),
+        config=first.config if same_config else {"merged": [card.config for card in cards]},
+        requests_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+        n_edits=sum(card.n_edits for card in cards),
+        versions=package_versions(),
+        extra={"merged": [card.model_dump(mode="json") for card in cards]},
+    )
+
+
+def _parts(update: Update) -> tuple[Tensor, ...]:
+    return (update.left, update.right) if isinstance(update, UpdateFactors) else (update,)
+
+
+def _shape(update: Update) -> tuple[int, ...]:
+    if isinstance(update, UpdateFactors):
+        return (update.left.shape[0], update.right.shape[0])
+    return tuple(update.shape)
+
+
+def _n_weights(update: Update) -> int:
+    return int(torch.Size(_shape(update)).numel())
+
+
+def _dense(update: Update) -> Tensor:
+    """Δ in float64."""
+    if isinstance(update, UpdateFactors):
+        return update.left.double() @ update.right.double().T
+    return update.double()
+
+
+def _frobenius_norm(update: Update) -> float:
+    """‖Δ‖ in float64; of factors through their Gram matrices, without forming Δ."""
+    if isinstance(update, UpdateFactors):
+        left, right = update.left.double(), update.right.double()
+        return float(((left.T @ left) * (right.T @ right)).sum().clamp_min(0).sqrt())
+    return float(update.double().norm())

@@ -1,0 +1,1 @@
+"""Metrics: pure functions from a model's answers to numbers."""

@@ -1,0 +1,141 @@
+"""What a run consists of: ``run.json``, written before the first trial and never changed after."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from editbench.requests import ConflictPolicy
+
+Sample = Literal["first", "shuffled"]
+"""Whether the cases are the dataset's first, or drawn with the seed."""
+
+_N_HASH_DIGITS = 16
+
+
+class MetricDescription(BaseModel):
+    """What a reader of rows must know about a metric, so that the rows can be read without it.
+
+    Attributes:
+        name: What the command line calls it.
+        version: Version of its definition.
+        produces: Names of the row metrics it can emit.
+        aggregates: Score name to the row metrics whose means it is the harmonic mean of.
+        bounds: Smallest and largest possible value; None where there is no such bound.
+        higher_is_better: Which of two values is the better one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: int
+    produces: tuple[str, ...]
+    aggregates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    bounds: tuple[float | None, float | None] = (0.0, 100.0)
+    higher_is_better: bool = True
+
+
+class TrialDescription(BaseModel):
+    """Everything that a trial's rows depend on.
+
+    Attributes:
+        editor: Name of the editor.
+        config: Its hyperparameters.
+        model: What the run calls the model.
+        model_fingerprint: Hash of the model's weights and configuration.
+        dataset: Name of the dataset.
+        dataset_fingerprint: Hash of the dataset's content.
+        n_edits: How many requests are written at once.
+        seed: Source of every random choice.
+        sample: Whether the cases are the dataset's first, or drawn with the seed.
+        on_conflict: What happens to requests that contradict each other.
+        metrics: Metric name to version.
+        inputs: Content of what else the editor was given: hash of the second moments, context
+            prefixes, name of the corpus.
+        versions: Package name to version.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    editor: str
+    config: dict[str, Any]
+    model: str
+    model_fingerprint: str
+    dataset: str
+    dataset_fingerprint: str
+    n_edits: int
+    seed: int
+    sample: Sample
+    on_conflict: ConflictPolicy
+    metrics: dict[str, int]
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """The trial's content address: of all fields but what the run happens to call the model."""
+        content = self.model_dump(mode="json", exclude={"model"})
+        encoded = json.dumps(content, sort_keys=True).encode()
+        return hashlib.sha256(encoded).hexdigest()[:_N_HASH_DIGITS]
+
+    def flat(self) -> dict[str, str]:
+        """Every field as JSON, nested ones by dotted name (``config.n_steps``)."""
+        return dict(_flattened("", self.model_dump(mode="json")))
+
+
+class RunManifest(BaseModel):
+    """The content of ``run.json``.
+
+    Attributes:
+        format: Version of the run folder's format.
+        created: When the run was begun, ISO 8601 with time zone.
+        provenance: Where and with what: packages, Python, platform, command line.
+        metrics: The metrics of the run.
+        trials: Trial hash to trial, in the order in which they run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    created: str
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    metrics: tuple[MetricDescription, ...]
+    trials: dict[str, TrialDescription]
+
+    def differences(self, other: "RunManifest") -> list[str]:
+        """How the trials of `other` differ from these, one line per field; empty if they do not."""
+        if self.trials.keys() == other.trials.keys():
+            return []
+        ours, theirs = self._values(), other._values()
+        lines = [
+            f"{field}: got {' | '.join(theirs.get(field, ['nothing']))}; "
+            f"expected {' | '.join(ours.get(field, ['nothing']))}"
+            for field in {**ours, **theirs}
+            if ours.get(field) != theirs.get(field)
+        ]
+        return lines or [f"trials: got {len(other.trials)}; expected {len(self.trials)}"]
+
+    def _values(self) -> dict[str, list[str]]:
+        """Each field's distinct values over all trials."""
+        values: dict[str, set[str]] = {}
+        for trial in self.trials.values():
+            for field, value in trial.flat().items():
+                # Editors may share names of fields, and what a model is called does not matter.
+                place = field.replace("config", trial.editor, 1) if _is_config(field) else field
+                if field != "model":
+                    values.setdefault(place, set()).add(value)
+        return {field: sorted(distinct) for field, distinct in values.items()}
+
+
+def _is_config(field: str) -> bool:
+    return field.startswith("config.")
+
+
+def _flattened(prefix: str, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flattened(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)

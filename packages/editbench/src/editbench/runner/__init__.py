@@ -1,0 +1,11 @@
+"""Trials and grids of them: editors on models and datasets, judged by metrics, kept in a folder.
+
+Takes objects, not names: looking names up is the business of plugins and the command line.
+"""
+
+from editbench.results.manifest import Sample
+from editbench.runner.run import RunSummary, run_grid
+from editbench.runner.selection import select_cases
+from editbench.runner.trial import Inputs, Trial, grid
+
+__all__ = ["Inputs", "RunSummary", "Sample", "Trial", "grid", "run_grid", "select_cases"]

@@ -1,0 +1,111 @@
+"""What a run is going to do, worked out and checked before it does any of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from editbench.errors import ConfigError
+from editbench.metrics.base import Metric
+from editbench.questions import Question
+from editbench.requests import Conflict, EditCase
+from editbench.results.manifest import MetricDescription
+from editbench.runner.selection import select_cases
+from editbench.runner.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """A trial with its cases and questions.
+
+    Attributes:
+        trial: The trial.
+        cases: What is edited and asked about, together.
+        n_conflicts: How many groups of conflicting requests the policy resolved.
+        questions: Everything that the metrics ask about the cases, each question once.
+    """
+
+    trial: Trial
+    cases: tuple[EditCase, ...]
+    n_conflicts: int
+    questions: tuple[Question, ...]
+
+
+def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
+    """Choose the cases and gather the questions of all trials.
+
+    Raises:
+        ConfigError: There is nothing to run; a dataset has too few cases; two metrics produce the
+            same numbers; or a metric has nothing to ask about a dataset.
+        DataError: A dataset cannot be read.
+        RequestError: Requests are in conflict, and the policy is ``error``.
+    """
+    if not trials:
+        raise ConfigError("run: there is nothing to run, got no trial.")
+    selected: dict[tuple[object, ...], tuple[list[EditCase], list[Conflict]]] = {}
+    asked: dict[tuple[object, ...], tuple[Question, ...]] = {}
+    planned = []
+    for trial in trials:
+        seed = trial.seed if trial.sample == "shuffled" else None
+        selection = (id(trial.dataset), trial.n_edits, trial.sample, seed, trial.on_conflict)
+        if selection not in selected:
+            selected[selection] = select_cases(
+                trial.dataset.cases(),
+                trial.n_edits,
+                sample=trial.sample,
+                seed=trial.seed,
+                on_conflict=trial.on_conflict,
+            )
+        cases, conflicts = selected[selection]
+        questioning = (selection, tuple(metric.name for metric in trial.metrics))
+        if questioning not in asked:
+            asked[questioning] = _gather_questions(trial, cases)
+        planned.append(PlannedTrial(trial, tuple(cases), len(conflicts), asked[questioning]))
+    return planned
+
+
+def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
+    """What a reader of the rows must know about the metrics of `trials`, each once."""
+    metrics = {metric.name: metric for trial in trials for metric in trial.metrics}
+    return tuple(
+        MetricDescription(
+            name=metric.name,
+            version=metric.version,
+            produces=metric.produces,
+            aggregates=dict(metric.aggregates),
+            bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
+            higher_is_better=metric.higher_is_better,
+        )
+        for metric in metrics.values()
+    )
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
+
+
+def _gather_questions(trial: Trial, cases: Sequence[EditCase]) -> tuple[Question, ...]:
+    _refuse_clash(trial.metrics)
+    gathered: dict[Question, None] = {}
+    for metric in trial.metrics:
+        questions = [question for case in cases for question in metric.questions(case)]
+        if not questions:
+            raise ConfigError(
+                f"metric '{metric.name}': has nothing to ask about dataset "
+                f"'{trial.dataset.name}', got {len(cases)} cases without what it needs. "
+                f"Metrics for it are: {', '.join(trial.dataset.default_metrics)}."
+            )
+        gathered.update(dict.fromkeys(questions))
+    if not gathered:
+        raise ConfigError("run: there is nothing to measure, got no metric.")
+    return tuple(gathered)
+
+
+def _refuse_clash(metrics: Sequence[Metric]) -> None:
+    for one, other in combinations(metrics, 2):
+        shared = set(one.produces) & set(other.produces)
+        if shared:
+            raise ConfigError(
+                f"metrics: '{one.name}' and '{other.name}' both produce '{min(shared)}', got "
+                "both. Choose one of them for each dataset."
+            )

@@ -1,0 +1,63 @@
+"""Where numbers come from: software, machine, models, and what they took."""
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from editbench.edits.edit import package_versions
+from editbench.runner.trial import Trial
+
+
+def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Describe the software, the machine and the models of a run, as plain JSON values."""
+    models = {trial.model.fingerprint: trial.model for trial in trials}
+    return {
+        "versions": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "n_processors": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+        "models": [
+            {
+                "name": model.name,
+                "fingerprint": fingerprint,
+                "tokenizer_fingerprint": model.tokens.fingerprint,
+                "class": type(model.model).__name__,
+                "dtype": str(model.model.dtype).removeprefix("torch."),
+                "device": _describe_device(model.device),
+                "n_parameters": model.model.num_parameters(),
+            }
+            for fingerprint, model in models.items()
+        ],
+    }
+
+
+class PeakMemory:
+    """The most memory that something takes; begins to watch when it is made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def measure(self) -> dict[str, int]:
+        """Bytes: of the whole process since it started, and of the accelerator since watching."""
+        peak = {}
+        if sys.platform != "win32":
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if self._device.type == "cuda":
+            peak["device"] = torch.cuda.max_memory_allocated(self._device)
+        return peak
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)

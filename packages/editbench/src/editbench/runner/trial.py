@@ -1,0 +1,184 @@
+"""What is run: one editor on one model with one batch of cases, and grids of such trials."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from editbench.datasets.base import Dataset
+from editbench.datasets.corpus import Corpus
+from editbench.editors.base import Editor, EditorConfig, Progress, Resources
+from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.unedited import Unedited
+from editbench.edits.edit import package_versions
+from editbench.errors import SecondMomentError
+from editbench.metrics.base import Metric
+from editbench.models.editable import EditableModel
+from editbench.requests import ConflictPolicy
+from editbench.results.manifest import Sample, TrialDescription
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an editor is given besides model and requests, where the user supplies it.
+
+    Attributes:
+        second_moments: A file of second moments.
+        context_prefixes: Groups of context prefixes.
+        corpus: Ordinary text to collect second moments from.
+    """
+
+    second_moments: Path | None = None
+    context_prefixes: ContextPrefixes | None = None
+    corpus: Corpus | None = None
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the inputs hold, whatever their files are called: part of a trial's address.
+
+        Raises:
+            SecondMomentError: The file of second moments cannot be read.
+        """
+        content: dict[str, Any] = {}
+        if self.second_moments is not None:
+            content["second_moments"] = _hash_file(self.second_moments)
+        if self.context_prefixes is not None:
+            content["context_prefixes"] = [list(group) for group in self.context_prefixes.groups]
+        if self.corpus is not None:
+            content["corpus"] = {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint}
+        return content
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One editor on one model with one batch of cases.
+
+    Attributes:
+        editor: The editor, with its configuration.
+        model: The model, unedited.
+        dataset: Where the cases come from.
+        n_edits: How many requests are written at once.
+        seed: Source of every random choice, in editing, sampling and generation.
+        metrics: What is measured.
+        sample: Whether the cases are the dataset's first, or drawn with the seed.
+        on_conflict: What happens to requests that contradict each other.
+        inputs: What else the editor is given.
+    """
+
+    editor: Editor
+    model: EditableModel
+    dataset: Dataset
+    n_edits: int
+    seed: int
+    metrics: tuple[Metric, ...]
+    sample: Sample = "first"
+    on_conflict: ConflictPolicy = "error"
+    inputs: Inputs = Inputs()
+
+    @cached_property
+    def description(self) -> TrialDescription:
+        """Everything that the trial's rows depend on, as plain values."""
+        return TrialDescription(
+            editor=self.editor.name,
+            config=self.editor.config.model_dump(mode="json"),
+            model=self.model.name,
+            model_fingerprint=self.model.fingerprint,
+            dataset=self.dataset.name,
+            dataset_fingerprint=self.dataset.fingerprint,
+            n_edits=self.n_edits,
+            seed=self.seed,
+            sample=self.sample,
+            on_conflict=self.on_conflict,
+            metrics={metric.name: metric.version for metric in self.metrics},
+            inputs=self.inputs.content,
+            versions=package_versions(),
+        )
+
+    @property
+    def hash(self) -> str:
+        """The trial's content address: what a resumed run goes by."""
+        return self.description.hash
+
+    @property
+    def label(self) -> str:
+        """What a progress display calls the trial."""
+        return (
+            f"{self.editor.name} on {self.model.name}, {self.dataset.name}, "
+            f"{self.n_edits} edits, seed {self.seed}"
+        )
+
+    def resources(self, cache: Path | None, report_progress: Progress) -> Resources:
+        """What the editor may use besides the model and the requests."""
+        return Resources(
+            seed=self.seed,
+            cache=cache,
+            report_progress=report_progress,
+            second_moments=self.inputs.second_moments,
+            context_prefixes=self.inputs.context_prefixes,
+            corpus=self.inputs.corpus,
+        )
+
+
+def grid(
+    *,
+    models: Sequence[EditableModel],
+    datasets: Sequence[Dataset],
+    editors: Callable[[EditableModel], Sequence[Editor]],
+    metrics: Callable[[Dataset], Sequence[Metric]],
+    n_edits: Sequence[int],
+    seeds: Sequence[int],
+    sample: Sample = "first",
+    on_conflict: ConflictPolicy = "error",
+    inputs: Callable[[EditableModel, Dataset], Inputs] = lambda model, dataset: Inputs(),
+) -> list[Trial]:
+    """All combinations of what is given, each once, and the unedited model next to them.
+
+    Args:
+        models: The models.
+        datasets: The datasets.
+        editors: The editors for a model, whose hyperparameters may depend on it.
+        metrics: The metrics for a dataset.
+        n_edits: Numbers of requests to write at once.
+        seeds: Seeds.
+        sample: Whether cases are the dataset's first, or drawn with the seed.
+        on_conflict: What happens to requests that contradict each other.
+        inputs: What else editors are given, for a model and dataset.
+
+    Returns:
+        The trials, model by model, then by dataset, number of edits and seed; of each of these
+        combinations the unedited model first.
+    """
+    editors_of = {id(model): editors(model) for model in models}
+    trials: dict[str, Trial] = {}
+    for model in models:
+        for dataset in datasets:
+            given = inputs(model, dataset)
+            for n in n_edits:
+                for seed in seeds:
+                    for editor in (Unedited(EditorConfig()), *editors_of[id(model)]):
+                        trial = Trial(
+                            editor=editor,
+                            model=model,
+                            dataset=dataset,
+                            n_edits=n,
+                            seed=seed,
+                            metrics=tuple(metrics(dataset)),
+                            sample=sample,
+                            on_conflict=on_conflict,
+                            inputs=Inputs() if isinstance(editor, Unedited) else given,
+                        )
+                        trials.setdefault(trial.hash, trial)
+    return list(trials.values())
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SecondMomentError(
+            f"second moments: cannot read the file, got {str(path)!r} ({error.strerror}). "
+            "Check the path, or leave it out to collect second moments anew."
+        ) from error
