@@ -1,0 +1,33 @@
+"""MEMIT's closed-form update, residual spreading, second moments and hooks."""
+
+from memit_core.errors import IllPosedError, MemitCoreError, ShapeError
+from memit_core.factorize import FactorizedSecondMoment
+from memit_core.hooks import Captured, capture, intervene
+from memit_core.moment_files import SecondMoments, load_second_moments, save_second_moments
+from memit_core.second_moment import SecondMoment
+from memit_core.solve import solve_equality_factors, solve_update, solve_update_factors
+from memit_core.spread import spread_residuals
+from memit_core.update_factors import UpdateFactors
+from memit_core.weights import updated_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Captured",
+    "FactorizedSecondMoment",
+    "IllPosedError",
+    "MemitCoreError",
+    "SecondMoment",
+    "SecondMoments",
+    "ShapeError",
+    "UpdateFactors",
+    "capture",
+    "intervene",
+    "load_second_moments",
+    "save_second_moments",
+    "solve_equality_factors",
+    "solve_update",
+    "solve_update_factors",
+    "spread_residuals",
+    "updated_weights",
+]

@@ -1,0 +1,176 @@
+"""Refusals of ill-posed input, and the one Cholesky factorization that all solves share.
+
+Memory is the constraint: at d_key = 16384 a float64 matrix takes 2 GiB. So matrices are checked
+tile by tile, and factorized in place.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from memit_core.errors import IllPosedError
+
+# A tile and its mirror image fit into a core's cache; whole rows against columns would not.
+_TILE: Final = 128
+
+# |C_ij - C_ji| relative to √(C_ii C_jj), the scale on which a sum of k kᵀ rounds: generous to what
+# long float32 sums leave behind, far below any real mistake.
+_SYMMETRY_TOLERANCE: Final = 1e-4
+
+# A smallest eigenvalue within this many units of rounding is noise. Matrices that are singular but
+# for float32 storage stay below one unit or so (tried up to d = 200); the trained models tried keep
+# hundreds of units away from it.
+_NOISE_MARGIN: Final = 16.0
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """How a Cholesky factorization lost its footing.
+
+    Attributes:
+        pivot: Row that depends linearly on the rows before it, as far as the numbers can tell, or
+            that makes the matrix indefinite.
+        eigenvalue: Estimate of the smallest eigenvalue, with the diagonal scaled to one; None if
+            the pivot itself was not positive.
+        noise: What rounding may leave of an eigenvalue that is zero.
+    """
+
+    pivot: int
+    eigenvalue: float | None = None
+    noise: float = 0.0
+
+    def __str__(self) -> str:
+        if self.eigenvalue is None:
+            return f"a pivot of zero or less at row {self.pivot}"
+        return (
+            f"a smallest eigenvalue of {self.eigenvalue:.1e} with {self.noise:.1e} of rounding "
+            f"(diagonal scaled to one), weakest at row {self.pivot}"
+        )
+
+
+def require_finite(operation: str, name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        operation: Public function to name in the message.
+        name: Its parameter.
+        tensor: Of any shape and float dtype.
+
+    Raises:
+        IllPosedError: Says where the first offending entry stands.
+    """
+    # The extrema carry a NaN through and, unlike `isfinite`, need no tensor of the same size.
+    if tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
+        return
+    index = tensor.isfinite().logical_not_().nonzero()[0].tolist()
+    raise IllPosedError(
+        f"{operation}: `{name}` must be finite, got {tensor[tuple(index)].item()} at {index}. "
+        "Find out what overflowed: half precision is the usual cause."
+    )
+
+
+def copy_symmetric(operation: str, name: str, matrix: Tensor, device: torch.device) -> Tensor:
+    """Copy a second moment to float64, refusing what cannot be one, and average out asymmetry.
+
+    Args:
+        operation: Public function to name in the message.
+        name: Its parameter.
+        matrix: Square tensor of any float dtype; left untouched.
+        device: Where the copy goes.
+
+    Returns:
+        Exactly symmetric, contiguous float64 copy.
+
+    Raises:
+        IllPosedError: Not finite, a negative diagonal entry, or asymmetric beyond float32 rounding.
+    """
+    copy = torch.empty(matrix.shape, dtype=torch.float64, device=device).copy_(matrix)
+    require_finite(operation, name, copy)
+    diagonal = copy.diagonal().clone()
+    if bool((diagonal < 0).any()):
+        index = int(diagonal.argmin())
+        raise IllPosedError(
+            f"{operation}: `{name}` has a negative diagonal entry, got {diagonal[index]:.3e} at "
+            f"{index}; expected a mean of squares. Pass E[k kᵀ], uncentered."
+        )
+    scale = diagonal.sqrt()
+    starts = range(0, len(copy), _TILE)
+    for row, column in ((row, column) for row in starts for column in starts if column <= row):
+        rows, columns = slice(row, row + _TILE), slice(column, column + _TILE)
+        tile, mirror = copy[rows, columns], copy[columns, rows].contiguous().mT
+        if torch.equal(tile, mirror):
+            continue
+        excess = (tile - mirror).abs_()
+        excess.addcmul_(scale[rows, None], scale[columns], value=-_SYMMETRY_TOLERANCE)
+        if bool(excess.max() > 0):
+            i, j = divmod(int(excess.argmax()), excess.shape[1])
+            raise IllPosedError(
+                f"{operation}: `{name}` is not symmetric, got {tile[i, j]:.6e} at "
+                f"[{row + i}, {column + j}] and {mirror[i, j]:.6e} at [{column + j}, {row + i}]. "
+                "Pass E[k kᵀ], which is symmetric by construction."
+            )
+        mean = tile.add(mirror).div_(2)
+        tile.copy_(mean)
+        copy[columns, rows].copy_(mean.mT)
+    return copy
+
+
+def cholesky_in_place(
+    matrix: Tensor, rounding: Tensor | float = 0.0
+) -> tuple[Tensor, Breakdown | None]:
+    """Factorize a symmetric matrix where it stands.
+
+    LAPACK happily factorizes a matrix that is singular up to rounding, and what follows is noise.
+    So the smallest eigenvalue is estimated, too, by inverse iteration. It is that of the matrix
+    scaled to a unit diagonal: no test depends on the units of a coordinate.
+
+    Args:
+        matrix: Symmetric, contiguous, float64; destroyed.
+        rounding: Errors that the diagonal entries came with, [d]; what this computation adds in
+            float64 is counted anyway.
+
+    Returns:
+        The lower factor, a column-major view of the same memory, and how it broke down, if it did;
+        the factor is then of no use.
+    """
+    diagonal = matrix.diagonal().clone()
+    # The transpose of a contiguous symmetric matrix is the same matrix in the order LAPACK wants:
+    # with any other layout `out` would be a copy.
+    factor = matrix.mT
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
+    if failed := int(info):
+        return factor, Breakdown(failed - 1)
+    # Scaled, the factor is D^-½ L. Inverse iteration from the weakest pivot: half a step comes near
+    # the eigenvector, the other half measures what is left of it.
+    scale = diagonal.sqrt()[:, None]
+    pivot = int((factor.diagonal() / scale[:, 0]).argmin())
+    vector = torch.zeros_like(scale)
+    vector[pivot] = 1
+    vector = scale * torch.linalg.solve_triangular(factor.mT, vector, upper=True)
+    vector /= vector.norm()
+    measure = torch.linalg.solve_triangular(factor, scale * vector, upper=False)
+    eigenvalue = float(1 / measure.norm().square())
+    unit = len(matrix) * torch.finfo(torch.float64).eps
+    unit += float((vector[:, 0].square() * rounding / diagonal).sum())
+    if eigenvalue > _NOISE_MARGIN * unit:  # false for NaN, too
+        return factor, None
+    return factor, Breakdown(pivot, eigenvalue, unit)
+
+
+def solve_cholesky(factor: Tensor, columns: Tensor) -> Tensor:
+    """Solve L Lᵀ X = B by two triangular solves.
+
+    `torch.cholesky_solve` does the same with a copy of the factor.
+
+    Args:
+        factor: L from `cholesky_in_place`.
+        columns: B, [d, n].
+
+    Returns:
+        X, [d, n].
+    """
+    half = torch.linalg.solve_triangular(factor, columns, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
