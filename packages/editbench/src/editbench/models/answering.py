@@ -1,0 +1,58 @@
+"""Questions put to a model: each distinct one once, in batches, exactly as if asked alone."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from editbench.models.editable import EditableModel
+from editbench.models.generation import generate_texts
+from editbench.models.scoring import score_continuations
+from editbench.questions import Answer, Generate, Question, Score
+
+Progress = Callable[[int, int], None]
+
+
+def answer_questions(
+    model: EditableModel,
+    questions: Iterable[Question],
+    *,
+    seed: int,
+    token_budget: int,
+    on_progress: Progress | None = None,
+) -> dict[Question, Answer]:
+    """Ask a model questions.
+
+    An answer does not depend on what else is asked, beyond the rounding of a batched forward pass;
+    the global random state is neither read nor changed.
+
+    Args:
+        model: The model, edited or not, as it stands.
+        questions: What to ask; repetitions are asked once.
+        seed: Decides, together with the prompt, what is sampled for a `Generate`.
+        token_budget: At most how many tokens, padding included, one forward pass holds (a single
+            longer text has a pass of its own).
+        on_progress: Called with the number of questions answered and of all.
+
+    Returns:
+        An answer to every question, in the order they were first asked.
+
+    Raises:
+        RequestError: A text has no tokens, or more than the model takes.
+    """
+    asked = list(dict.fromkeys(questions))
+    scores = [question for question in asked if isinstance(question, Score)]
+    openings = [question for question in asked if isinstance(question, Generate)]
+    n_done = 0
+
+    def report(n_new: int) -> None:
+        nonlocal n_done
+        n_done += n_new
+        if on_progress is not None:
+            on_progress(n_done, len(asked))
+
+    answers: dict[Question, Answer] = {}
+    # Not inference mode: some models cache tensors on the way, and an editor may need them later.
+    with torch.no_grad():
+        answers.update(score_continuations(model, scores, token_budget, report).items())
+        answers.update(generate_texts(model, openings, seed, token_budget, report).items())
+    return {question: answers[question] for question in asked}

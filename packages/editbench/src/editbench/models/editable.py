@@ -1,0 +1,216 @@
+"""A causal language model made ready to be edited, questioned and told apart from others."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
+from typing import Literal
+
+import torch
+from accelerate.utils import align_module_device
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editbench.errors import ModelError, RequestError
+from editbench.models.architecture import find_architecture, input_width
+from editbench.models.spec import ModelSpec
+from editbench.models.tokens import Tokens
+
+_CPU_TOKENS = 4_096
+_ACCELERATOR_TOKENS = 65_536
+
+# Fields of a configuration that do not change what the model computes.
+_INESSENTIAL_FIELDS = frozenset(
+    {
+        "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",
+        "id2label", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
+        "return_dict", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
+    }
+)  # fmt: skip
+
+
+class EditableModel:
+    """A model, its tokens and its architecture.
+
+    The model is put into evaluation mode and its parameters stop asking for gradients; nothing
+    else about it changes.
+
+    Attributes:
+        model: The transformers model.
+        tokens: Its tokenizer.
+        architecture: Where its parts are.
+        name: What the user called it; goes into results and error messages.
+        spec: The short name's entry, if it was loaded by one.
+        max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | Tokens,
+        *,
+        name: str,
+        spec: ModelSpec | None = None,
+    ) -> None:
+        """Wrap a model that is in memory.
+
+        Args:
+            model: A causal language model of transformers.
+            tokenizer: Its fast tokenizer.
+            name: What to call it.
+            spec: Where it was loaded by a short name: that name's entry.
+
+        Raises:
+            ModelError: The architecture is unsupported, or the tokenizer is slow or has ids that
+                the embedding lacks.
+        """
+        self.name = name
+        self.spec = spec
+        self.tokens = tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
+        try:
+            self.architecture = find_architecture(model)
+        except ModelError as error:
+            raise ModelError(f"model '{name}': {error}") from error
+        self.model = model.eval().requires_grad_(False)
+        self.max_positions = _read_max_positions(model)
+        self._takes_position_ids = "position_ids" in signature(model.forward).parameters
+        self._fingerprint: str | None = None
+        n_embeddings = _n_rows(model, self.architecture.embedding)
+        if not 0 <= self.tokens.largest_id < n_embeddings:
+            raise ModelError(
+                f"model '{name}': tokenizer and model do not belong together, got a vocabulary "
+                f"with ids up to {self.tokens.largest_id}; expected ids from 0 to "
+                f"{n_embeddings - 1}, the rows of the embedding. Use the model's own tokenizer."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token embedding works: what inputs are put on."""
+        embedding = self.model.get_submodule(self.architecture.embedding)
+        # Where accelerate has offloaded it, its weight is elsewhere until the moment of use.
+        hook = getattr(embedding, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return embedding.get_parameter("weight").device if device is None else torch.device(device)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens, padding included, that one forward pass without gradients may hold."""
+        return _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights and of what the configuration says about computing with them.
+
+        Two models share it if they hold the same bits under the same parameter names, whatever
+        their names and places. It is computed once: ask for it while the model is unedited.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self.compute_fingerprint()
+        return self._fingerprint
+
+    def compute_fingerprint(self) -> str:
+        """Hash the weights as they are now, edits included; `fingerprint` is the cached form."""
+        config = {
+            field: value
+            for field, value in self.model.config.to_diff_dict().items()
+            if field not in _INESSENTIAL_FIELDS
+        }
+        total = hashlib.blake2b(digest_size=16)
+        total.update(json.dumps(config, sort_keys=True, default=str).encode())
+        tensors = sorted(_own_tensors(self.model))
+        # Bringing in what accelerate has offloaded is not safe to do from several threads.
+        is_offloaded = any(parameter.is_meta for parameter in self.model.parameters())
+        n_threads = 1 if is_offloaded else torch.get_num_threads()
+        with ThreadPoolExecutor(max_workers=n_threads) as pool:
+            for digest in pool.map(lambda place: _hash_tensor(self.model, *place), tensors):
+                total.update(digest)
+        return total.hexdigest()
+
+    def d_key(self, layer: int) -> int:
+        """Width of a key: what goes into the MLP's output projection of a layer."""
+        self.architecture.check_layer(layer)
+        return input_width(self.model.get_submodule(self.architecture.mlp_projections[layer]))
+
+    @property
+    def n_logits(self) -> int:
+        """Width of the logits: the tokenizer's vocabulary, and often some unused entries more."""
+        return _n_rows(self.model, self.architecture.head)
+
+    def batch(
+        self, sequences: Sequence[Sequence[int]], side: Literal["right", "left"] = "right"
+    ) -> dict[str, torch.Tensor]:
+        """Make the keyword arguments of one forward pass.
+
+        Args:
+            sequences: Token ids, at least one sequence, none of them empty.
+            side: Where padding goes; it never changes a result.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, where the model takes them, ``position_ids``,
+            each ``[n, width]`` on the model's device.
+
+        Raises:
+            RequestError: A sequence is longer than the model takes.
+        """
+        for sequence in sequences:
+            self.check_length(len(sequence), self.tokens.decode(sequence[:16]))
+        ids, mask, positions = (part.to(self.device) for part in self.tokens.pad(sequences, side))
+        arguments = {"input_ids": ids, "attention_mask": mask}
+        if self._takes_position_ids:
+            arguments["position_ids"] = positions
+        return arguments
+
+    def check_length(self, n_tokens: int, text: str) -> None:
+        """Refuse a sequence that is longer than the model takes; nothing is ever cut silently.
+
+        Args:
+            n_tokens: Its length.
+            text: How it begins, for the message.
+
+        Raises:
+            RequestError: It is too long.
+        """
+        if self.max_positions is not None and n_tokens > self.max_positions:
+            raise RequestError(
+                f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
+                f"{text!r}; expected at most {self.max_positions}. Shorten the text."
+            )
+
+
+def _read_max_positions(model: PreTrainedModel) -> int | None:
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "max_position_embeddings", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _n_rows(model: PreTrainedModel, path: str) -> int:
+    return int(model.get_submodule(path).get_parameter("weight").shape[0])
+
+
+def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+    """Places (module path, tensor name) of parameters and saved buffers, tied ones once."""
+    seen: set[int] = set()
+    # Tied parameters are one object, except where offloading has replaced each by a placeholder.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for path, module in model.named_modules():
+        saved = {
+            name: buffer
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in {**dict(module.named_parameters(recurse=False)), **saved}.items():
+            is_placeholder_of_tied = tensor.is_meta and f"{path}.{name}" in tied
+            if id(tensor) not in seen and not is_placeholder_of_tied:
+                seen.add(id(tensor))
+                yield path, name
+
+
+def _hash_tensor(model: nn.Module, path: str, name: str) -> bytes:
+    module = model.get_submodule(path)
+    with align_module_device(module):  # brings in what accelerate has offloaded
+        tensor: torch.Tensor = getattr(module, name).detach().cpu()
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,264 @@
+"""From a name to a model that can be edited."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+)
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import __version__ as transformers_version
+from transformers.utils import logging as transformers_logging
+
+from editbench.errors import ConfigError, EditbenchError, ModelError
+from editbench.models.editable import EditableModel
+from editbench.models.folder import check_folder, read_config
+from editbench.models.hub import fetch_repository, one_line, suggest
+from editbench.models.spec import ModelSpec
+
+DTypeName = Literal["float32", "bfloat16", "float16", "auto"]
+_DTYPES: Mapping[str, torch.dtype | str] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    specs: Mapping[str, ModelSpec],
+    dtype: DTypeName = "float32",
+    device: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> EditableModel:
+    """Load a causal language model by short name, local folder or hub id, tried in this order.
+
+    Args:
+        name_or_path: The name. Write ``./name`` for a folder that is called like a short name.
+        specs: The short names.
+        dtype: Of the weights; ``auto`` takes the one they are stored in.
+        device: Where to put the model; by default a CUDA device if there is one, else the CPU.
+        device_map: How to spread the model over devices, as accelerate takes it; excludes `device`.
+        trust_remote_code: Whether code that comes with the model may be run.
+        allow_pickle: Whether pickled weights may be read where there are no safetensors.
+        revision: Branch, tag or commit of a hub repository.
+
+    Raises:
+        ModelError: There is no such model, or it is incomplete, damaged, untrusted or unsupported.
+        ConfigError: An option is invalid.
+    """
+    placement = _check_placement(dtype, device, device_map)
+    spec = specs.get(name_or_path)
+    try:
+        if spec is not None and spec.load is not None:
+            model, tokenizer = _call_spec(spec, dtype, placement)
+        else:
+            folder = _find_folder(
+                spec.repository if spec is not None and spec.repository else name_or_path,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+                specs=specs,
+            )
+            check_folder(folder, name=name_or_path, allow_pickle=allow_pickle)
+            with _quiet_transformers():
+                model, tokenizer = _load_folder(
+                    folder, name_or_path, trust_remote_code, allow_pickle, dtype, placement
+                )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model '{name_or_path}': it does not fit into the device's memory. Load it with "
+            "--dtype bfloat16, spread it with --device-map auto, or use --device cpu."
+        ) from error
+    return EditableModel(model, tokenizer, name=name_or_path, spec=spec)
+
+
+def _check_placement(
+    dtype: str, device: str | None, device_map: str | Mapping[str, int | str] | None
+) -> str | dict[str, int | str]:
+    """Turn the options into a device map; a single device is one as well."""
+    if dtype not in _DTYPES:
+        raise ConfigError(f"option 'dtype': got {dtype!r}; expected one of {', '.join(_DTYPES)}.")
+    if device_map is not None:
+        if device is not None:
+            raise ConfigError(
+                f"options 'device' and 'device_map' exclude each other, got {device!r} and "
+                f"{device_map!r}. Give one of them."
+            )
+        return device_map if isinstance(device_map, str) else dict(device_map)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"option 'device': not usable on this machine, got {device!r} ({one_line(error)}). "
+            "Use another device, such as 'cpu'."
+        ) from error
+    return {"": device}
+
+
+def _find_folder(
+    name: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    specs: Mapping[str, ModelSpec],
+) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"option 'revision': model '{name}' is a folder and has no revisions, got "
+                f"{revision!r}. Leave it out."
+            )
+        return path
+    if path.exists():
+        raise ModelError(
+            f"model '{name}': this is a file; expected the folder that holds config.json."
+        )
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ModelError(f"model '{name}': no such folder.{suggest(name, specs)}")
+    return fetch_repository(
+        name,
+        revision=revision,
+        with_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        short_names=specs,
+    )
+
+
+def _call_spec(
+    spec: ModelSpec, dtype: str, placement: str | dict[str, int | str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    assert spec.load is not None
+    if not isinstance(placement, dict) or set(placement) != {""}:
+        raise ConfigError(
+            f"option 'device_map': model '{spec.name}' is made in memory and cannot be spread. "
+            "Use 'device'."
+        )
+    model, tokenizer = spec.load()
+    module: nn.Module = model
+    if isinstance(wanted := _DTYPES[dtype], torch.dtype):
+        module.to(wanted)
+    module.to(placement[""])
+    return model, tokenizer
+
+
+def _load_folder(
+    folder: Path,
+    name: str,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    dtype: str,
+    placement: str | dict[str, int | str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    _check_kind_is_known(read_config(folder, name=name), name, trust_remote_code)
+    with _one_clear_error(name, "the configuration cannot be used"):
+        config = AutoConfig.from_pretrained(folder, **shared)
+    own_classes = getattr(config, "auto_map", None) or {}
+    is_causal_lm = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
+        "AutoModelForCausalLM" in own_classes
+    )
+    if config.is_encoder_decoder or not is_causal_lm:
+        raise ModelError(
+            f"model '{name}': its kind cannot be edited, got model_type '{config.model_type}'; "
+            "expected a decoder-only causal language model."
+        )
+    with _one_clear_error(name, "the weights cannot be loaded"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=_DTYPES[dtype],
+            device_map=placement,
+            use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,  # reported below, with the names
+            output_loading_info=True,
+            **shared,
+        )
+    model, report = loaded
+    _check_complete(name, report)
+    with _one_clear_error(name, "the tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **shared)
+    return model, tokenizer
+
+
+def _check_kind_is_known(written: Mapping[str, Any], name: str, trust_remote_code: bool) -> None:
+    kind = written.get("model_type")
+    if kind in CONFIG_MAPPING or (trust_remote_code and "auto_map" in written):
+        return
+    if "auto_map" in written:
+        raise ModelError(
+            f"model '{name}': it needs code from its own repository. Read that code, and allow it "
+            "with --trust-remote-code if you trust it."
+        )
+    raise ModelError(
+        f"model '{name}': transformers {transformers_version} does not know its kind, got "
+        f"model_type {kind!r}. Install a newer transformers."
+    )
+
+
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers has made up because the checkpoint lacks them."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        parameter, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"model '{name}': {len(mismatched)} weight(s) do not have the shape that config.json "
+            f"asks for, first '{parameter}', got {list(stored)}; expected {list(wanted)}."
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model '{name}': {len(missing)} weight(s) are missing from the checkpoint, first "
+            f"'{missing[0]}'. It is incomplete or not a causal language model."
+        )
+
+
+@contextmanager
+def _one_clear_error(name: str, problem: str) -> Iterator[None]:
+    """Turn whatever transformers raises into one line; its kinds vary with what is damaged."""
+    try:
+        yield
+    except (EditbenchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"model '{name}': {problem}, got {one_line(error)}.") from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back progress bars and warnings while loading; whatever was set before comes back."""
+    verbosity = transformers_logging.get_verbosity()
+    has_bars = transformers_logging.is_progress_bar_enabled()
+    has_hub_bars = not are_progress_bars_disabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()  # the hub's bars as well
+        if not has_hub_bars:
+            disable_progress_bars()

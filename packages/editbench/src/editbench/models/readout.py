@@ -1,0 +1,28 @@
+"""From the last block's hidden states to logits, for states that did not come out of a forward."""
+
+from torch import Tensor
+
+from editbench.models.editable import EditableModel
+
+
+def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
+    """Final norm, output head and, where the architecture caps its logits, the cap.
+
+    Architectures that do more than this between their last block and their logits are told apart
+    by comparing with their own forward (`SuffixReplay` does).
+
+    Args:
+        model: The model.
+        hidden: States that left a decoder block, `[n, d_model]`.
+
+    Returns:
+        Logits, `[n, vocabulary]`.
+    """
+    network = model.model
+    if model.architecture.final_norm is not None:
+        hidden = network.get_submodule(model.architecture.final_norm)(hidden)
+    logits = network.get_submodule(model.architecture.head)(hidden)
+    cap = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:
+        logits = (logits / cap).tanh() * cap
+    return logits
