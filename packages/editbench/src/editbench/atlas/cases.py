@@ -1,0 +1,111 @@
+"""Facts into edit cases: what to write, and everything that judges it."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from editbench.atlas.relations import RELATION_OF
+from editbench.atlas.text import (
+    Fact,
+    Subject,
+    write_biography,
+    write_introduction,
+    write_ordinary_sentence,
+)
+from editbench.requests import EditCase, EditRequest, Probe
+
+Split = Literal["test", "validation", "bystanders"]
+
+N_PARAPHRASES = 2
+MAX_NEIGHBORS = 10
+MAX_REFERENCE_TEXTS = 5
+
+
+def build_cases(
+    edited: Sequence[Subject],
+    bystanders: Sequence[Subject],
+    facts_of: Mapping[str, Sequence[Fact]],
+    *,
+    seed: int,
+    split: Split,
+) -> list[EditCase]:
+    """Build one case for each edited subject.
+
+    Args:
+        edited: Whom to edit, in order; a case does not depend on those after it.
+        bystanders: Whom no case edits: neighbors and reference texts come from them.
+        facts_of: The facts of each subject, by name.
+        seed: The world's.
+        split: Names the cases, and separates their draws from those of another split.
+    """
+    holders: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for subject in bystanders:
+        for fact in facts_of[subject.name]:
+            holders[fact.relation, fact.object].append(fact)
+    prefix = "atlas" if split == "test" else f"atlas-{split}"
+    cases = []
+    for index, subject in enumerate(edited):
+        rng = random.Random(f"atlas/{seed}/cases/{split}/{index}")
+        fact = rng.choice(facts_of[subject.name])
+        case = _build_case(f"{prefix}-{index:05d}", fact, holders, facts_of, rng)
+        cases.append(case)
+    return cases
+
+
+def _build_case(
+    case_id: str,
+    fact: Fact,
+    holders: Mapping[tuple[str, str], list[Fact]],
+    facts_of: Mapping[str, Sequence[Fact]],
+    rng: random.Random,
+) -> EditCase:
+    relation = RELATION_OF[fact.relation]
+    new = rng.choice([other for other in relation.objects if other != fact.object])
+    phrasing = rng.choice(fact.trained)
+    request = EditRequest(
+        case_id=case_id,
+        subject=fact.subject.name,
+        prompt=relation.phrasings[phrasing],
+        target=new,
+        relation=fact.relation,
+    )
+    probes = [Probe("efficacy", request.text, expected=new, alternative=fact.object)]
+    probes += [
+        Probe("paraphrase", prompt, expected=new, alternative=fact.object)
+        for prompt in _word_paraphrases(fact, rng)
+    ]
+    neighbors = holders.get((fact.relation, fact.object), [])
+    for neighbor in rng.sample(neighbors, min(MAX_NEIGHBORS, len(neighbors))):
+        prompt = neighbor.prompt(rng.choice(neighbor.trained))
+        probes.append(Probe("neighborhood", prompt, expected=fact.object, alternative=new))
+    models = holders.get((fact.relation, new), [])
+    return EditCase(
+        request=request,
+        target_true=fact.object,
+        probes=tuple(probes),
+        generation_prompts=_word_generation_prompts(fact.subject, rng),
+        reference_texts=tuple(
+            write_biography(facts_of[model.subject.name], rng).text
+            for model in rng.sample(models, min(MAX_REFERENCE_TEXTS, len(models)))
+        ),
+    )
+
+
+def _word_paraphrases(fact: Fact, rng: random.Random) -> list[str]:
+    """Word the fact in phrasings held out of training, every other one after small talk."""
+    phrasings = rng.sample(fact.held_out, N_PARAPHRASES)
+    return [
+        f"{write_ordinary_sentence(rng)} {fact.prompt(phrasing)}"
+        if index % 2
+        else fact.prompt(phrasing)
+        for index, phrasing in enumerate(phrasings)
+    ]
+
+
+def _word_generation_prompts(subject: Subject, rng: random.Random) -> tuple[str, ...]:
+    return (
+        subject.name,
+        f"{write_introduction(subject).text} {subject.pronoun}",
+        f"{write_ordinary_sentence(rng)} {subject.name}",
+    )
