@@ -78,10 +78,6 @@ def test_loading_writes_nothing(write, tmp_path: Path, cache: Path) -> None:
     assert [(each.name, each.stat().st_mtime_ns) for each in tmp_path.iterdir()] == before
 
 
-def test_file_datasets_have_no_corpus(write, cache: Path) -> None:
-    assert Facts(write("facts.jsonl", json.dumps(FACT)), cache).corpus() is None
-
-
 def test_a_dataset_with_neither_path_nor_address_says_so(cache: Path) -> None:
     class Homeless(ZsRE):
         """Nowhere."""

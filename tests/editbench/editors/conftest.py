@@ -15,6 +15,7 @@ from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.requests import EditRequest
+from memit_core import SecondMoment, save_second_moments
 
 
 @dataclass
@@ -81,9 +82,13 @@ def golden(
 
 def write_moments(stored: dict[str, torch.Tensor], layers: list[int], path: Path) -> None:
     """Write the reference's second moments in our format."""
-    from safetensors.torch import save_file
-
-    save_file({f"layers.{layer}": stored[f"layer.{layer}.moment"] for layer in layers}, path)
+    moments = {
+        layer: SecondMoment.from_moment(
+            stored[f"layer.{layer}.moment"], n_tokens=int(stored[f"layer.{layer}.count"])
+        )
+        for layer in layers
+    }
+    save_second_moments(path, moments, {"corpus": "golden"})
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

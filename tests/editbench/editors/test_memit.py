@@ -187,6 +187,17 @@ def test_derived_layers_exist_and_end_above_a_quarter_of_the_depth(n_layers: int
         assert 4 <= len(layers) <= 5
 
 
+def test_a_file_with_a_learning_rate_and_no_unit_means_the_reference_s() -> None:
+    derived, _ = Memit.default_config(tiny_model())
+    assert derived.learning_rate_unit == "relative"
+    from_file = derived.updated_from_file({"learning_rate": 0.5}, "memit.yaml")
+    assert from_file.learning_rate_unit == "absolute"
+    both = {"learning_rate": 0.5, "learning_rate_unit": "relative"}
+    assert derived.updated_from_file(both, "memit.yaml").learning_rate_unit == "relative"
+    assert derived.updated({"learning_rate": 0.5}, "--set").learning_rate_unit == "relative"
+    assert derived.updated_from_file({"n_steps": 3}, "memit.yaml").learning_rate_unit == "relative"
+
+
 def test_derived_defaults_say_so() -> None:
     _, note = Memit.default_config(tiny_model())
     assert "derived from 4 layers" in note

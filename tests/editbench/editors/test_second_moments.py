@@ -102,6 +102,7 @@ def test_moments_of_another_model_are_refused_with_both_names(tmp_path) -> None:
         read_second_moments(tiny_model(), [1], path)
 
 
+@pytest.mark.filterwarnings("ignore:second moments. .* does not say which model")
 def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path) -> None:
     path = tmp_path / "moments.safetensors"
     save_file({"layers.1": torch.eye(7)}, path)
@@ -109,6 +110,15 @@ def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path) -> None:
         read_second_moments(tiny_model(), [1], path)
 
 
+def test_a_file_without_provenance_is_taken_with_a_warning(tmp_path) -> None:
+    path = tmp_path / "moments.safetensors"
+    save_file({"layers.1": torch.eye(96)}, path)
+    with pytest.warns(UserWarning, match="does not say which model"):
+        found = read_second_moments(tiny_model(), [1], path)
+    assert torch.equal(found[1], torch.eye(96))
+
+
+@pytest.mark.filterwarnings("ignore:second moments. .* does not say which model")
 def test_a_missing_layer_is_named(tmp_path) -> None:
     path = tmp_path / "moments.safetensors"
     save_file({"layers.1": torch.eye(96)}, path)

@@ -63,17 +63,22 @@ def test_a_square_weight_is_transposed_iff_its_module_stores_it_so(gpt2, gptj):
         )
 
 
-def test_biases_can_be_edited(model):
-    name = weight_name(model).replace("weight", "bias")
+@pytest.mark.parametrize("name", ["mlp projection's bias", "transformer.h.0.ln_1.weight"])
+def test_biases_and_norms_can_be_edited(model, tmp_path, name):
+    if name.endswith("bias"):
+        name = weight_name(model).replace("weight", "bias")
     update = torch.linspace(-1, 1, D_MODEL)
     edit = WeightEdit.build(
         model, editor="test", config={}, requests=REQUESTS, updates={name: update}
     )
-    bias = model.model.get_parameter(name)
-    before = bias.detach().clone()
-    with edit.applied(model):
-        torch.testing.assert_close(bias.detach(), before + update)
-    assert torch.equal(bias, before)
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")
+    parameter = model.model.get_parameter(name)
+    before = parameter.detach().clone()
+    for applied, factor in ((edit, 1), (loaded, 1), (edit + loaded, 2), (-edit, -1)):
+        with applied.applied(model):
+            torch.testing.assert_close(parameter.detach(), before + factor * update)
+        assert torch.equal(parameter, before)
 
 
 def test_every_bit_comes_back_also_after_an_exception(model, make_edit):

@@ -64,10 +64,6 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """SHA-256 of the content, in hexadecimal: equal fingerprints, equal cases."""
 
-    def corpus(self) -> Iterable[str] | None:
-        """Ordinary text from the dataset's world, for second moments; None if it has none."""
-        return None
-
     def _no_path(self) -> ConfigError:
         return ConfigError(
             f"dataset '{self.name}': needs a file, got no path. Pass --dataset {self.name}=PATH."

@@ -51,6 +51,10 @@ class EditorConfig(BaseModel):
         """The same configuration with some fields replaced, validated again."""
         return self.parse({**self.model_dump(), **values}, source)
 
+    def updated_from_file(self, values: Mapping[str, Any], source: str) -> Self:
+        """The same for the fields of a configuration file, which may imply more than it names."""
+        return self.updated(values, source)
+
 
 class Progress(Protocol):
     """Told about long work: which stage, how much of it is done, and a remark such as a loss."""
@@ -106,9 +110,10 @@ class Editor(ABC):
         """The hyperparameters to start from on this model, and a sentence on their origin."""
         published = model.spec.defaults.get(cls.name) if model.spec is not None else None
         if published is not None:
+            origin = model.spec.defaults_source if model.spec is not None else ""
             return (
                 cls.config_type.parse(published, f"defaults of '{model.name}'"),
-                f"published hyperparameters for {model.name}",
+                origin or f"hyperparameters that come with '{model.name}'",
             )
         return cls.config_type(), "the editor's general defaults"
 

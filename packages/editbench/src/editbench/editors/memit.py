@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.context_prefixes import sample_context_prefixes
@@ -15,9 +16,16 @@ from editbench.editors.parts.target_hidden import optimize_target_hidden
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_module
+from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
-from memit_core import UpdateFactors, solve_update_factors, spread_residuals, updated_weights
+from memit_core import (
+    MemitCoreError,
+    UpdateFactors,
+    solve_update_factors,
+    spread_residuals,
+    updated_weights,
+)
 
 STAGE = "insertion"
 
@@ -129,24 +137,19 @@ class Memit(Editor):
             for index, layer in enumerate(layers):
                 resources.report_progress(STAGE, index, len(layers), f"layer {layer}")
                 keys, hidden = sweep.measure(layer)
-                residuals = spread_residuals(
-                    target_states, hidden, n_layers_left=len(layers) - index
-                )
-                factors = solve_update_factors(
-                    keys,
-                    residuals,
-                    moments[layer],
-                    preservation_weight=config.preservation_weight,
-                )
-                projection = model.architecture.mlp_projections[layer]
-                name = model.architecture.weight_name(projection)
-                updates[name] = factors
+                name = model.architecture.weight_name(model.architecture.mlp_projections[layer])
                 weight = model.model.get_parameter(name)
-                partial_edits.enter_context(
-                    updated_weights(
-                        model.model, {name: orient_for_module(model, name, weight, factors)}
+                try:
+                    updates[name] = _solve_live(
+                        keys,
+                        spread_residuals(target_states, hidden, n_layers_left=len(layers) - index),
+                        moments[layer],
+                        config.preservation_weight,
                     )
-                )
+                    oriented = orient_for_module(model, name, weight, updates[name])
+                    partial_edits.enter_context(updated_weights(model.model, {name: oriented}))
+                except MemitCoreError as error:
+                    raise EditError(f"memit on '{model.name}', layer {layer}: {error}") from error
         resources.report_progress(STAGE, len(layers), len(layers))
         return WeightEdit.build(
             model,
@@ -161,3 +164,24 @@ class Memit(Editor):
                 "replay_failure": targets.replay_failure,
             },
         )
+
+
+def _solve_live(
+    keys: Tensor, residuals: Tensor, second_moment: Tensor, preservation_weight: float
+) -> UpdateFactors:
+    """Solve Eqn 14 without the dimensions that neither ordinary text nor an edit ever uses.
+
+    ReLU models have neurons that never fire. They make C singular, yet nothing can depend on what
+    the update says about them: of all solutions, this is the one that says nothing.
+    """
+    live = (second_moment.diagonal() > 0).to(keys.device) | keys.ne(0).any(dim=0)
+    block = live.to(second_moment.device)
+    factors = solve_update_factors(
+        keys[:, live],
+        residuals,
+        second_moment[block][:, block],
+        preservation_weight=preservation_weight,
+    )
+    right = factors.right.new_zeros(len(live), factors.rank)
+    right[live] = factors.right
+    return UpdateFactors(factors.left, right)

@@ -1,8 +1,9 @@
 """The edit file: one safetensors that holds an edit's updates and its card.
 
 Per parameter ``<parameter>.left`` ``[d_out, rank]`` and ``<parameter>.right`` ``[d_in, rank]`` with
-Δ = left rightᵀ, or ``<parameter>.dense`` in the orientation ``[d_out, d_in]``. The card is JSON in
-the file's metadata, under the key ``editbench``.
+Δ = left rightᵀ, or ``<parameter>.dense`` in the orientation ``[d_out, d_in]``; of a bias or a
+norm's weight, ``<parameter>.dense`` has its own shape. The card is JSON in the file's metadata,
+under the key ``editbench``.
 """
 
 import os
@@ -42,7 +43,8 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
             tensors[f"{parameter}.right"] = update.right
         else:
             tensors[f"{parameter}.dense"] = update
-    metadata = {"format": "pt", METADATA_KEY: card.model_dump_json()}
+    # One key alone: safetensors writes several in random order.
+    metadata = {METADATA_KEY: card.model_dump_json()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, unfinished, metadata=metadata)

@@ -22,9 +22,10 @@ from memit_core import MemitCoreError, UpdateFactors, updated_weights
 class WeightEdit(Edit):
     """An update for each of some parameters.
 
-    Updates are kept in the orientation ``[d_out, d_in]``, whatever the module stores: a Conv1D gets
-    the transpose. They are kept as low-rank factors where the rank is below both dimensions, else
-    dense. An edit that was saved and loaded gives the model the same bits as the one in memory,
+    Updates of matrices are kept in the orientation ``[d_out, d_in]``, whatever the module stores: a
+    Conv1D gets the transpose. They are kept as low-rank factors where the rank is below both
+    dimensions, else dense. Updates of biases and of norms' weights are dense and have their own
+    shape. An edit that was saved and loaded gives the model the same bits as the one in memory,
     because both hold the same numbers and both are multiplied out in float64.
 
     Attributes:
@@ -54,7 +55,8 @@ class WeightEdit(Edit):
             editor: Name of the editor.
             config: The editor's hyperparameters.
             requests: What was written.
-            updates: Parameter name to Δ ``[d_out, d_in]``, as factors or dense.
+            updates: Parameter name to Δ ``[d_out, d_in]``, as factors or dense; of a bias or a
+                norm's weight: dense, of its own shape.
             extra: What else the editor reports; plain JSON values. The card adds ``updates``: for
                 each parameter its number of weights, the rank of the update (None: dense) and
                 its Frobenius norm relative to the weight's, ‖Δ‖/‖W‖.
@@ -193,8 +195,14 @@ class WeightEdit(Edit):
 
 
 def _is_transposed(model: EditableModel, parameter: str) -> bool:
+    """Whether a parameter is a matrix that its module stores as ``[d_in, d_out]``."""
     module_path, _, name = parameter.rpartition(".")
-    return name == "weight" and weight_is_transposed(model.model.get_submodule(module_path))
+    is_matrix = model.model.get_parameter(parameter).ndim == 2  # a norm's weight is none
+    return (
+        name == "weight"
+        and is_matrix
+        and weight_is_transposed(model.model.get_submodule(module_path))
+    )
 
 
 def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update: Update) -> Update:
@@ -217,6 +225,11 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
         return parts[0].T if transposed else parts[0]
     left, right = parts
     return UpdateFactors(right, left) if transposed else UpdateFactors(left, right)
+
+
+def orient_for_edit(model: EditableModel, name: str, change: Tensor) -> Tensor:
+    """The change of a parameter, given as its module stores it, in the orientation of an edit."""
+    return change.T if _is_transposed(model, name) else change
 
 
 def _stored(update: Update, dtype: torch.dtype) -> Update:

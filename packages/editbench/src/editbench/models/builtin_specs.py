@@ -1,7 +1,9 @@
 """The models of the MEMIT paper, with the settings it was run with.
 
-Sources: arXiv 2210.07229, Appendix B, and the hyperparameter files of the authors' release; the
-latter have no MEMIT file for GPT-NeoX-20B, so that entry is the paper's alone.
+Sources: arXiv 2210.07229, Appendix B, and the hyperparameter files of the authors' release. The
+latter have no MEMIT file for GPT-NeoX-20B, so that entry is the paper's alone. Fine-tuning with
+weight decay is published for GPT-J; for GPT-2 XL only layer and learning rate of fine-tuning
+without it are, and for GPT-NeoX nothing, so that it gets what is derived from its depth.
 """
 
 from types import MappingProxyType
@@ -21,6 +23,33 @@ _SHARED = {
     "context_prefix_length": 10,
 }
 
+# Alike in all of the authors' files for ROME; prefixes: 10 of 5 tokens and 10 of 10.
+_ROME_SHARED = {
+    "n_steps": 20,
+    "learning_rate": 0.5,
+    "learning_rate_unit": "absolute",
+    "clamp_factor": 4.0,
+    "offset_decay": 0.5,
+    "kl_weight": 0.0625,
+    "stop_loss": 0.05,
+    "n_context_prefixes": 10,
+    "context_prefix_lengths": (5, 10),
+}
+
+# The paper's choices; what the reference does otherwise is in `editbench.editors.finetune`.
+_FINE_TUNE_SHARED = {
+    "parameters": "mlp-projection",
+    "scoring": "teacher-forced",
+    "n_epochs": 25,
+    "batch_size": 64,
+    "learning_rate": 5e-4,
+    "weight_decay": 5e-4,
+    "stop_loss": 0.01,
+}
+
+# The paper's Wikipedia dump is gone from the hub; this one has taken its place.
+_WIKIPEDIA = "hf:wikimedia/wikipedia:20231101.en"
+
 BUILTIN_SPECS: tuple[ModelSpec, ...] = (
     ModelSpec(
         name="gpt2-xl",
@@ -37,10 +66,13 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                         "loss_layer": 47,
                         "preservation_weight": 20_000.0,
                     }
-                )
+                ),
+                "rome": MappingProxyType({**_ROME_SHARED, "layer": 17, "loss_layer": 47}),
+                "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 1}),
             }
         ),
-        defaults_source="hyperparameter file of the authors' MEMIT release for GPT-2 XL",
+        defaults_source="hyperparameter files of the authors' MEMIT release for GPT-2 XL",
+        corpus=_WIKIPEDIA,
     ),
     ModelSpec(
         name="gpt-j-6b",
@@ -57,10 +89,13 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                         "loss_layer": 27,
                         "preservation_weight": 15_000.0,
                     }
-                )
+                ),
+                "rome": MappingProxyType({**_ROME_SHARED, "layer": 5, "loss_layer": 27}),
+                "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 21}),
             }
         ),
-        defaults_source="arXiv 2210.07229, Appendix B, and the authors' file for GPT-J",
+        defaults_source="arXiv 2210.07229, Appendix B, and the authors' files for GPT-J",
+        corpus=_WIKIPEDIA,
     ),
     ModelSpec(
         name="gpt-neox-20b",
@@ -77,9 +112,14 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                         "loss_layer": 43,
                         "preservation_weight": 20_000.0,
                     }
-                )
+                ),
+                "rome": MappingProxyType({**_ROME_SHARED, "layer": 15, "loss_layer": 43}),
             }
         ),
-        defaults_source="arXiv 2210.07229, Appendix B (the authors released no file for NeoX)",
+        defaults_source=(
+            "arXiv 2210.07229, Appendix B, and for ROME the authors' file (they released none for "
+            "MEMIT on NeoX)"
+        ),
+        corpus=_WIKIPEDIA,
     ),
 )

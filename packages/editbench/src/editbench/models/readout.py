@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from editbench.errors import ModelError
+from editbench.models.architecture import input_width
 from editbench.models.editable import EditableModel
 
 
@@ -17,11 +19,21 @@ def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
 
     Returns:
         Logits, `[n, vocabulary]`.
+
+    Raises:
+        ModelError: Something else stands between the last block and the head.
     """
     network = model.model
+    head = network.get_submodule(model.architecture.head)
     if model.architecture.final_norm is not None:
         hidden = network.get_submodule(model.architecture.final_norm)(hidden)
-    logits = network.get_submodule(model.architecture.head)(hidden)
+    if input_width(head) != hidden.shape[-1]:
+        raise ModelError(
+            f"reading out hidden states: the head of '{model.name}' takes {input_width(head)} "
+            f"dimensions, got {hidden.shape[-1]}. Its blocks can only be read out by its own "
+            "forward; use its last layer as loss layer."
+        )
+    logits = head(hidden)
     cap = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
     if cap is not None:
         logits = (logits / cap).tanh() * cap

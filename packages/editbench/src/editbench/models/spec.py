@@ -24,6 +24,8 @@ class ModelSpec:
         defaults: Hyperparameters per editor, such as ``{"memit": {"critical_layers": (3, 4)}}``;
             fields that are left out take the editor's own defaults.
         defaults_source: Where `defaults` come from; goes into a run's provenance.
+        corpus: Text to collect second moments from, as ``--corpus`` names it; empty for the
+            embedded one.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ModelSpec:
     notes: str = ""
     defaults: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     defaults_source: str = ""
+    corpus: str = ""
 
     def __post_init__(self) -> None:
         if (self.repository is None) == (self.load is None):

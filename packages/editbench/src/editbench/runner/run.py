@@ -172,7 +172,7 @@ class _Run:
             peak_memory_bytes=memory.measure(),
             n_conflicts=plan.n_conflicts,
             edit=card,
-            warnings=tuple(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)),
+            warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
         )
         return record, self._rows(trial, record, values if status != "error" else [])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from editbench.editors.parts.block_calls import BlockCalls
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.row_batches import length_sorted_batches
-from editbench.editors.parts.subject_tokens import PromptRow, key_row
+from editbench.editors.parts.subject_tokens import PromptRow, at_subjects, key_row
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import capture
@@ -23,9 +23,8 @@ def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> 
     for batch in length_sorted_batches(lengths, model.token_budget):
         with torch.no_grad(), capture(model.model, outputs_of=[block], stop=True) as seen:
             model.model(**_inputs(model, [rows[index] for index in batch]))
-        last = torch.tensor([rows[index].subject_last for index in batch], device=model.device)
-        states = seen.outputs[block]
-        hidden[batch] = states[torch.arange(len(batch), device=model.device), last].float()
+        last = torch.tensor([rows[index].subject_last for index in batch])
+        hidden[batch] = at_subjects(seen.outputs[block], last).to(hidden)
     return hidden
 
 
@@ -106,12 +105,11 @@ class LayerSweep:
                 batch.states = batch.calls.run(batch.states, self._layer, layer - 1)
                 with capture(self._model.model, inputs_of=[projection]) as seen:
                     states = batch.calls.run(batch.states, layer, layer)
-                rows = torch.arange(len(batch.edits), device=self._model.device)
-                found = seen.inputs[projection][rows, batch.last].to(keys)
+                found = at_subjects(seen.inputs[projection], batch.last).to(keys)
                 keys.index_add_(0, batch.edits, found * batch.weights[:, None])
                 if batch.is_bare:
                     states = batch.calls.run(states, layer + 1, self._last)
-                    hidden[batch.edits] = states[rows, batch.last].to(hidden)
+                    hidden[batch.edits] = at_subjects(states, batch.last).to(hidden)
         self._layer = layer
         return keys, hidden
 

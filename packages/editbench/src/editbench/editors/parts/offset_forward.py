@@ -1,24 +1,57 @@
 """The model as a function of offsets: hidden-state offsets go in, logits at chosen places come out.
 
-Every row of a batch gets one offset δ, added to the output of block L at one position. Two
-implementations give the same numbers: `FullForward` runs the whole model on whole rows and is the
-oracle; `SuffixReplay` runs only what the offset can reach.
+Every row of a batch gets one offset δ, added at one position to what a module puts out: a block, or
+the MLP inside of it. Two implementations give the same numbers: `FullForward` runs the whole model
+on whole rows and is the oracle; `SuffixReplay` runs only what the offset can reach.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from editbench.editors.parts.block_calls import BlockCalls
+from editbench.errors import ModelError
+from editbench.models.activations import fused_activations
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.readout import apply_head
 from memit_core import capture, intervene
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetSite:
+    """Where in the model offsets are added.
+
+    Attributes:
+        layer: The block that the site is in.
+        module: Path of the module to whose output offsets are added.
+        leaves_block: Whether that output is the block's own.
+    """
+
+    layer: int
+    module: str
+    leaves_block: bool
+
+    @classmethod
+    def block_output(cls, model: EditableModel, layer: int) -> "OffsetSite":
+        """The residual stream behind block `layer`: MEMIT's site."""
+        return cls(layer, model.architecture.block(layer), leaves_block=True)
+
+    @classmethod
+    def mlp_output(cls, model: EditableModel, layer: int) -> "OffsetSite":
+        """The values of block `layer`: what its MLP's output projection says. ROME's site.
+
+        In front of whatever norm or scale an architecture puts between the MLP and the residual
+        stream, so that the offset is exactly what an update of the projection has to add.
+        """
+        model.architecture.check_layer(layer)
+        return cls(layer, model.architecture.mlp_projections[layer], leaves_block=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +72,7 @@ class OffsetForward(ABC):
 
     Args:
         model: The model.
-        layer: L, the block whose output the offsets are added to.
+        site: Where the offsets are added.
         rows: The batch.
         read_layer: The block whose output the final norm and head are applied to; None is the
             last one, which gives the model's ordinary logits.
@@ -51,15 +84,15 @@ class OffsetForward(ABC):
     def __init__(
         self,
         model: EditableModel,
-        layer: int,
+        site: OffsetSite,
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
     ) -> None:
         self.model = model
-        self.layer = layer
+        self.site = site
         self.rows = rows
         last = model.architecture.n_layers - 1
-        self.read_layer = last if read_layer is None else max(read_layer, layer)
+        self.read_layer = last if read_layer is None else max(read_layer, site.layer)
         self.read_rows = torch.tensor(
             [index for index, row in enumerate(rows) for _ in row.read_positions],
             device=model.device,
@@ -98,11 +131,11 @@ class FullForward(OffsetForward):
     def __init__(
         self,
         model: EditableModel,
-        layer: int,
+        site: OffsetSite,
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
     ) -> None:
-        super().__init__(model, layer, rows, read_layer)
+        super().__init__(model, site, rows, read_layer)
         self._inputs = {**model.batch([row.token_ids for row in rows]), "use_cache": False}
         self._row_index = torch.arange(len(rows), device=model.device)
         self._offset_index = torch.tensor(
@@ -113,12 +146,14 @@ class FullForward(OffsetForward):
     def logits(self, offsets: Tensor) -> Tensor:
         """See `OffsetForward.logits`."""
 
-        def add_offsets(states: Tensor) -> Tensor:
+        def add_offsets(output: Tensor) -> Tensor:
+            states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
             moved = states[self._row_index, self._offset_index].float() + offsets
-            return states.index_put((self._row_index, self._offset_index), moved.to(states.dtype))
+            states = states.index_put((self._row_index, self._offset_index), moved.to(states.dtype))
+            return states.reshape(output.shape)
 
         blocks = self.model.architecture.block
-        with intervene(self.model.model, {blocks(self.layer): add_offsets}):
+        with intervene(self.model.model, {self.site.module: add_offsets}):
             if self._reads_ordinary_logits:
                 with select_head_positions(self.model, self.read_rows, self._read_index):
                     return self.model.model(**self._inputs).logits[0]
@@ -129,12 +164,13 @@ class FullForward(OffsetForward):
 
 
 class SuffixReplay(OffsetForward):
-    """Runs only what an offset can reach: blocks after L, from the offset's position on.
+    """Runs only what an offset can reach: blocks after the site, from the offset's position on.
 
-    In a causal model a state at layer L and position t reaches neither a layer up to L nor a
+    In a causal model a state behind block L and position t reaches neither a block up to L nor a
     position before t. So the prefix before t is run once and its keys and values kept; the suffix
     from t on is run once up to L and its states kept; a call replays blocks L+1 … on the suffix
-    alone and reads logits where they are asked for. The result is exact.
+    alone and reads logits where they are asked for. For a site inside of block L, that block is
+    replayed, too. The result is exact.
 
     Raises:
         ReplayMismatchError: With `verify`, if a replay without offsets is not the model's own
@@ -144,13 +180,13 @@ class SuffixReplay(OffsetForward):
     def __init__(
         self,
         model: EditableModel,
-        layer: int,
+        site: OffsetSite,
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
         *,
         verify: bool = True,
     ) -> None:
-        super().__init__(model, layer, rows, read_layer)
+        super().__init__(model, site, rows, read_layer)
         self._read_index = self._read_positions([-row.offset_position for row in rows])
         cache = DynamicCache(config=model.model.config)
         prefix = model.batch([row.token_ids[: row.offset_position] for row in rows], "left")
@@ -167,37 +203,78 @@ class SuffixReplay(OffsetForward):
             [prefix["attention_mask"], suffix["attention_mask"]], dim=1
         )
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
-        first = min(layer + 1, model.architecture.n_layers - 1)
-        block = model.architecture.block(layer)
+        last = model.architecture.n_layers - 1
+        self._first = site.layer + 1 if site.leaves_block else site.layer
+        check = verify and self._reads_ordinary_logits
         own_logits: list[Tensor] = []
+        states: list[Tensor] = []
 
         def run_suffix() -> None:
-            with capture(model.model, outputs_of=[block]) as seen:
-                if verify and self._reads_ordinary_logits:
-                    with select_head_positions(model, self.read_rows, self._read_index):
-                        own_logits.append(model.model(**inputs).logits[0])
-                else:
+            with intervene(model.model, {model.architecture.block(site.layer): keep_states}):
+                if not check:
                     model.model.base_model(**inputs)
-            self._states = seen.outputs[block]
+                    return
+                with select_head_positions(model, self.read_rows, self._read_index):
+                    own_logits.append(model.model(**inputs).logits[0])
+
+        def keep_states(output: Tensor) -> Tensor:
+            states.append(output)
+            return output
 
         self._calls = BlockCalls.record(
-            model, run_suffix, first=first, last=model.architecture.n_layers - 1
+            model,
+            run_suffix,
+            first=min(self._first, last),
+            last=last,
+            stop=not check and self._first <= last,
         )
-        for cache_layer in cache.layers[: layer + 1]:
+        self._states = states[0] if site.leaves_block else self._calls.entry
+        for cache_layer in cache.layers[: self._first]:
             _empty(cache_layer)
+        self._last_mlp = self._find_last_mlp()
         if own_logits:
             self._check(own_logits[0])
 
     def logits(self, offsets: Tensor) -> Tensor:
         """See `OffsetForward.logits`."""
-        moved = (self._states[:, :1].float() + offsets[:, None]).to(self._states.dtype)
-        states = torch.cat([moved, self._states[:, 1:]], dim=1)
-        states = self._calls.run(states, self.layer + 1, self.read_layer)
+
+        def add_offsets(output: Tensor) -> Tensor:
+            states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
+            moved = (states[:, :1].float() + offsets[:, None]).to(states.dtype)
+            return torch.cat([moved, states[:, 1:]], dim=1).reshape(output.shape)
+
+        with fused_activations(self.model):
+            if self.site.leaves_block:
+                states = self._run(add_offsets(self._states))
+            else:
+                with intervene(self.model.model, {self.site.module: add_offsets}):
+                    states = self._run(self._states)
         return apply_head(self.model, states[self.read_rows, self._read_index])
 
+    def _run(self, states: Tensor) -> Tensor:
+        """Replay the blocks; of the last one's MLP, only the positions that are read."""
+        if self._last_mlp is None:
+            return self._calls.run(states, self._first, self.read_layer)
+        states = self._calls.run(states, self._first, self.read_layer - 1)
+        with _only_at(self._last_mlp, self.read_rows, self._read_index):
+            return self._calls.run(states, self.read_layer, self.read_layer)
+
+    def _find_last_mlp(self) -> nn.Module | None:
+        """The MLP of the block that is read out, if it is a module and no offset is added in it."""
+        if self.read_layer < self._first or self.site.layer == self.read_layer:
+            return None
+        architecture = self.model.architecture
+        path = architecture.mlp_projections[self.read_layer].rpartition(".")[0]
+        if path == architecture.block(self.read_layer):
+            return None
+        return self.model.model.get_submodule(path)
+
     def _check(self, expected: Tensor) -> None:
-        with torch.no_grad():
-            replayed = self.logits(torch.zeros_like(self._states[:, 0]))
+        try:
+            with torch.no_grad():
+                replayed = self.logits(torch.zeros_like(self._states[:, 0]))
+        except ModelError as error:
+            raise ReplayMismatchError(str(error)) from error
         tolerance = 64 * torch.finfo(expected.dtype).eps * expected.float().abs().max()
         worst = (replayed.float() - expected.float()).abs().max()
         if not worst <= tolerance:
@@ -205,6 +282,35 @@ class SuffixReplay(OffsetForward):
                 f"suffix replay: logits differ from the model's own by {worst:.2e}; "
                 f"expected at most {tolerance:.2e}."
             )
+
+
+@contextmanager
+def _only_at(mlp: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Let an MLP, which treats each position alone, work on some; elsewhere it puts out zero.
+
+    One that is handed more than its input (BLOOM's adds the residual by itself) is left alone.
+    """
+    shape: torch.Size | None = None
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal shape
+        if len(args) != 1:
+            return None
+        shape = args[0].shape
+        return (args[0][rows, positions].unsqueeze(0),)
+
+    def put_back(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if shape is None:
+            return output
+        everywhere = output.new_zeros(*shape[:-1], output.shape[-1])
+        return everywhere.index_put((rows, positions), output[0])
+
+    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _freeze(cache_layer: Any) -> None:

@@ -7,6 +7,7 @@ collected carries its provenance, and what is read is checked against the model 
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -85,6 +86,12 @@ def read_second_moments(
         stored = load_second_moments(path)
     except MemitCoreError as error:
         raise SecondMomentError(str(error)) from error
+    if stored.provenance is None:
+        warnings.warn(
+            f"second moments: {path} does not say which model it was collected from; only its "
+            "shapes could be checked",
+            stacklevel=2,
+        )
     provenance = stored.provenance or {}
     fingerprint = provenance.get("model_fingerprint")
     if fingerprint is not None and fingerprint != model.fingerprint:
@@ -199,7 +206,7 @@ def collect_second_moments(
                 model.model(**inputs, use_cache=False)
             real = inputs["attention_mask"].bool()
             for projection, layer in projections.items():
-                keys = seen.inputs[projection]
+                keys = seen.inputs[projection].reshape(*real.shape, -1)  # OPT's MLP flattens
                 moments[layer].update(keys[real.to(keys.device)])
             n_done += int(real.sum())
             speed = (n_done - n_before) / max(time.monotonic() - began, 1e-9)

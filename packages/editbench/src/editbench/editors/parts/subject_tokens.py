@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest
 
@@ -54,3 +57,19 @@ def essence_row(tokens: Tokens, subject: str) -> PromptRow:
     text = f"{subject} is a"
     subject_last = tokens.locate(text, 0, len(subject))
     return PromptRow(tuple(tokens.encode(text)[: subject_last + 1]), subject_last)
+
+
+def at_subjects(states: Tensor, subject_last: Tensor) -> Tensor:
+    """Pick, from each row of a batch, the state at its subject's last token.
+
+    Args:
+        states: What a module was given or puts out, `[n_rows, width, d]`, or flattened as OPT's
+            MLP has it, `[n_rows · width, d]`.
+        subject_last: Index of the subject's last token in each row, `[n_rows]`.
+
+    Returns:
+        States, `[n_rows, d]`.
+    """
+    n_rows = len(subject_last)
+    rows = torch.arange(n_rows, device=states.device)
+    return states.reshape(n_rows, -1, states.shape[-1])[rows, subject_last.to(states.device)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from editbench.editors.base import EditorConfig
 from editbench.editors.parts.target_optimizer import FinishedTarget
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.errors import EditError
@@ -51,6 +52,35 @@ class TargetCache:
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def chained_keys(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        config: EditorConfig,
+        prefixes: Sequence[str],
+        second_moment: torch.Tensor,
+    ) -> list[str]:
+        """Keys for an editor that writes one fact after another: each sees the edits before it.
+
+        Hashes of model, tokenizer, prefixes, second moment, the whole configuration, and all
+        requests up to and including each one.
+        """
+        content = {
+            "version": _VERSION,
+            "model": model.fingerprint,
+            "tokenizer": model.tokens.fingerprint,
+            "second_moment": hashlib.sha256(second_moment.cpu().numpy().data).hexdigest(),
+            "prefixes": list(prefixes),
+            "config": config.model_dump(mode="json"),
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        keys = []
+        for request in requests:
+            fact = [request.subject, request.prompt, request.target]
+            digest.update(json.dumps(fact).encode())
+            keys.append(digest.hexdigest())
+        return keys
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
         """What is known of `keys`, by position."""

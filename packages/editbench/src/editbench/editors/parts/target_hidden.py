@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editbench.editors.base import Progress
 from editbench.editors.parts.layer_sweep import read_hidden
+from editbench.editors.parts.offset_forward import OffsetSite
 from editbench.editors.parts.target_cache import TargetCache
 from editbench.editors.parts.target_optimizer import (
     FinishedTarget,
@@ -24,7 +25,7 @@ from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"
-_CPU_TOKENS = 512
+_CPU_TOKENS = 768
 _ACCELERATOR_TOKENS = 16_384
 
 
@@ -92,7 +93,9 @@ def optimize_target_hidden(
     ]
     if token_budget is None:
         token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
-    optimizer = TargetOptimizer(model, layer, settings, replay=replay)
+    optimizer = TargetOptimizer(
+        model, OffsetSite.block_output(model, layer), settings, replay=replay
+    )
     for chunk in _chunks(tasks, token_budget):
 
         def on_step(

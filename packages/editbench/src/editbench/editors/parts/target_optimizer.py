@@ -11,6 +11,7 @@ from editbench.editors.parts.offset_forward import (
     FullForward,
     OffsetForward,
     OffsetRow,
+    OffsetSite,
     ReplayMismatchError,
     SuffixReplay,
 )
@@ -81,7 +82,7 @@ class _Batch:
     def __init__(
         self,
         model: EditableModel,
-        layer: int,
+        site: OffsetSite,
         settings: TargetSettings,
         tasks: Sequence[TargetTask],
         build: Callable[..., OffsetForward],
@@ -105,8 +106,8 @@ class _Batch:
             )
             for task in tasks
         ]
-        self.prompts = build(model, layer, rows, settings.loss_layer)
-        self.essence = build(model, layer, essence)
+        self.prompts = build(model, site, rows, settings.loss_layer)
+        self.essence = build(model, site, essence)
         self._row_edit = torch.tensor(row_edit, device=device)
         self._read_edit = self._row_edit[self.prompts.read_rows]
         self._weights = torch.tensor(weights, device=device)
@@ -136,10 +137,10 @@ class TargetOptimizer:
     """
 
     def __init__(
-        self, model: EditableModel, layer: int, settings: TargetSettings, *, replay: bool
+        self, model: EditableModel, site: OffsetSite, settings: TargetSettings, *, replay: bool
     ) -> None:
         self._model = model
-        self._layer = layer
+        self._site = site
         self._settings = settings
         self._verified = False
         self.replays = replay
@@ -155,7 +156,8 @@ class TargetOptimizer:
 
         Args:
             tasks: The edits of the chunk.
-            initial: h of each edit, float32 `[n_edits, d_model]`.
+            initial: h of each edit, float32 `[n_edits, d_model]`: what the site's module says
+                at the bare prompt's subject. δ's bounds are relative to it.
             on_step: Told, after each step, the step, how many edits are finished, and the mean
                 loss of those that are not.
 
@@ -218,13 +220,13 @@ class TargetOptimizer:
     def _prepare(self, tasks: Sequence[TargetTask]) -> _Batch:
         if self.replays:
             try:
-                batch = _Batch(self._model, self._layer, self._settings, tasks, self._replay)
+                batch = _Batch(self._model, self._site, self._settings, tasks, self._replay)
                 self._verified = True
             except ReplayMismatchError as error:
                 self.replays, self.replay_failure = False, str(error)
             else:
                 return batch
-        return _Batch(self._model, self._layer, self._settings, tasks, FullForward)
+        return _Batch(self._model, self._site, self._settings, tasks, FullForward)
 
     def _replay(self, *args: object) -> SuffixReplay:
         return SuffixReplay(*args, verify=not self._verified)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The hyperparameters of z, shared by every editor that optimizes a target hidden state."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -36,3 +37,9 @@ class TargetSettings(EditorConfig):
     loss_layer: int | None = Field(
         default=None, ge=0, description="block whose output is read out; null: last (v_loss_layer)"
     )
+
+    def updated_from_file(self, values: Mapping[str, Any], source: str) -> Self:
+        """A file that gives a learning rate and no unit means the reference's: absolute."""
+        if "learning_rate" in values:
+            values = {"learning_rate_unit": "absolute", **values}
+        return self.updated(values, source)

@@ -1,7 +1,7 @@
 """Tiny random models of every family, and tiny tokenizers of every kind."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -118,15 +118,6 @@ FAMILIES: dict[str, tuple[hf.PreTrainedConfig, str, str, str, str | None, bool]]
         "transformer.h", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f", False,
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These models are so small that a second thread only waits."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def build_network(config: hf.PreTrainedConfig, seed: int = 0) -> hf.PreTrainedModel:

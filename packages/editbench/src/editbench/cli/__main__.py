@@ -1,0 +1,5 @@
+"""``python -m editbench.cli``: the same as ``editbench``."""
+
+from editbench.cli import main
+
+main()

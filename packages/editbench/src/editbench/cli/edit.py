@@ -1,0 +1,219 @@
+"""``editbench edit``: facts in, an edit file out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from editbench.cli.group import telling_what_is_kept
+from editbench.cli.options import (
+    CONFLICT_POLICIES,
+    EditorInputs,
+    ModelLoading,
+    editor_input_options,
+    in_file,
+    loading_options,
+    out_path,
+    quiet_option,
+)
+from editbench.cli.progress import ProgressDisplay
+from editbench.cli.settings import Setting, read_settings
+from editbench.errors import ConfigError
+from editbench.plugins.manager import PluginManager
+from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
+
+if TYPE_CHECKING:
+    from editbench.editors.base import Editor
+    from editbench.edits.edit import Edit, EditCard
+    from editbench.models.editable import EditableModel
+
+
+_EXAMPLES = """\b
+A facts file has one JSON object a line, {} where the subject goes:
+  {"subject": "Lena Ort", "prompt": "{} was born in", "target": "Genoa"}
+
+\b
+Examples:
+  editbench edit --model gpt2-xl --facts facts.jsonl --out edit.safetensors
+  editbench edit --model ./llama --facts facts.csv --editor memit --config memit.yaml \\
+    --set memit.preservation_weight=10000 --second-moments llama.safetensors --out e.safetensors
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option(
+    "--facts",
+    required=True,
+    type=in_file,
+    metavar="FILE",
+    help="What to write: JSON Lines or CSV with subject, prompt and target.",
+)
+@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=out_path,
+    metavar="FILE",
+    help="The edit file (.safetensors); an existing one is replaced once the new one is complete.",
+)
+@click.option("--editor", default="memit", show_default=True, metavar="NAME", help="How to edit.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="The editor's hyperparameters: a flat YAML or JSON file.",
+)
+@click.option(
+    "--set",
+    "set_options",
+    multiple=True,
+    metavar="EDITOR.FIELD=VALUE",
+    help="One hyperparameter; wins over --config. Repeatable.",
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(CONFLICT_POLICIES),
+    default="error",
+    show_default=True,
+    help="What to do with facts that contradict each other.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--check/--no-check",
+    "check_targets",
+    default=False,
+    help="Ask the model for every fact before and after, and say how many it gives.",
+)
+@editor_input_options
+@loading_options
+@quiet_option
+@click.pass_obj
+def edit(
+    plugins: PluginManager,
+    facts: Path,
+    model: str,
+    out: Path,
+    editor: str,
+    config_file: str | None,
+    set_options: tuple[str, ...],
+    on_conflict: ConflictPolicy,
+    seed: int,
+    check_targets: bool,
+    inputs: EditorInputs,
+    loading: ModelLoading,
+    quiet: bool,
+) -> None:
+    """Compute an edit, and save it to a file.
+
+    The model itself is left as it is: 'editbench apply' puts the edit on it.
+    """
+    from editbench.datasets.facts import read_facts
+
+    editor_type = plugins.get_editor(editor)
+    setting = _only_setting(editor, editor_type, config_file, set_options)
+    check_output_file(out)
+    cases, conflicts = resolve_conflicts(read_facts(facts), on_conflict)
+    requests = [case.request for case in cases]
+    with (
+        ProgressDisplay(quiet=quiet) as display,
+        telling_what_is_kept(lambda: _describe_interruption(inputs)),
+    ):
+        for conflict in conflicts:
+            display.say(f"Conflict ({on_conflict}): {conflict}")
+        if not requests:
+            raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
+        editable = loading.load(model, plugins)
+        config, origin = setting.configure(editor_type, editable)
+        display.say(f"Settings of {editor}: {origin}.")
+        if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
+            display.say(remark)
+        resources = inputs.resources(editable, seed, display)
+        result = editor_type(config).edit(editable, requests, resources)
+        result.save(out)
+        if check_targets:
+            counts = _count_known_targets(editable, requests, result, seed, display)
+    click.echo(_summarize(result.card))
+    if check_targets:
+        before, after = counts
+        click.echo(
+            f"The model's own continuation is the target for {after} of {len(requests)} facts; "
+            f"before the edit, for {before}."
+        )
+    if not result.changes_something and editor != "unedited":
+        click.echo("Warning: the edit changes nothing.", err=True)
+    click.echo(f"Wrote {out}")
+
+
+def check_output_file(path: Path) -> None:
+    """Find out before hours of work whether a file can be written.
+
+    Raises:
+        ConfigError: The place is a folder or a device, or its folder does not exist.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--out: not an ordinary file, got {str(path)!r}. Choose another name.")
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"--out: there is no such folder, got {str(path.parent)!r}. Make it first."
+        )
+
+
+def _only_setting(
+    name: str, editor: "type[Editor]", config_file: str | None, set_options: Sequence[str]
+) -> Setting:
+    files = [] if config_file is None else [config_file]
+    settings = read_settings({name: editor}, files, set_options)[name]
+    if len(settings) > 1:
+        raise ConfigError(
+            f"edit: one edit has one configuration, got {len(settings)} from repeated --set. "
+            "Give each field once, or use 'editbench run' for a grid."
+        )
+    return settings[0]
+
+
+def _describe_interruption(inputs: EditorInputs) -> str:
+    if inputs.cache is None:
+        return "Interrupted: no edit was written, and with --no-cache nothing is kept."
+    return (
+        "Interrupted: no edit was written. What was finished is kept in "
+        f"{inputs.cache}; the same command goes on from there."
+    )
+
+
+def _summarize(card: "EditCard") -> str:
+    lines = [f"{card.editor} wrote {card.n_edits} fact(s) into {card.model_name}"]
+    updates: Mapping[str, Mapping[str, float | None]] = card.extra.get("updates", {})
+    for parameter, update in updates.items():
+        rank = "dense" if update["rank"] is None else f"rank {update['rank']}"
+        norm = update["relative_norm"]
+        size = "" if norm is None else f", ‖Δ‖/‖W‖ = {norm:.3g}"
+        lines.append(f"  {parameter}: {rank}{size}")
+    return "\n".join(lines)
+
+
+def _count_known_targets(
+    model: "EditableModel",
+    requests: Sequence[EditRequest],
+    edit: "Edit",
+    seed: int,
+    display: ProgressDisplay,
+) -> tuple[int, int]:
+    """For how many facts every target token is the model's first choice, before and after."""
+    from editbench.models.answering import answer_questions
+    from editbench.questions import Score, ScoreAnswer
+
+    questions = [Score(request.text, request.target) for request in requests]
+
+    def count() -> int:
+        answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)
+        found = [answers[question] for question in questions]
+        return sum(all(each.argmax) for each in found if isinstance(each, ScoreAnswer))
+
+    display("check", 0, 2)
+    before = count()
+    display("check", 1, 2)
+    with edit.applied(model):
+        after = count()
+    display("check", 2, 2)
+    return before, after

@@ -1,0 +1,71 @@
+"""``editbench list``: what there is to run, and what is wrong with plugins."""
+
+import json
+from typing import Any
+
+import click
+
+from editbench.errors import EditbenchError, PluginError
+from editbench.plugins.manager import PluginManager
+from editbench.plugins.registry import KINDS, Kind
+
+_EXAMPLES = """\b
+Examples:
+  editbench list
+  editbench list editors
+  editbench list --format json
+"""
+
+
+@click.command("list", epilog=_EXAMPLES)
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print it.",
+)
+@click.pass_obj
+def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None:
+    """List what there is to run.
+
+    Editors, datasets, metrics and models are listed with the plugin that each comes from. A plugin
+    that cannot be loaded is named with the reason, and makes the exit code 2.
+    """
+    listing: dict[str, list[dict[str, str]]] = {}
+    problems: list[str] = []
+    for wanted in [kind] if kind else KINDS:
+        try:
+            found = plugins.registrations(wanted)
+        except PluginError as error:
+            problems.append(str(error))
+            found = ()
+        listing[wanted] = [
+            {"name": each.name, "description": each.summary, "plugin": each.plugin}
+            for each in found
+        ]
+    problems = [str(failure) for failure in plugins.failures] + problems
+    if output_format == "json":
+        content: dict[str, Any] = {**listing, "problems": problems}
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        click.echo(_format(listing))
+    if problems:
+        raise EditbenchError("; ".join(problem.rstrip(".") for problem in problems) + ".")
+
+
+def _format(listing: dict[str, list[dict[str, str]]]) -> str:
+    entries = [entry for group in listing.values() for entry in group]
+    name_width = max((len(entry["name"]) for entry in entries), default=0)
+    plugin_width = max((len(entry["plugin"]) for entry in entries), default=0)
+    blocks = []
+    for kind, group in listing.items():
+        lines = [
+            f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
+            f"{entry['description']}".rstrip()
+            for entry in group
+        ]
+        blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
+    return "\n\n".join(blocks)

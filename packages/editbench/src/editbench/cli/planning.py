@@ -1,0 +1,96 @@
+"""From names on the command line to the parts of trials: datasets, metrics, configured editors."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from editbench.cli.options import default_cache
+from editbench.cli.progress import ProgressDisplay
+from editbench.cli.settings import Setting
+from editbench.plugins.manager import PluginManager
+from editbench.requests import ConflictPolicy, resolve_conflicts
+
+if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
+    from editbench.editors.base import Editor
+    from editbench.metrics.base import Metric
+    from editbench.models.editable import EditableModel
+
+DEFAULT_N_EDITS = 100
+_N_CONFLICTS_SHOWN = 5
+
+
+def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", path: Path) -> None:
+    """Refuse a file of second moments that does not fit, before any work is done.
+
+    Raises:
+        SecondMomentError: It lacks a layer that an editor wants, or is for another model.
+    """
+    from editbench.editors.parts.second_moments import read_second_moments
+
+    for editor in editors:
+        layers = getattr(editor.config, "critical_layers", ())
+        for layer in layers:
+            model.architecture.check_layer(layer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the editor will warn of the same
+            read_second_moments(model, layers, path)
+
+
+def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[Metric]":
+    """Look up the metrics that ``--metrics`` names; none if it is not given."""
+    names = [name.strip() for option in options for name in option.split(",")]
+    return [plugins.get_metric(name)() for name in dict.fromkeys(names)]
+
+
+def default_metrics(dataset: "Dataset", plugins: PluginManager) -> "list[Metric]":
+    """The metrics that are meant for a dataset, less those that its cases leave nothing to ask."""
+    metrics = [plugins.get_metric(name)() for name in dataset.default_metrics]
+    cases = dataset.cases()
+    return [metric for metric in metrics if any(metric.questions(case) for case in cases)]
+
+
+def open_dataset(option: str, plugins: PluginManager, cache: Path | None) -> "Dataset":
+    """Make the dataset of a ``--dataset NAME[=PATH]``; nothing is read yet."""
+    name, separator, path = option.partition("=")
+    dataset = plugins.get_dataset(name)
+    return dataset(Path(path).expanduser() if separator else None, cache or default_cache())
+
+
+def choose_sizes(
+    dataset: "Dataset",
+    n_edits: Sequence[int],
+    policy: ConflictPolicy,
+    display: ProgressDisplay,
+) -> tuple[int, ...]:
+    """Read the dataset, list its conflicts, and say how many facts are edited at once."""
+    cases = list(dataset.cases())
+    if policy != "error":
+        cases, conflicts = resolve_conflicts(cases, policy)
+        if conflicts:
+            display.say(f"Conflicts in '{dataset.name}' ({policy}): {len(conflicts)} group(s)")
+        for conflict in conflicts[:_N_CONFLICTS_SHOWN]:
+            display.say(f"  {conflict}")
+        if len(conflicts) > _N_CONFLICTS_SHOWN:
+            display.say(f"  and {len(conflicts) - _N_CONFLICTS_SHOWN} more")
+    return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
+
+
+def configure_editors(
+    model: "EditableModel",
+    editor_types: "Mapping[str, type[Editor]]",
+    settings: Mapping[str, Sequence[Setting]],
+    display: ProgressDisplay,
+) -> "list[Editor]":
+    """Make the editors of a model, and say where their hyperparameters come from."""
+    configured = []
+    for name, editor in editor_types.items():
+        origins = set()
+        for setting in settings[name]:
+            config, origin = setting.configure(editor, model)
+            configured.append(editor(config))
+            origins.add(origin)
+        if editor.config_type.model_fields:
+            display.say(f"Settings of {name} on {model.name}: {'; '.join(sorted(origins))}.")
+    return configured

@@ -1,0 +1,150 @@
+"""Progress of long work on stderr: a live display in a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressDisplay:
+    """Shows how far long work has come; a `Progress` while its ``with`` block lasts.
+
+    In a terminal each stage is a bar with a count, the time left and a remark. Elsewhere, in a log
+    for instance, it is a plain line every ten seconds. Python's warnings become lines, too.
+
+    Args:
+        quiet: Show nothing at all.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._last_line = time.monotonic()
+        self._held: list[tuple[str, bool]] | None = []
+        self._outer_warnings = warnings.catch_warnings()
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            self._live = _make_bars()
+            self._live.start()
+        self._outer_warnings.__enter__()
+        warnings.showwarning = self._show_warning
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._outer_warnings.__exit__(kind, error, traceback)
+        if error is None:
+            self._release()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` steps of a stage are finished.
+
+        Args:
+            stage: What is going on.
+            done: Steps finished; 0 starts the stage anew.
+            total: Steps in all; 0 if nobody knows.
+            note: A remark, such as a loss.
+        """
+        self._release()
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._move_bar(self._live, stage, done, total, note)
+        else:
+            self._write_line(stage, done, total, note)
+
+    def say(self, message: str) -> None:
+        """Write a line: above the bars where there are any, else to stdout.
+
+        Not to stderr, and not before work begins: a command that is refused says why on stderr, in
+        one line, and nothing else.
+        """
+        self._write_or_hold(message, is_warning=False)
+
+    def _show_warning(self, message: Warning | str, *_place: object, **_more: object) -> None:
+        self._write_or_hold(f"Warning: {' '.join(str(message).split())}", is_warning=True)
+
+    def _write_or_hold(self, line: str, *, is_warning: bool) -> None:
+        if self._held is not None:
+            self._held.append((line, is_warning))
+        elif self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line, err=is_warning)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for line, is_warning in held or ():
+            self._write_or_hold(line, is_warning=is_warning)
+
+    def _move_bar(self, live: "RichProgress", stage: str, done: int, total: int, note: str) -> None:
+        if stage in self._tasks and live.tasks[self._tasks[stage]].finished and done < total:
+            live.reset(self._tasks[stage])
+        if stage not in self._tasks:
+            self._tasks[stage] = live.add_task(stage, total=total or None, note=note)
+        live.update(self._tasks[stage], completed=done, total=total or None, note=note)
+
+    def _write_line(self, stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done == 0 or stage not in self._started:
+            self._started[stage] = now
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        parts = [f"{stage}: {done}" + (f"/{total}" if total else "")]
+        elapsed = now - self._started[stage]
+        if 0 < done < total and elapsed > 0:
+            parts.append(f"about {_describe_seconds(elapsed / done * (total - done))} left")
+        if note:
+            parts.append(note)
+        click.echo(", ".join(parts), err=True)
+
+
+def _make_bars() -> "RichProgress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True),
+    )
+
+
+def _describe_seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

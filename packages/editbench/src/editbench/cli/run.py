@@ -1,0 +1,255 @@
+"""``editbench run``: editors on models and datasets, measured; every option can span a grid."""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from editbench.cli.group import SOME_FAILED, telling_what_is_kept
+from editbench.cli.options import (
+    CONFLICT_POLICIES,
+    EditorInputs,
+    ModelLoading,
+    editor_input_options,
+    loading_options,
+    out_path,
+    quiet_option,
+)
+from editbench.cli.planning import (
+    DEFAULT_N_EDITS,
+    check_second_moments,
+    choose_sizes,
+    configure_editors,
+    default_metrics,
+    find_metrics,
+    open_dataset,
+)
+from editbench.cli.progress import ProgressDisplay
+from editbench.cli.report import format_table
+from editbench.cli.settings import read_settings
+from editbench.errors import RunError
+from editbench.plugins.manager import PluginManager
+from editbench.requests import ConflictPolicy
+
+if TYPE_CHECKING:
+    from editbench.results.row import Row
+    from editbench.runner import Trial
+
+_EXAMPLES = """\b
+Examples:
+  editbench run
+  editbench run --model gpt2-xl --dataset counterfact --n-edits 1000 --n-edits 10000
+  editbench run --dataset facts=mine.jsonl --model ./llama --out runs/llama
+  editbench run --set memit.preservation_weight=100 --set memit.preservation_weight=1000
+  editbench run --out runs/llama --resume ...   (with the options of that run)
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option(
+    "--editor",
+    "editors",
+    multiple=True,
+    default=["memit"],
+    show_default=True,
+    metavar="NAME",
+    help="How to edit. The unedited model is always measured too.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["atlas"],
+    show_default=True,
+    metavar="NAME",
+    help="Short name, hub name or folder.",
+)
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    default=["atlas"],
+    show_default=True,
+    metavar="NAME[=PATH]",
+    help="What to write and how to judge it; without a path, what the dataset itself knows of.",
+)
+@click.option(
+    "--n-edits",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"How many facts to write at once. [default: {DEFAULT_N_EDITS}, or all if fewer]",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=int,
+    default=[0],
+    show_default=True,
+    metavar="N",
+    help="Of every random choice.",
+)
+@click.option(
+    "--sample",
+    type=click.Choice(["first", "shuffled"]),
+    default="first",
+    show_default=True,
+    help="Take the dataset's first facts, or draw them with the seed.",
+)
+@click.option(
+    "--set",
+    "set_options",
+    multiple=True,
+    metavar="EDITOR.FIELD=VALUE",
+    help="One hyperparameter; wins over --config.",
+)
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    metavar="[EDITOR=]FILE",
+    help="An editor's hyperparameters: a flat YAML or JSON file.",
+)
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="NAME[,NAME]",
+    help="What to measure; by default what is meant for the dataset.",
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(CONFLICT_POLICIES),
+    default="error",
+    show_default=True,
+    help="What to do with facts that contradict each other.",
+)
+@click.option("--out", type=out_path, metavar="DIR", help="The run folder. [default: runs/<time>]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
+@editor_input_options
+@loading_options
+@quiet_option
+@click.pass_context
+def run(
+    context: click.Context,
+    editors: tuple[str, ...],
+    models: tuple[str, ...],
+    datasets: tuple[str, ...],
+    n_edits: tuple[int, ...],
+    seeds: tuple[int, ...],
+    sample: Literal["first", "shuffled"],
+    set_options: tuple[str, ...],
+    config_files: tuple[str, ...],
+    metrics: tuple[str, ...],
+    on_conflict: ConflictPolicy,
+    out: Path | None,
+    resume: bool,
+    inputs: EditorInputs,
+    loading: ModelLoading,
+    quiet: bool,
+) -> None:
+    """Edit models, and measure the edits.
+
+    Without options: MEMIT writes 100 facts into the embedded model. Editors, models, datasets,
+    numbers of edits, seeds, configurations and values of a hyperparameter can be given more than
+    once: every combination becomes a trial. A trial that fails is reported, and the others go on.
+
+    Hyperparameters are a model's published ones, or derived ones where there are none (the run
+    says so); --config overrides them, and --set overrides both.
+
+    Results are kept in a folder, trial by trial; 'editbench report' shows them again.
+    """
+    plugins = context.find_object(PluginManager)
+    assert plugins is not None
+    editor_types = {name: plugins.get_editor(name) for name in editors}
+    settings = read_settings(editor_types, config_files, set_options)
+    chosen_metrics = find_metrics(metrics, plugins)
+    folder = _choose_folder(out, resume=resume)
+    sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
+    with (
+        ProgressDisplay(quiet=quiet) as display,
+        telling_what_is_kept(lambda: _describe_interruption(folder)),
+    ):
+        sizes = {
+            id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
+        }
+        from editbench.runner import grid, run_grid
+
+        editables = [loading.load(name, plugins) for name in dict.fromkeys(models)]
+        configured = {
+            id(model): configure_editors(model, editor_types, settings, display)
+            for model in editables
+        }
+        for model in editables:
+            if (remark := inputs.remark_on_corpus(model)) and set(editors) != {"unedited"}:
+                display.say(remark)
+        if inputs.second_moments is not None:
+            for model in editables:
+                check_second_moments(model, configured[id(model)], inputs.second_moments)
+        trials = [
+            trial
+            for source in sources
+            for trial in grid(
+                models=editables,
+                datasets=[source],
+                editors=lambda model: configured[id(model)],
+                metrics=lambda dataset: chosen_metrics or default_metrics(dataset, plugins),
+                n_edits=sizes[id(source)],
+                seeds=tuple(dict.fromkeys(seeds)),
+                sample=sample,
+                on_conflict=on_conflict,
+                inputs=lambda model, dataset: inputs.for_runner(model),
+            )
+        ]
+        display.say(f"Run folder: {folder} ({len(trials)} trials)")
+        summary = run_grid(
+            trials,
+            folder,
+            resume=resume,
+            cache=inputs.cache,
+            provenance={"command": sys.argv},
+            on_progress=display,
+            on_trial_finished=lambda trial, rows: _tell_plugins(plugins, trial, rows, display),
+        )
+    for warning in summary.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    from editbench.results.report import summarize
+
+    click.echo(format_table(summarize([folder])), nl=False)
+    click.echo(f"Results: {folder}")
+    if summary.failures:
+        context.exit(SOME_FAILED)
+
+
+def _choose_folder(out: Path | None, *, resume: bool) -> Path:
+    if out is None and resume:
+        raise RunError("--resume: which run? Name its folder with --out DIR.")
+    if out is not None and not resume and (out / "run.json").exists():
+        raise RunError(
+            f"open run: the folder holds a run already, got {str(out)!r}. Choose another folder, "
+            "or give --resume to go on with it."
+        )
+    return out or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}"
+
+
+def _tell_plugins(
+    plugins: PluginManager, trial: "Trial", rows: "Sequence[Row]", display: ProgressDisplay
+) -> None:
+    for failure in plugins.trial_finished(trial, rows):
+        display.say(f"Warning: {failure}")
+
+
+def _describe_interruption(folder: Path) -> str:
+    from editbench.results.store import finished_trials, read_manifest
+
+    if not (folder / "run.json").exists():
+        return "Interrupted before the first trial: no run was begun."
+    manifest = read_manifest(folder)
+    n_finished = len(finished_trials(folder, manifest))
+    return (
+        f"Interrupted: {n_finished} of {len(manifest.trials)} trials are finished and kept in "
+        f"{folder}. Go on with the same options and --out {folder} --resume."
+    )

@@ -1,0 +1,188 @@
+"""Editors' hyperparameters as the command line gives them: ``--config`` and ``--set``."""
+
+import functools
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editbench.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from editbench.editors.base import Editor, EditorConfig
+    from editbench.models.editable import EditableModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of values for one editor: a point of the grid.
+
+    Attributes:
+        source: Where `file_values` come from; empty if there is no file.
+        file_values: Fields of the configuration file.
+        set_values: Fields of ``--set``; they win.
+    """
+
+    source: str = ""
+    file_values: Mapping[str, Any] = field(default_factory=dict)
+    set_values: Mapping[str, Any] = field(default_factory=dict)
+
+    def configure(
+        self, editor: "type[Editor]", model: "EditableModel"
+    ) -> "tuple[EditorConfig, str]":
+        """Complete the values with the editor's defaults for `model`.
+
+        Returns:
+            The configuration, and where the values that nobody gave come from.
+
+        Raises:
+            ConfigError: A value is invalid; the message says which and where it stands.
+        """
+        config, origin = editor.default_config(model)
+        if self.file_values:
+            config = config.updated_from_file(self.file_values, self.source)
+        if self.set_values:
+            config = config.updated(self.set_values, "--set")
+        return config, origin
+
+
+def read_settings(
+    editors: "Mapping[str, type[Editor]]", config_files: Sequence[str], set_options: Sequence[str]
+) -> dict[str, list[Setting]]:
+    """Work out the grid of settings of each chosen editor.
+
+    Several files for one editor, or several values for one field, span a grid.
+
+    Args:
+        editors: The chosen editors, by name.
+        config_files: Values of ``--config``: ``FILE``, or ``EDITOR=FILE``.
+        set_options: Values of ``--set``: ``EDITOR.FIELD=VALUE``, the value in YAML.
+
+    Returns:
+        The settings of each editor; one that is empty where nothing is set.
+
+    Raises:
+        ConfigError: A file or option is malformed, or names an editor or field that is not there.
+    """
+    files: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for option in config_files:
+        name, path = _assign_file(option, editors)
+        values = read_config_file(path)
+        _check_fields(values, editors[name], str(path))
+        files.setdefault(name, []).append((str(path), values))
+    sets: dict[str, dict[str, list[Any]]] = {}
+    for option in set_options:
+        name, field_name, value = _parse_set_option(option, editors)
+        alternatives = sets.setdefault(name, {}).setdefault(field_name, [])
+        if value not in alternatives:
+            alternatives.append(value)
+    return {name: list(_span(files.get(name), sets.get(name, {}))) for name in editors}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a flat mapping from a YAML or JSON file.
+
+    Raises:
+        ConfigError: The file is missing, or holds something else.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--config: cannot read the file, got {str(path)!r} ({error}). Check the path."
+        ) from error
+    try:
+        pairs = _read_json_pairs(text) if path.suffix == ".json" else _read_yaml_pairs(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: is neither YAML nor JSON: {error}") from error
+    if pairs is None or not all(isinstance(name, str) for name, _ in pairs):
+        raise ConfigError(
+            f"{path}: expected a flat mapping of fields to values, got {text[:40]!r}."
+        )
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ConfigError(f"{path}: field '{name}' stands twice. Remove one of them.")
+        values[name] = value
+    return values
+
+
+def _read_json_pairs(text: str) -> list[tuple[str, Any]] | None:
+    content = json.loads(text, object_pairs_hook=_Pairs)
+    return list(content) if isinstance(content, _Pairs) else None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands, repetitions included."""
+
+
+def _read_yaml_pairs(text: str) -> list[tuple[str, Any]] | None:
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        construct = functools.partial(loader.construct_object, deep=True)
+        return [(construct(name), construct(value)) for name, value in node.value]
+    finally:
+        loader.dispose()
+
+
+def _span(
+    files: "list[tuple[str, dict[str, Any]]] | None", sets: Mapping[str, Sequence[Any]]
+) -> Iterable[Setting]:
+    combinations = itertools.product(*sets.values())
+    for (source, values), chosen in itertools.product(files or [("", {})], combinations):
+        yield Setting(source, values, dict(zip(sets, chosen, strict=True)))
+
+
+def _assign_file(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[str, Path]:
+    name, separator, path = option.partition("=")
+    if separator and name in editors:
+        return name, Path(path)
+    configurable = [name for name, editor in editors.items() if editor.config_type.model_fields]
+    if len(configurable) != 1:
+        raise ConfigError(
+            f"--config: which editor is it for? Got {option!r} with editors "
+            f"{_enumerate(configurable)}. Write --config EDITOR=FILE."
+        )
+    return configurable[0], Path(option)
+
+
+def _parse_set_option(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[str, str, Any]:
+    import yaml
+
+    place, separator, text = option.partition("=")
+    name, dot, field_name = place.strip().rpartition(".")
+    if not separator or not dot:
+        raise ConfigError(
+            f"--set: got {option!r}; expected EDITOR.FIELD=VALUE, "
+            "such as memit.preservation_weight=15000."
+        )
+    if name not in editors:
+        raise ConfigError(
+            f"--set: editor '{name}' is not part of this command, got {option!r}; expected one of "
+            f"{_enumerate(editors)}."
+        )
+    _check_fields([field_name], editors[name], f"--set {option}")
+    try:
+        return name, field_name, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set: the value is not YAML, got {option!r}.") from error
+
+
+def _check_fields(names: Iterable[str], editor: "type[Editor]", source: str) -> None:
+    known = editor.config_type.model_fields
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{source}: {UnknownNameError('field', name, known)}")
+
+
+def _enumerate(names: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,213 @@
+"""ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.editors.parts.borrowed_weights import growing_update
+from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.parts.offset_forward import OffsetSite
+from editbench.editors.parts.projection_reading import read_projection
+from editbench.editors.parts.second_moments import obtain_second_moments
+from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_optimizer import FinishedTarget, TargetOptimizer, TargetTask
+from editbench.editors.parts.target_settings import TargetSettings
+from editbench.edits.edit import Edit
+from editbench.edits.weight_edit import WeightEdit
+from editbench.errors import SecondMomentError
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+from memit_core import (
+    FactorizedSecondMoment,
+    MemitCoreError,
+    UpdateFactors,
+    solve_equality_factors,
+)
+
+STAGE = "edits"
+
+
+class RomeConfig(TargetSettings):
+    """Every number of ROME's algorithm; in brackets the reference's names."""
+
+    layer: int = Field(ge=0, description="the layer that is written to (layers)")
+    n_steps: int = Field(
+        default=20,
+        ge=1,
+        description="iterations of the optimizer; the last one only measures (v_num_grad_steps)",
+    )
+    clamp_factor: float = Field(
+        default=4.0, gt=0, description="‖δ‖ ≤ factor·‖m‖, m the MLP's output (clamp_norm_factor)"
+    )
+    keys: Literal["consistent", "reference"] = Field(
+        default="consistent",
+        description="consistent: the mean key over prefixes throughout; reference: the mean key "
+        "for the update's direction, but the bare prompt's for its size",
+    )
+    n_context_prefixes: int = Field(
+        default=10, ge=0, description="prefixes sampled of each length, besides the bare prompt"
+    )
+    context_prefix_lengths: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(5, 10),
+        description="tokens of the sampled prefixes (context_template_length_params)",
+    )
+    second_moment_tokens: int = Field(
+        default=100_000, ge=1, description="tokens of ordinary text that C is the mean over"
+    )
+
+
+def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
+    """Hyperparameters for a model that none were published for.
+
+    The layer lies at a third of the depth, as published (GPT-2 XL 17 of 48, large 12 of 36, medium
+    8 of 24, GPT-NeoX 15 of 44; GPT-J's 5 of 28 is lower). The learning rate is relative to ‖m‖, and
+    such that the optimizer's 19 steps can just reach the bound of 4‖m‖.
+    """
+    return {
+        "layer": min(n_layers - 1, round(n_layers / 3)),
+        "learning_rate": 0.2,
+        "learning_rate_unit": "relative",
+        "second_moment_tokens": max(25_000, 10 * d_key),
+    }
+
+
+class Rome(Editor):
+    """Rank-one model editing.
+
+    For each fact in turn, on the model as edited so far: an offset δ on the MLP's output m at the
+    subject's last token is optimized until the model says the target; then the weight gets the
+    rank-one update that makes its output m + δ for the fact's key k, and moves the values of
+    ordinary keys least: Δ = (m + δ − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k) (ROME, Eqn 2).
+
+    k is the mean over context prefixes. The reference implementation takes it for C⁻¹k alone, and
+    the bare prompt's key and value for W k and for the other k in the denominator, so that neither
+    key maps to m + δ exactly; where the two keys differ much, the update becomes very large and
+    the model collapses (Gupta et al., 2024, arXiv 2403.07175). ``keys="reference"`` does the same.
+
+    What has been optimized is kept in the cache under everything that led to it, the earlier
+    requests included: a longer list of requests reuses what a shorter one with the same beginning
+    has computed.
+    """
+
+    name: ClassVar[str] = "rome"
+    config_type: ClassVar[type[EditorConfig]] = RomeConfig
+    config: RomeConfig
+
+    @classmethod
+    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
+        """Published hyperparameters where there are any; else derived from depth and width."""
+        if model.spec is not None and cls.name in model.spec.defaults:
+            return super().default_config(model)
+        depth = model.architecture.n_layers
+        derived = derive_rome_defaults(depth, model.d_key(0))
+        note = (
+            f"derived from {depth} layers and {model.d_key(0)} key dimensions: none are "
+            f"published for '{model.name}', so tune them before you rely on the result"
+        )
+        return RomeConfig.parse(derived, "derived defaults"), note
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        """Compute the edit; see `Editor.edit`."""
+        config = self.config
+        site = OffsetSite.mlp_output(model, config.layer)
+        prefixes = resources.context_prefixes or _sample_prefixes(model, config, resources.seed)
+        moments = obtain_second_moments(
+            model, (config.layer,), config.second_moment_tokens, resources
+        )
+        moment = moments[config.layer]
+        second_moment = _factorize(moment.to(model.device), config.layer)
+        cache = TargetCache(resources.cache)
+        cache_keys = cache.chained_keys(model, requests, config, prefixes.flat, moment)
+        known = cache.read(cache_keys)
+        optimizer = TargetOptimizer(model, site, config, replay=True)
+        weight_name = model.architecture.weight_name(site.module)
+        targets: list[FinishedTarget] = []
+        updates: list[UpdateFactors] = []
+        with growing_update(model, weight_name) as add_to_weight:
+            for index, request in enumerate(requests):
+
+                def on_step(step: int, n_finished: int, loss: float, index: int = index) -> None:
+                    resources.report_progress(STAGE, index, len(requests), f"loss {loss:.3f}")
+
+                rows = ("", *prefixes.flat)
+                reading = read_projection(model, request, rows, config.layer)
+                if index not in known:
+                    task = TargetTask.of(model.tokens, index, request, prefixes.flat)
+                    (known[index],) = optimizer.run([task], reading.values[:1], on_step)
+                    cache.write({cache_keys[index]: known[index]})
+                target = known[index].state.to(model.device)
+                update = self._solve(reading.keys, reading.values, target, second_moment)
+                add_to_weight(update)
+                targets.append(known[index])
+                updates.append(UpdateFactors(update.left.cpu(), update.right.cpu()))
+                loss = known[index].loss
+                resources.report_progress(STAGE, index + 1, len(requests), f"loss {loss:.3f}")
+        return WeightEdit.build(
+            model,
+            editor=self.name,
+            config=config,
+            requests=requests,
+            updates={weight_name: _stack(updates)} if updates else {},
+            extra={
+                "context_prefixes": [list(group) for group in prefixes.groups],
+                "target_loss": _mean([target.loss for target in targets]),
+                "target_steps": _mean([target.n_steps for target in targets]),
+                "replay_failure": optimizer.replay_failure,
+            },
+        )
+
+    def _solve(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        target: Tensor,
+        second_moment: FactorizedSecondMoment,
+    ) -> UpdateFactors:
+        """The rank-one update; row 0 of `keys` and `values` is the bare prompt, then prefixes."""
+        mean_key = keys[1:].double().mean(dim=0)
+        if self.config.keys == "consistent":
+            residual = target.double() - values[1:].double().mean(dim=0)
+            return solve_equality_factors(mean_key[None], residual[None], second_moment)
+        residual = target.double() - values[0].double()
+        factors = solve_equality_factors(mean_key[None], residual[None], second_moment)
+        # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
+        return UpdateFactors(factors.left, factors.right / (keys[0].double() @ factors.right))
+
+
+def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> ContextPrefixes:
+    texts: list[str] = []
+    for index, length in enumerate(config.context_prefix_lengths):
+        sampled = sample_context_prefixes(
+            model,
+            n_prefixes=config.n_context_prefixes,
+            length=length,
+            seed=seed + index * config.n_context_prefixes,
+        )
+        texts += [text for text in sampled.flat if text]
+    groups = (("",), tuple(dict.fromkeys(texts)))
+    return ContextPrefixes(tuple(group for group in groups if group))
+
+
+def _factorize(moment: Tensor, layer: int) -> FactorizedSecondMoment:
+    try:
+        return FactorizedSecondMoment(moment)
+    except MemitCoreError as error:
+        raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
+
+
+def _stack(updates: Sequence[UpdateFactors]) -> UpdateFactors:
+    """The sum of updates, as one of higher rank."""
+    return UpdateFactors(
+        torch.cat([update.left for update in updates], dim=1),
+        torch.cat([update.right for update in updates], dim=1),
+    )
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return round(sum(numbers) / len(numbers), 4) if numbers else None

@@ -1,0 +1,56 @@
+"""What ships with editbench, registered through the same hooks that a third party uses.
+
+Imports stand inside the hooks: nothing heavy is loaded before somebody asks for it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from editbench.plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
+    from editbench.editors.base import Editor
+    from editbench.metrics.base import Metric
+    from editbench.models.spec import ModelSpec
+
+
+@hookimpl
+def editbench_register_editors() -> "Sequence[type[Editor]]":
+    """Register the editors that ship with editbench."""
+    from editbench.editors.finetune import FineTune
+    from editbench.editors.memit import Memit
+    from editbench.editors.rome import Rome
+    from editbench.editors.unedited import Unedited
+
+    return [Unedited, Memit, Rome, FineTune]
+
+
+@hookimpl
+def editbench_register_datasets() -> "Sequence[type[Dataset]]":
+    """Register the datasets that ship with editbench."""
+    from editbench.datasets.counterfact import CounterFact, CounterFactFull
+    from editbench.datasets.facts import Facts
+    from editbench.datasets.zsre import ZsRE
+    from editbench.plugins.atlas import AtlasDataset
+
+    return [AtlasDataset, CounterFact, CounterFactFull, ZsRE, Facts]
+
+
+@hookimpl
+def editbench_register_metrics() -> "Sequence[type[Metric]]":
+    """Register the metrics that ship with editbench."""
+    from editbench.metrics.accuracy import Accuracy
+    from editbench.metrics.success import Success
+    from editbench.metrics.token_accuracy import TokenAccuracy
+
+    return [Success, Accuracy, TokenAccuracy]
+
+
+@hookimpl
+def editbench_register_models() -> "Sequence[ModelSpec]":
+    """Register the models that editbench knows by a short name."""
+    from editbench.models.builtin_specs import BUILTIN_SPECS
+    from editbench.plugins.atlas import ATLAS
+
+    return [ATLAS, *BUILTIN_SPECS]

@@ -1,0 +1,232 @@
+"""Which plugins are there, what they register, and what is wrong with those that fail."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from editbench.errors import PluginError, UnknownNameError
+from editbench.plugins import builtin, hookspecs
+from editbench.plugins.registry import Kind, Registration, register, reject_duplicates
+
+if TYPE_CHECKING:
+    import click
+
+    from editbench.datasets.base import Dataset
+    from editbench.editors.base import Editor
+    from editbench.metrics.base import Metric
+    from editbench.models.spec import ModelSpec
+    from editbench.results.row import Row
+    from editbench.runner import Trial
+
+ENTRY_POINT_GROUP = "editbench"
+DISABLE_VARIABLE = "EDITBENCH_DISABLE_PLUGINS"
+BUILTIN = "builtin"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginFailure:
+    """A third-party plugin that could not be loaded, or one of whose hooks failed.
+
+    Attributes:
+        plugin: The entry point's name.
+        distribution: The installed distribution that it belongs to, where known.
+        error: What was raised, with its traceback.
+    """
+
+    plugin: str
+    distribution: str | None
+    error: BaseException
+
+    def __str__(self) -> str:
+        origin = f" ({self.distribution})" if self.distribution else ""
+        kind = "" if isinstance(self.error, PluginError) else type(self.error).__name__
+        reason = ": ".join(part for part in (kind, str(self.error)) if part)
+        return f"plugin '{self.plugin}'{origin} failed: {reason}"
+
+
+class PluginManager:
+    """Loads plugins, and looks up by name what they register.
+
+    Built-ins are registered first, through the same hooks. A third-party plugin that fails is set
+    aside and kept in `failures`; everything else goes on working.
+
+    Args:
+        plugins: Entry points of third-party plugins, loaded in this order.
+        disabled: Names of entry points to leave out; ``*`` leaves out all of them.
+    """
+
+    def __init__(self, plugins: Iterable[EntryPoint] = (), *, disabled: Iterable[str] = ()) -> None:
+        self._pluggy = pluggy.PluginManager("editbench")
+        self._pluggy.add_hookspecs(hookspecs)
+        self._pluggy.register(builtin, name=BUILTIN)
+        self._pluggy.check_pending()
+        self._plugins: dict[str, str | None] = {BUILTIN: "editbench"}
+        self._failures: list[PluginFailure] = []
+        self._registrations: dict[Kind, list[Registration]] = {}
+        blocked = set(disabled)
+        for plugin in plugins:
+            if not blocked & {plugin.name, "*"}:
+                self._load(plugin)
+
+    @property
+    def plugins(self) -> Mapping[str, str | None]:
+        """The plugins that loaded, in order, each with the distribution that it came in."""
+        return dict(self._plugins)
+
+    @property
+    def failures(self) -> Sequence[PluginFailure]:
+        """What went wrong with third-party plugins so far.
+
+        One whose import fails is here from the start; one whose hook fails, from the first time
+        that the hook is called.
+        """
+        return tuple(self._failures)
+
+    def registrations(self, kind: Kind) -> Sequence[Registration]:
+        """All that is registered of one kind, built-ins first.
+
+        Raises:
+            PluginError: Two plugins registered the same name.
+        """
+        if kind not in self._registrations:
+            collected: list[Registration] = []
+            for implementation in self._implementations(f"editbench_register_{kind}"):
+                with self._setting_aside(implementation.plugin_name):
+                    returned = implementation.function()
+                    collected += register(kind, returned, implementation.plugin_name)
+            self._registrations[kind] = collected
+        reject_duplicates(kind, self._registrations[kind])
+        return self._registrations[kind]
+
+    def editors(self) -> "dict[str, type[Editor]]":
+        """The known editors, by name."""
+        return self._by_name("editors")
+
+    def datasets(self) -> "dict[str, type[Dataset]]":
+        """The known datasets, by name."""
+        return self._by_name("datasets")
+
+    def metrics(self) -> "dict[str, type[Metric]]":
+        """The known metrics, by name."""
+        return self._by_name("metrics")
+
+    def models(self) -> "dict[str, ModelSpec]":
+        """The models that have a short name."""
+        return self._by_name("models")
+
+    def get_editor(self, name: str) -> "type[Editor]":
+        """Look up an editor; raises `UnknownNameError` with the nearest name."""
+        return self._look_up("editor", self.editors(), name)
+
+    def get_dataset(self, name: str) -> "type[Dataset]":
+        """Look up a dataset; raises `UnknownNameError` with the nearest name."""
+        return self._look_up("dataset", self.datasets(), name)
+
+    def get_metric(self, name: str) -> "type[Metric]":
+        """Look up a metric; raises `UnknownNameError` with the nearest name."""
+        return self._look_up("metric", self.metrics(), name)
+
+    def add_commands(self, cli: "click.Group") -> None:
+        """Let plugins add commands to `cli`; one that fails leaves no command behind."""
+        for implementation in self._implementations("editbench_register_commands"):
+            before = dict(cli.commands)
+            with self._setting_aside(implementation.plugin_name):
+                try:
+                    _call(implementation, cli=cli)
+                    taken = [name for name in before if cli.commands.get(name) is not before[name]]
+                    if taken:
+                        raise PluginError(
+                            f"editbench_register_commands: the command '{taken[0]}' exists already."
+                        )
+                except BaseException:
+                    cli.commands.clear()
+                    cli.commands.update(before)
+                    raise
+
+    def trial_finished(self, trial: "Trial", rows: "Sequence[Row]") -> Sequence[PluginFailure]:
+        """Tell plugins that a trial has finished; returns the failures among them."""
+        n_known = len(self._failures)
+        for implementation in self._implementations("editbench_trial_finished"):
+            with self._setting_aside(implementation.plugin_name):
+                _call(implementation, trial=trial, rows=rows)
+        return tuple(self._failures[n_known:])
+
+    def _by_name(self, kind: Kind) -> dict[str, Any]:
+        return {found.name: found.value for found in self.registrations(kind)}
+
+    def _look_up(self, noun: str, known: Mapping[str, T], name: str) -> T:
+        if name not in known:
+            error = UnknownNameError(noun, name, known)
+            for failure in self._failures:
+                error.add_note(f"It may belong to a plugin that is out of order: {failure}")
+            raise error
+        return known[name]
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        return list(getattr(self._pluggy.hook, hook).get_hookimpls())
+
+    def _load(self, entry_point: EntryPoint) -> None:
+        name = entry_point.name
+        distribution = entry_point.dist.name if entry_point.dist else None
+        with self._setting_aside(name, distribution):
+            if self._pluggy.has_plugin(name):
+                raise PluginError(f"a plugin called '{name}' is loaded already.")
+            plugin = entry_point.load()
+            self._pluggy.register(plugin, name=name)
+            try:
+                self._check_hooks(plugin)
+            except PluginError:
+                self._pluggy.unregister(plugin)
+                raise
+            self._plugins[name] = distribution
+
+    def _check_hooks(self, plugin: object) -> None:
+        callers = self._pluggy.get_hookcallers(plugin) or []
+        try:
+            self._pluggy.check_pending()
+        except pluggy.PluginValidationError as error:
+            unknown = next(caller.name for caller in callers if not caller.has_spec())
+            raise PluginError(str(UnknownNameError("hook", unknown, hookspecs.HOOKS))) from error
+        if not callers:
+            raise PluginError(
+                "it implements no hook. Decorate its functions with editbench.plugins.hookimpl."
+            )
+        for caller in callers:
+            for found in caller.get_hookimpls():
+                if found.plugin is plugin and (found.wrapper or found.hookwrapper):
+                    raise PluginError(f"{caller.name}: hook wrappers are not supported.")
+
+    @contextmanager
+    def _setting_aside(self, plugin: str, distribution: str | None = None) -> Iterator[None]:
+        """Keep what a third-party plugin raises; a built-in that raises is a defect."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if plugin == BUILTIN:
+                raise
+            distribution = distribution or self._plugins.get(plugin)
+            self._failures.append(PluginFailure(plugin, distribution, error))
+
+
+def load_plugins(environment: Mapping[str, str] = os.environ) -> PluginManager:
+    """Load the plugins that are installed here.
+
+    Args:
+        environment: Where ``EDITBENCH_DISABLE_PLUGINS`` is looked up: a comma-separated list of
+            plugins to leave out, or ``*`` for all but the built-ins.
+    """
+    disabled = (name.strip() for name in environment.get(DISABLE_VARIABLE, "").split(","))
+    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda plugin: plugin.name)
+    return PluginManager(found, disabled=disabled)
+
+
+def _call(implementation: pluggy.HookImpl, **arguments: object) -> None:
+    """Pass an implementation the arguments that it asks for, as pluggy does."""
+    implementation.function(*(arguments[name] for name in implementation.argnames))

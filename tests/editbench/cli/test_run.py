@@ -1,0 +1,258 @@
+"""``editbench run`` and ``report``: a grid from options to rows, and going on with it."""
+
+import csv
+import io
+import json
+
+import click
+import pytest
+
+from editbench.editors.unedited import Unedited
+from editbench.plugins import hookimpl
+
+
+@pytest.fixture
+def on_facts(model_folder, facts_file):
+    return ["--model", model_folder, "--dataset", f"facts={facts_file}"]
+
+
+@pytest.fixture
+def nudge(invoke, on_facts, nudging):
+    """Runs the quick editor 'nudge' on the facts."""
+
+    def run(*arguments, plugins=()):
+        return invoke(
+            "run", "--editor", "nudge", *on_facts, *arguments, plugins=[nudging, *plugins]
+        )
+
+    return run
+
+
+def read_json(invoke, folder):
+    result = invoke("report", folder, "--format", "json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_run_ends_with_the_table_and_the_folder(invoke, on_facts, memit_options):
+    result = invoke("run", *on_facts, *memit_options, "--out", "here")
+    assert result.exit_code == 0, result.output
+    first, second, *lines, last = result.stdout.splitlines()
+    assert first.startswith("Settings of memit on ")
+    assert "derived from 4 layers" in first
+    assert second == "Run folder: here (2 trials)"
+    assert last == "Results: here"
+    assert any("memit" in line and "±" in line for line in lines)
+    assert any("unedited" in line and "±" in line for line in lines)
+    assert result.stderr == ""
+
+
+def test_report_has_what_the_contract_says(invoke, nudge):
+    assert nudge("--out", "here", "--seed", 3).exit_code == 0
+    lines = read_json(invoke, "here")
+    assert {line["editor"] for line in lines} == {"nudge", "unedited"}
+    metrics = ["efficacy_success", "paraphrase_success", "neighborhood_success", "score"]
+    metrics += [name.replace("success", "accuracy") for name in metrics[:3]] + ["accuracy_score"]
+    for editor in ("nudge", "unedited"):
+        own = {line["metric"]: line for line in lines if line["editor"] == editor}
+        assert list(own) == metrics
+        for line in own.values():
+            assert (line["n_edits"], line["seed"], line["n"], line["dataset"]) == (6, 3, 6, "facts")
+            assert 0 <= line["ci_low"] <= line["value"] <= line["ci_high"] <= 100
+
+
+def test_report_as_csv_and_into_a_file(invoke, nudge, tmp_path):
+    nudge("--out", "here")
+    lines = read_json(invoke, "here")
+    text = invoke("report", "here", "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [float(row["value"]) for row in rows] == [line["value"] for line in lines]
+    result = invoke("report", "here", "--format", "csv", "--output", "table.csv")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "table.csv").read_text() == text
+    invoke("report", "here", "--output", "table.txt")
+    assert "nudge" in (tmp_path / "table.txt").read_text()
+
+
+def test_every_repeated_option_spans_the_grid(invoke, nudge):
+    result = nudge(
+        "--out", "grid", "--n-edits", 2, "--n-edits", 3, "--seed", 0, "--seed", 1,
+        "--set", "nudge.size=0.5", "--set", "nudge.size=0.6",
+        "--metrics", "success", "--sample", "shuffled",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    lines = [line for line in read_json(invoke, "grid") if line["metric"] == "score"]
+    trials = {(each["editor"], each["n_edits"], each["seed"], each["variant"]) for each in lines}
+    variants = {variant for editor, *_, variant in trials if editor == "nudge"}
+    assert variants == {"size=0.5", "size=0.6"}
+    assert len(trials) == len(lines) == 2 * 2 * (2 + 1)  # sizes × seeds × (settings + unedited)
+
+
+def test_several_models_and_datasets_are_a_grid_too(
+    invoke, on_facts, other_model_folder, facts_file, tmp_path
+):
+    zsre = [{"subject": "Ana", "src": "What does Ana do?", "rephrase": "Ana's job?",
+             "answers": ["fish"], "loc": "nq question: who", "loc_ans": "Elif"}]  # fmt: skip
+    (tmp_path / "zsre.json").write_text(json.dumps(zsre))
+    result = invoke(
+        "run", *on_facts, "--model", other_model_folder, "--dataset", "zsre=zsre.json",
+        "--editor", "unedited", "--out", "here",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    lines = read_json(invoke, "here")
+    assert len({(line["model"], line["dataset"], line["n_edits"]) for line in lines}) == 4
+    metrics = {line["metric"] for line in lines if line["dataset"] == "zsre"}
+    assert "efficacy_accuracy" in metrics
+    assert "efficacy_success" not in metrics  # zsRE's own metric is taken
+
+
+def test_run_in_the_default_folder(invoke, nudge, tmp_path):
+    result = nudge("--n-edits", 2)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert result.stdout.splitlines()[-1] == f"Results: runs/{folder.name}"
+    assert {line["n_edits"] for line in read_json(invoke, folder)} == {2}
+
+
+def test_folder_that_holds_a_run_is_refused(nudge, refuses, on_facts, nudging):
+    few = ["--n-edits", 2, "--out", "here", "--metrics", "success"]
+    nudge(*few)
+    few = ["run", "--editor", "nudge", *on_facts, *few]
+    refuses(*few, plugins=[nudging], says=["the folder holds a run already", "--resume"])
+    other = ["--resume", "--seed", 1]
+    refuses(*few, *other, plugins=[nudging], says=["another configuration", "seed: got 1"])
+
+
+class FailsOnce(Unedited):
+    """Raises in its first trial, and works in the next."""
+
+    name = "fails-once"
+    raises: type[BaseException] = ValueError
+
+    def edit(self, model, requests, resources):
+        if type(self).raises is not None:
+            raised, type(self).raises = type(self).raises, None
+            raise raised("on purpose")
+        return super().edit(model, requests, resources)
+
+
+class FailingPlugin:
+    @hookimpl
+    def editbench_register_editors(self):
+        return [FailsOnce]
+
+
+@pytest.fixture
+def failing(make_plugin, monkeypatch):
+    def make(error):
+        monkeypatch.setattr(FailsOnce, "raises", error)
+        return [make_plugin("failing", FailingPlugin())]
+
+    return make
+
+
+def test_a_failed_trial_is_reported_and_the_others_go_on(invoke, nudge, failing):
+    options = ["--editor", "fails-once", "--out", "here"]
+    plugins = failing(ValueError)
+    result = nudge(*options, plugins=plugins)
+    assert result.exit_code == 1
+    assert "ValueError: on purpose" in result.stdout
+    assert {line["editor"] for line in read_json(invoke, "here")} == {"unedited", "nudge"}
+    result = nudge(*options, "--resume", plugins=plugins)
+    assert result.exit_code == 0, result.output
+    assert "fails-once" in {line["editor"] for line in read_json(invoke, "here")}
+
+
+def test_interrupt_keeps_what_is_finished_and_says_so(invoke, nudge, failing):
+    options = ["--editor", "fails-once", "--out", "here"]
+    plugins = failing(KeyboardInterrupt)
+    result = nudge(*options, plugins=plugins)
+    assert result.exit_code == 130
+    assert "Interrupted: 2 of 3 trials are finished and kept in here." in result.stderr
+    assert "--resume" in result.stderr
+    before = read_json(invoke, "here")
+    assert {line["editor"] for line in before} == {"unedited", "nudge"}
+    result = nudge(*options, "--resume", plugins=plugins)
+    assert result.exit_code == 0, result.output
+    after = read_json(invoke, "here")
+    assert [line for line in after if line["editor"] != "fails-once"] == before
+
+
+def test_interrupt_before_the_first_trial_leaves_nothing(nudge, monkeypatch, tmp_path):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("editbench.models.loading.load_model", interrupt)
+    result = nudge("--out", "here")
+    assert result.exit_code == 130
+    assert "no run was begun" in result.stderr
+    assert not (tmp_path / "here").exists()
+
+
+def test_conflicts_are_printed(invoke, model_folder, facts_file, nudging, tmp_path):
+    facts = facts_file.read_text().splitlines()
+    contradiction = json.loads(facts[0]) | {"target": "astronaut", "case_id": "contradiction"}
+    (tmp_path / "facts.jsonl").write_text("\n".join([*facts, json.dumps(contradiction)]))
+    options = ["--editor", "nudge", "--model", model_folder, "--dataset", "facts=facts.jsonl"]
+    options += ["--out", "here", "--on-conflict", "drop-all"]
+    result = invoke("run", *options, plugins=[nudging])
+    assert result.exit_code == 0, result.output
+    assert "Conflicts in 'facts' (drop-all): 1 group(s)" in result.stdout
+    assert "'astronaut' (contradiction)" in result.stdout
+    assert {line["n_edits"] for line in read_json(invoke, "here")} == {5}
+
+
+class Listener:
+    def __init__(self):
+        self.heard = []
+
+    @hookimpl
+    def editbench_trial_finished(self, trial, rows):
+        self.heard.append((trial.editor.name, {row.metric for row in rows}))
+        if trial.editor.name == "nudge":
+            raise RuntimeError("deaf")
+
+
+def test_plugins_hear_of_finished_trials(nudge, make_plugin):
+    listener = Listener()
+    options = ["--metrics", "success", "--out", "here"]
+    result = nudge(*options, plugins=[make_plugin("listener", listener)])
+    assert result.exit_code == 0
+    assert [name for name, _ in listener.heard] == ["unedited", "nudge"]
+    kinds = ("efficacy", "paraphrase", "neighborhood")
+    assert listener.heard[0][1] == {f"{kind}_success" for kind in kinds}
+    assert "Warning: plugin 'listener' failed: RuntimeError: deaf" in result.stdout
+    nudge(*options, "--resume", plugins=[make_plugin("listener", listener)])
+    assert len(listener.heard) == 2  # skipped trials are old news
+
+
+class Greeting:
+    @hookimpl
+    def editbench_register_commands(self, cli):
+        @cli.command()
+        def greet():
+            """Say hello."""
+            click.echo("hello")
+
+
+class Usurper:
+    @hookimpl
+    def editbench_register_commands(self, cli):
+        @cli.command()
+        def greet_too():
+            """Say hello too."""
+
+        @cli.command("run")
+        def usurp():
+            """Something else entirely."""
+
+
+def test_plugins_add_commands(invoke, make_plugin):
+    plugins = [make_plugin("usurper", Usurper()), make_plugin("greeting", Greeting())]
+    assert invoke("greet", plugins=plugins).stdout == "hello\n"
+    helped = invoke("--help", plugins=plugins).stdout
+    assert "Say hello." in helped
+    assert "Say hello too." not in helped
+    assert "Something else entirely" not in helped
+    listed = invoke("list", "metrics", plugins=plugins)
+    assert listed.exit_code == 2
+    assert "the command 'run' exists already" in listed.stderr

@@ -1,0 +1,62 @@
+"""The embedded world as a dataset, its text, and the model's entry."""
+
+from itertools import islice
+
+import pytest
+
+from editbench.editors.memit import Memit
+from editbench.errors import ConfigError
+from editbench.models.loading import load_model
+from editbench.plugins import PluginManager
+from editbench.plugins.atlas import ATLAS, AtlasDataset, atlas_corpus
+from editbench.requests import find_conflicts
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return AtlasDataset(None, tmp_path_factory.mktemp("cache"))
+
+
+def test_cases_can_all_be_edited_together_and_judged(dataset):
+    cases = dataset.cases()
+    assert len(cases) >= 1000
+    assert find_conflicts([case.request for case in cases]) == []
+    for case in cases:
+        assert {probe.kind for probe in case.probes} == {"efficacy", "paraphrase", "neighborhood"}
+        assert case.request.target != case.target_true
+    assert dataset.cases() is cases
+
+
+def test_fingerprint_is_that_of_the_cases(dataset, tmp_path, monkeypatch):
+    again = AtlasDataset(None, tmp_path)
+    assert again.fingerprint == dataset.fingerprint
+    fewer = AtlasDataset(None, tmp_path)
+    monkeypatch.setattr(fewer, "_cases", dataset.cases()[1:])
+    assert fewer.fingerprint != dataset.fingerprint
+
+
+def test_it_reads_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="it is embedded and reads no file"):
+        AtlasDataset(tmp_path, tmp_path)
+
+
+def test_text_can_be_read_more_than_once():
+    corpus = atlas_corpus()
+    texts = list(islice(corpus.texts(), 50))
+    assert all(texts)
+    assert texts == list(islice(corpus.texts(), 50))
+    assert atlas_corpus() == corpus
+
+
+def test_model_is_loaded_by_its_name_with_its_own_settings():
+    model = load_model("atlas", specs=PluginManager().models(), device="cpu")
+    assert model.spec is ATLAS
+    config, _ = Memit.default_config(model)
+    assert config.model_dump()["critical_layers"] == ATLAS.defaults["memit"]["critical_layers"]
+
+
+@pytest.mark.parametrize("name", ["atlas", "gpt2-xl", "gpt-j-6b", "gpt-neox-20b"])
+def test_published_settings_are_valid(name):
+    spec = PluginManager().models()[name]
+    assert Memit.config_type.parse(spec.defaults["memit"], name)
+    assert spec.defaults_source

@@ -1,0 +1,320 @@
+"""The documentation says what the code does: fields, names, commands, snippets and bounds."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from editbench.atlas import default_world
+from editbench.cli import group
+from editbench.cli.main import build_cli
+from editbench.cli.settings import read_settings
+from editbench.datasets import read_facts
+from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.edits.edit import EditCard
+from editbench.plugins import PluginManager
+from editbench.requests import EditRequest
+from editbench.results.manifest import MetricDescription, RunManifest, TrialDescription
+from editbench.results.report import SummaryLine
+from editbench.results.row import Row
+from editbench.results.store import TrialRecord
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "examples"} & set(page.parts))
+PLUGINS = PluginManager()
+CLI = build_cli(PLUGINS)
+NOT_PRODUCED_YET = {"generation_entropy", "reference_score", "perplexity"}
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def section(page: str, heading: str) -> str:
+    """What stands between a heading and the next one of any level."""
+    found = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", read(page), flags=re.DOTALL | re.MULTILINE
+    )
+    assert found, f"{page} has no section '{heading}'"
+    return found[1]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Every table as rows of cells, without header and rule."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not inside:
+                found.append([])
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return [rows[2:] for rows in found]
+
+
+def codes(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def first_column(rows: list[list[str]]) -> list[str]:
+    return [code for row in rows for code in codes(row[0])]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M
+    )
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+class TestConfiguration:
+    ROWS = tables(section("reference/configuration.md", "Fields"))[0]
+
+    def test_fields_stand_in_order(self) -> None:
+        assert first_column(self.ROWS) == list(MemitConfig.model_fields)
+
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+    def test_defaults(self, row: list[str]) -> None:
+        field = MemitConfig.model_fields[codes(row[0])[0]]
+        written = row[3]
+        if field.is_required():
+            assert written == "required"
+        else:
+            assert json.loads(written.strip("`")) == field.default
+
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+    def test_names_of_the_reference(self, row: list[str]) -> None:
+        description = MemitConfig.model_fields[codes(row[0])[0]].description or ""
+        stated = re.search(r"\((\w+_\w+|layers)\)$", description)
+        if stated:
+            assert codes(row[2]) == [stated[1]]
+
+    def test_example(self) -> None:
+        (example,) = blocks(DOCS / "reference/configuration.md", "yaml")
+        assert set(re.findall(r"^(\w+):", example, flags=re.M)) <= set(MemitConfig.model_fields)
+
+    def test_derived_defaults(self) -> None:
+        text = section("how-to/edit-your-own-model.md", 'What "derived defaults" means')
+        assert set(first_column(tables(text)[0])) == set(derive_memit_defaults(28, 4096)) - {
+            "learning_rate_unit"
+        }
+
+
+class TestMetrics:
+    def test_rows_scores_and_datasets(self) -> None:
+        documented = {
+            codes(name)[0]: (codes(rows), codes(score), set(codes(datasets)))
+            for name, rows, score, datasets in tables(read("reference/metrics.md"))[0]
+        }
+        assert documented == {
+            name: (
+                list(metric.produces),
+                list(metric.aggregates),
+                {
+                    dataset
+                    for dataset, kind in PLUGINS.datasets().items()
+                    if name in kind.default_metrics
+                },
+            )
+            for name, metric in PLUGINS.metrics().items()
+        }
+
+    def test_reserved_names(self) -> None:
+        (sentence,) = re.findall(r"The names (.*) are reserved", read("reference/metrics.md"))
+        assert set(codes(sentence)) == NOT_PRODUCED_YET
+        for metric in PLUGINS.metrics().values():
+            assert not NOT_PRODUCED_YET & {*metric.produces, *metric.aggregates}
+
+
+class TestModels:
+    def test_short_names(self) -> None:
+        names = first_column(tables(section("reference/models.md", "Short names"))[0])
+        assert set(names) == set(PLUGINS.models())
+
+    def test_hyperparameters(self) -> None:
+        text = section("reference/models.md", "Their hyperparameters")
+        header = next(line for line in text.splitlines() if line.startswith("|"))
+        names = codes(header)
+        configs = [
+            MemitConfig.parse(PLUGINS.models()[name].defaults["memit"], name).model_dump(
+                mode="json"
+            )
+            for name in names
+        ]
+        for row in tables(text)[0]:
+            (field,) = codes(row[0])
+            written = [json.loads(cell.strip("`")) for cell in row[1:]]
+            assert written == [config[field] for config in configs], field
+        stated = {field for name in names for field in PLUGINS.models()[name].defaults["memit"]}
+        assert stated <= set(first_column(tables(text)[0]))
+
+    def test_families(self) -> None:
+        """As many as the tests prove, no more and no fewer."""
+        source = (ROOT / "tests/editbench/conftest.py").read_text(encoding="utf-8")
+        (families,) = (
+            node.value
+            for node in ast.parse(source).body
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FAMILIES"
+        )
+        assert isinstance(families, ast.Dict)
+        rows = tables(section("reference/models.md", "How the parts are found"))[0]
+        documented = [code for row in rows for code in codes(row[1])]
+        assert documented == [ast.literal_eval(key) for key in families.keys if key is not None]
+
+
+class TestFileFormats:
+    PAGE = "reference/file-formats.md"
+
+    def test_facts(self) -> None:
+        assert first_column(tables(section(self.PAGE, "Facts"))[0]) == list(FIELDS)
+        assert len(COLUMNS) == 6
+        assert "only the first six fields" in section(self.PAGE, "Facts")
+
+    def test_card(self) -> None:
+        card = tables(section(self.PAGE, "Edit file"))[-1]
+        assert first_column(card) == list(EditCard.model_fields)
+
+    def test_manifest(self) -> None:
+        manifest, description = tables(section(self.PAGE, "run.json"))
+        assert first_column(manifest) == list(RunManifest.model_fields)
+        assert first_column(description) == list(TrialDescription.model_fields)
+        (metrics,) = (row for row in manifest if row[0] == "`metrics`")
+        assert codes(metrics[1]) == list(MetricDescription.model_fields)
+
+    def test_rows(self) -> None:
+        rows = tables(section(self.PAGE, "rows.jsonl"))[0]
+        assert first_column(rows) == [field.name for field in dataclasses.fields(Row)]
+
+    def test_trials(self) -> None:
+        trial = tables(section(self.PAGE, "trial.json"))[0]
+        assert first_column(trial) == list(TrialRecord.model_fields)
+
+    def test_report(self) -> None:
+        lines = tables(section(self.PAGE, "Report"))[0]
+        assert first_column(lines) == [field.name for field in dataclasses.fields(SummaryLine)]
+
+    @pytest.mark.parametrize(
+        ("page", "heading"),
+        [(PAGE, "Exit codes"), ("how-to/run-a-grid.md", "When it stops")],
+    )
+    def test_exit_codes(self, page: str, heading: str) -> None:
+        rows = tables(section(page, heading))[0]
+        stated = [int(row[0]) for row in rows]
+        assert stated == [0, group.SOME_FAILED, group.BAD_INPUT, group.INTERRUPTED]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for page in [*PAGES, *READMES]:
+        for block in blocks(page, "console"):
+            for line in block.splitlines():
+                if found := re.match(r"\$ (?:\S*/)?(editbench .*)", line):
+                    yield named(page), found[1]
+
+
+@pytest.mark.parametrize(("page", "line"), list(commands()))
+def test_commands_are_well_formed(page: str, line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    command = CLI.commands[name]
+    with (
+        click.Context(CLI, obj=PLUGINS) as parent,
+        command.make_context(name, arguments, parent=parent) as context,
+    ):
+        chosen = [s for s in context.params.get("set_options") or () if s.startswith("memit.")]
+        read_settings({"memit": Memit}, [], chosen)
+
+
+def snippets() -> Iterator[tuple[str, int, str]]:
+    for page in [*PAGES, *READMES]:
+        for number, block in enumerate(blocks(page, "python")):
+            yield named(page), number, block
+
+
+@pytest.mark.parametrize(("page", "number", "code"), list(snippets()))
+def test_imports_of_snippets_resolve(page: str, number: int, code: str) -> None:
+    ours = {"editbench", "memit_core"}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ours:
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize(
+    ("page", "numbers"),
+    [
+        ("docs/how-to/use-memit-core-alone.md", (0, 1, 2)),
+        ("docs/how-to/resolve-conflicts.md", (0,)),
+        ("README.md", (1,)),
+        ("packages/editbench/README.md", (0,)),
+    ],
+)
+def test_snippets_run(page: str, numbers: tuple[int, ...], capsys) -> None:
+    code = blocks(ROOT / page, "python")
+    names: dict[str, object] = {"__name__": "snippet"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for number in numbers:
+            exec(compile(code[number], page, "exec"), names)
+
+
+def shown_facts(page: str, folder: Path) -> list[EditRequest]:
+    (block,) = re.findall(r":class: facts\n\n(.*?)```", read(page), flags=re.DOTALL)
+    path = folder / "facts.jsonl"
+    path.write_text(block, encoding="utf-8")
+    return [case.request for case in read_facts(path)]
+
+
+def test_facts_can_be_read(tmp_path: Path) -> None:
+    assert len(shown_facts("how-to/edit-your-own-model.md", tmp_path)) == 1
+
+
+def test_the_tutorial_contradicts_what_atlas_knows(tmp_path: Path) -> None:
+    requests = shown_facts("tutorial/first-edit.md", tmp_path)
+    known = default_world().facts_of
+    for request in requests:
+        assert request.target not in {fact.object for fact in known[request.subject]}
+    _, _, neighbor = re.findall(r'^    "(.*) (?:works|earns)', read("tutorial/first-edit.md"), re.M)
+    assert "painter" in {fact.object for fact in known[neighbor]}
+
+
+def test_bounds_of_fidelity_are_asserted() -> None:
+    rows = tables(section("explanation/fidelity.md", "How it is checked"))[0]
+    path = ""
+    assert len(rows) > 5
+    for quantity, bound, test in rows:
+        path = path if test == "same" else codes(test)[0]
+        source = (ROOT / path).read_text(encoding="utf-8")
+        expected = f"< {bound}" if bound.startswith("1e") else ".equal("
+        if bound == "equal":
+            expected = "n_steps.tolist() =="
+        assert expected in source, f"{quantity}: {path} asserts no {expected}"
+
+
+def test_paths_in_explanations_exist() -> None:
+    for page in ("method", "suffix-replay"):
+        for line in read(f"explanation/{page}.md").splitlines():
+            if line.lstrip().startswith("→"):
+                for path in codes(line):
+                    name = Path(path).name
+                    assert list(ROOT.glob(f"packages/*/src/**/{name}")), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", READMES, ids=named)
+def test_links_of_readmes_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

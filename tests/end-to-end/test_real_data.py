@@ -1,0 +1,54 @@
+"""Real weights, a real tokenizer and real data, though the model knows none of the facts."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "metrics"),
+    [
+        (
+            "counterfact",
+            "counterfact/counterfact-700.json",
+            {
+                "efficacy_success",
+                "paraphrase_success",
+                "neighborhood_success",
+                "score",
+                "efficacy_accuracy",
+                "paraphrase_accuracy",
+                "neighborhood_accuracy",
+                "accuracy_score",
+            },
+        ),
+        (
+            "zsre",
+            "zsre/zsre-1000.json",
+            {
+                "efficacy_accuracy",
+                "paraphrase_accuracy",
+                "neighborhood_accuracy",
+                "accuracy_score",
+            },
+        ),
+    ],
+)
+def test_memit_on_a_model_with_bos_and_byte_fallback(
+    editbench, report, shared, cache, tmp_path, dataset: str, file: str, metrics: set[str]
+) -> None:
+    out = tmp_path / "run"
+    done = editbench(
+        "run",
+        *("--editor", "memit"),
+        *("--model", shared / "data" / "stories260k"),
+        *("--dataset", f"{dataset}={shared / 'data' / file}"),
+        *("--n-edits", 10),
+        *("--out", out),
+        *("--cache", cache),
+    )
+    assert "derived from 5 layers" in done.stdout
+    rows = report(out)
+    for editor in ("memit", "unedited"):
+        assert {metric for name, metric in rows if name == editor} == metrics
+    assert (
+        rows["memit", "efficacy_accuracy"]["value"] > rows["unedited", "efficacy_accuracy"]["value"]
+    )
