@@ -1,5 +1,7 @@
 """Real weights, a real tokenizer and real data, though the model knows none of the facts."""
 
+import json
+
 import pytest
 
 
@@ -49,6 +51,9 @@ def test_memit_on_a_model_with_bos_and_byte_fallback(
     rows = report(out)
     for editor in ("memit", "unedited"):
         assert {metric for name, metric in rows if name == editor} == metrics
-    assert (
-        rows["memit", "efficacy_accuracy"]["value"] > rows["unedited", "efficacy_accuracy"]["value"]
-    )
+    assert all(entry["n"] == 10 for entry in rows.values())
+    statuses = {
+        record["edit"]["editor"]: record["status"]
+        for record in (json.loads(file.read_text()) for file in out.glob("trials/*/trial.json"))
+    }
+    assert statuses == {"memit": "ok", "unedited": "ok"}  # not "no_effect"

@@ -75,9 +75,7 @@ def _check_output_folder(path: Path) -> None:
 def _load_tokenizer(model: "EditableModel") -> "PreTrainedTokenizerBase":
     """The tokenizer with all its settings: an `EditableModel` keeps only what editing needs."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of save_pretrained, on stderr
     if model.spec is not None and model.spec.load is not None:
         return model.spec.load()[1]
     return AutoTokenizer.from_pretrained(model.model.name_or_path, local_files_only=True)

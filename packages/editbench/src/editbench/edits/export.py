@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from editbench.edits.edit import Edit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.models.quiet import quiet_transformers
 
 
 def export_model(
@@ -38,9 +39,9 @@ def export_model(
         )
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        with edit.applied(model):
+        with quiet_transformers(), edit.applied(model):
             model.model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
         unfinished.replace(folder)
     except (OSError, SafetensorError) as error:
         raise EditError(

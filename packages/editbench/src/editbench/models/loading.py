@@ -1,16 +1,11 @@
 """From a name to a model that can be edited."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.utils.tqdm import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-)
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -22,12 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import __version__ as transformers_version
-from transformers.utils import logging as transformers_logging
 
 from editbench.errors import ConfigError, EditbenchError, ModelError
 from editbench.models.editable import EditableModel
 from editbench.models.folder import check_folder, read_config
 from editbench.models.hub import fetch_repository, one_line, suggest
+from editbench.models.quiet import quiet_transformers
 from editbench.models.spec import ModelSpec
 
 DTypeName = Literal["float32", "bfloat16", "float16", "auto"]
@@ -80,7 +75,7 @@ def load_model(
                 specs=specs,
             )
             check_folder(folder, name=name_or_path, allow_pickle=allow_pickle)
-            with _quiet_transformers():
+            with quiet_transformers():
                 model, tokenizer = _load_folder(
                     folder, name_or_path, trust_remote_code, allow_pickle, dtype, placement
                 )
@@ -242,23 +237,3 @@ def _one_clear_error(name: str, problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(f"model '{name}': {problem}, got {one_line(error)}.") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hold back progress bars and warnings while loading; whatever was set before comes back."""
-    verbosity = transformers_logging.get_verbosity()
-    has_bars = transformers_logging.is_progress_bar_enabled()
-    has_hub_bars = not are_progress_bars_disabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if has_bars:
-            transformers_logging.enable_progress_bar()  # the hub's bars as well
-        if not has_hub_bars:
-            disable_progress_bars()
