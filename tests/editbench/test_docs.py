@@ -19,8 +19,11 @@ from editbench.cli.main import build_cli
 from editbench.cli.settings import read_settings
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors.base import EditorConfig
+from editbench.editors.finetune import FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
-from editbench.edits.edit import EditCard
+from editbench.editors.rome import RomeConfig
+from editbench.edits.card import EditCard
 from editbench.plugins import PluginManager
 from editbench.requests import EditRequest
 from editbench.results.manifest import MetricDescription, RunManifest, TrialDescription
@@ -82,7 +85,7 @@ def named(page: Path) -> str:
 
 
 class TestConfiguration:
-    ROWS = tables(section("reference/configuration.md", "Fields"))[0]
+    ROWS = tables(section("reference/configuration.md", "MEMIT"))[0]
 
     def test_fields_stand_in_order(self) -> None:
         assert first_column(self.ROWS) == list(MemitConfig.model_fields)
@@ -102,6 +105,19 @@ class TestConfiguration:
         stated = re.search(r"\((\w+_\w+|layers)\)$", description)
         if stated:
             assert codes(row[2]) == [stated[1]]
+
+    @pytest.mark.parametrize(("title", "config"), [("ROME", RomeConfig), ("FT-W", FineTuneConfig)])
+    def test_fields_of_the_other_editors(self, title: str, config: type[EditorConfig]) -> None:
+        (rows,) = tables(section("reference/configuration.md", title))
+        expected = [
+            [
+                f"`{name}`",
+                "required" if field.is_required() else f"`{json.dumps(field.default)}`",
+                field.description,
+            ]
+            for name, field in config.model_fields.items()
+        ]
+        assert rows == expected
 
     def test_example(self) -> None:
         (example,) = blocks(DOCS / "reference/configuration.md", "yaml")

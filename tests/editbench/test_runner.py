@@ -15,7 +15,8 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.unedited import Unedited
-from editbench.edits.edit import Edit, hash_requests
+from editbench.edits.card import hash_requests
+from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, RequestError, RunError, SecondMomentError
 from editbench.metrics.accuracy import Accuracy

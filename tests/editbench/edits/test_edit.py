@@ -1,6 +1,7 @@
 import pytest
 
-from editbench.edits.edit import EditCard, NoEdit, hash_requests
+from editbench.edits.card import EditCard, hash_requests
+from editbench.edits.edit import NoEdit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.requests import EditRequest

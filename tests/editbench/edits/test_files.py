@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path):
     script = f"""
 import resource, sys, torch
 from pathlib import Path
-from editbench.edits.edit import EditCard
+from editbench.edits.card import EditCard
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 card = EditCard(model_name="m", model_fingerprint="f", editor="e", requests_hash="h", n_edits=1)

@@ -25,7 +25,8 @@ from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor
-    from editbench.edits.edit import Edit, EditCard
+    from editbench.edits.card import EditCard
+    from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
 
 

@@ -106,16 +106,27 @@ class Editor(ABC):
         self.config = config
 
     @classmethod
+    def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
+        """Hyperparameters that depend on the model's shape, where none were published for it."""
+        return {}
+
+    @classmethod
     def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
         """The hyperparameters to start from on this model, and a sentence on their origin."""
-        published = model.spec.defaults.get(cls.name) if model.spec is not None else None
-        if published is not None:
-            origin = model.spec.defaults_source if model.spec is not None else ""
-            return (
-                cls.config_type.parse(published, f"defaults of '{model.name}'"),
-                origin or f"hyperparameters that come with '{model.name}'",
+        spec = model.spec
+        if spec is not None and cls.name in spec.defaults:
+            values, source = spec.defaults[cls.name], f"defaults of '{model.name}'"
+            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+        elif values := cls.derive_defaults(model):
+            source = "derived defaults"
+            origin = (
+                f"derived from {model.architecture.n_layers} layers and {model.d_key(0)} key "
+                f"dimensions: none are published for '{model.name}', so tune them before you rely "
+                "on the result"
             )
-        return cls.config_type(), "the editor's general defaults"
+        else:
+            source = origin = "the editor's general defaults"
+        return cls.config_type.parse(values, source), origin
 
     @abstractmethod
     def edit(

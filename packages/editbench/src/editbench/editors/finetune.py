@@ -117,17 +117,10 @@ class FineTune(Editor):
     config: FineTuneConfig
 
     @classmethod
-    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
-        """Published hyperparameters where there are any; else the depth of GPT-J's layer."""
-        if model.spec is not None and cls.name in model.spec.defaults:
-            return super().default_config(model)
-        depth = model.architecture.n_layers
-        derived = {"layer": min(depth - 1, int(_PUBLISHED_DEPTH * depth))}
-        note = (
-            f"derived from {depth} layers: none are published for '{model.name}', so tune layer, "
-            "learning rate and weight decay before you rely on the result"
-        )
-        return FineTuneConfig.parse(derived, "derived defaults"), note
+    def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
+        """The layer at the depth of GPT-J's published one."""
+        n_layers = model.architecture.n_layers
+        return {"layer": min(n_layers - 1, int(_PUBLISHED_DEPTH * n_layers))}
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

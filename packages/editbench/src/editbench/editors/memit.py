@@ -1,8 +1,8 @@
 """MEMIT: thousands of facts written into the MLPs of several layers at once (Meng et al., 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -93,17 +93,9 @@ class Memit(Editor):
     config: MemitConfig
 
     @classmethod
-    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
-        """Published hyperparameters where there are any; else derived from depth and width."""
-        if model.spec is not None and cls.name in model.spec.defaults:
-            return super().default_config(model)
-        depth = model.architecture.n_layers
-        derived = derive_memit_defaults(depth, model.d_key(0))
-        note = (
-            f"derived from {depth} layers and {model.d_key(0)} key dimensions: none are "
-            f"published for '{model.name}', so tune them before you rely on the result"
-        )
-        return MemitConfig.parse(derived, "derived defaults"), note
+    def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
+        """See `derive_memit_defaults`."""
+        return derive_memit_defaults(model.architecture.n_layers, model.d_key(0))
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -1,7 +1,7 @@
 """ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -98,17 +98,9 @@ class Rome(Editor):
     config: RomeConfig
 
     @classmethod
-    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
-        """Published hyperparameters where there are any; else derived from depth and width."""
-        if model.spec is not None and cls.name in model.spec.defaults:
-            return super().default_config(model)
-        depth = model.architecture.n_layers
-        derived = derive_rome_defaults(depth, model.d_key(0))
-        note = (
-            f"derived from {depth} layers and {model.d_key(0)} key dimensions: none are "
-            f"published for '{model.name}', so tune them before you rely on the result"
-        )
-        return RomeConfig.parse(derived, "derived defaults"), note
+    def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
+        """See `derive_rome_defaults`."""
+        return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editbench.edits.edit import EditCard
+from editbench.edits.card import EditCard
 from editbench.errors import EditError
 from memit_core import UpdateFactors
 

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from editbench.edits.edit import Edit, EditCard, package_versions
+from editbench.edits.card import EditCard, package_versions
+from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
 from editbench.errors import EditError
 from editbench.models.architecture import weight_is_transposed

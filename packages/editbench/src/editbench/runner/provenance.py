@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from editbench.edits.edit import package_versions
+from editbench.edits.card import package_versions
 from editbench.runner.trial import Trial
 
 

@@ -12,7 +12,7 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, EditorConfig, Progress, Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.unedited import Unedited
-from editbench.edits.edit import package_versions
+from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError
 from editbench.metrics.base import Metric
 from editbench.models.editable import EditableModel

@@ -7,15 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.offset_forward import (
-    FullForward,
-    OffsetForward,
-    OffsetRow,
-    OffsetSite,
-    ReplayMismatchError,
-    SuffixReplay,
-)
+from editbench.editors.parts.offset_forward import FullForward, OffsetForward, OffsetRow, OffsetSite
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
+from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.tokens import Tokens

@@ -1,0 +1,81 @@
+"""The card of an edit: where it comes from, and which model it fits."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+
+_RECORDED_PACKAGES = ("editbench", "memit-core", "torch", "transformers")
+
+
+def hash_requests(requests: Sequence[EditRequest]) -> str:
+    """Content address of a batch of requests, in order: SHA-256, hexadecimal."""
+    content = json.dumps([asdict(request) for request in requests], ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that a computed number can depend on."""
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+class EditCard(BaseModel):
+    """Where an edit comes from, and which model it fits.
+
+    Attributes:
+        model_name: What the model was called where the edit was computed.
+        model_fingerprint: Hash of that model's weights and configuration.
+        editor: Name of the editor.
+        config: The editor's hyperparameters.
+        requests_hash: `hash_requests` of what was written.
+        n_edits: How many requests were written.
+        versions: Package name to version, where the edit was computed.
+        extra: Whatever else the editor reports; plain JSON values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model_name: str
+    model_fingerprint: str
+    editor: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    requests_hash: str
+    n_edits: int = Field(ge=0)
+    versions: dict[str, str] = Field(default_factory=dict)
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: EditableModel,
+        *,
+        editor: str,
+        config: BaseModel | Mapping[str, Any],
+        requests: Sequence[EditRequest],
+        extra: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Write the card of an edit computed just now, for `model`, from `requests`."""
+        values = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+        return cls(
+            model_name=model.name,
+            model_fingerprint=model.fingerprint,
+            editor=editor,
+            config=values,
+            requests_hash=hash_requests(requests),
+            n_edits=len(requests),
+            versions=package_versions(),
+            extra=dict(extra or {}),
+        )
