@@ -50,11 +50,20 @@ class OffsetSite:
 
 @dataclass(frozen=True, slots=True)
 class OffsetRow:
-    """Tokens, where the offset is added, and where logits are read (at or after that place)."""
+    """One row of a batch.
+
+    Attributes:
+        token_ids: The row's tokens.
+        offset_position: Where the offset is added.
+        read_positions: Where logits are read: at that place or after it.
+        n_shared: Leading tokens that other rows begin with, too, fewer than `offset_position`;
+            a hint that saves work, such as a context prefix.
+    """
 
     token_ids: tuple[int, ...]
     offset_position: int
     read_positions: tuple[int, ...]
+    n_shared: int = 0
 
 
 class OffsetForward(ABC):

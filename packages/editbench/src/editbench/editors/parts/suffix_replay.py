@@ -48,20 +48,12 @@ class SuffixReplay(OffsetForward):
     ) -> None:
         super().__init__(model, site, rows, read_layer)
         self._read_index = self._read_positions([-row.offset_position for row in rows])
-        cache = DynamicCache(config=model.model.config)
-        prefix = model.batch([row.token_ids[: row.offset_position] for row in rows], "left")
-        if prefix["input_ids"].shape[1]:
-            with torch.no_grad():
-                model.model.base_model(**prefix, past_key_values=cache, use_cache=True)
+        cache, prefix_mask = self._run_prefixes()
         for cache_layer in cache.layers:
             _freeze(cache_layer)
         suffix = model.batch([row.token_ids[row.offset_position :] for row in rows])
-        if "position_ids" in suffix:
-            starts = torch.tensor([row.offset_position for row in rows], device=model.device)
-            suffix["position_ids"] = suffix["position_ids"] + starts[:, None]
-        suffix["attention_mask"] = torch.cat(
-            [prefix["attention_mask"], suffix["attention_mask"]], dim=1
-        )
+        _move_positions(suffix, [row.offset_position for row in rows])
+        suffix["attention_mask"] = torch.cat([prefix_mask, suffix["attention_mask"]], dim=1)
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
         last = model.architecture.n_layers - 1
         self._first = site.layer + 1 if site.leaves_block else site.layer
@@ -95,6 +87,37 @@ class SuffixReplay(OffsetForward):
         self._unmoved = self._find_unmoved()
         if own_logits:
             self._check(own_logits[0])
+
+    def _run_prefixes(self) -> tuple[DynamicCache, Tensor]:
+        """Run what stands before the offsets; what rows share, once for all of them.
+
+        Returns:
+            The cache, and its mask `[n_rows, n_cached]`: padding stands before each part.
+        """
+        model = self.model
+        cache = DynamicCache(config=model.model.config)
+        # A sliding window counts padding between two parts of a row as distance.
+        slides = any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+        n_shared = [0 if slides else row.n_shared for row in self.rows]
+        shared = [row.token_ids[:n] for row, n in zip(self.rows, n_shared, strict=True)]
+        distinct = list(dict.fromkeys(shared))
+        inputs = model.batch(distinct, "left")
+        _fill(cache, model, inputs)
+        place = {tokens: index for index, tokens in enumerate(distinct)}
+        index = torch.tensor([place[tokens] for tokens in shared], device=model.device)
+        for cache_layer in cache.layers:
+            _take_rows(cache_layer, index)
+        mask = inputs["attention_mask"][index]
+
+        own = [
+            row.token_ids[n : row.offset_position]
+            for row, n in zip(self.rows, n_shared, strict=True)
+        ]
+        inputs = model.batch(own, "left")
+        _move_positions(inputs, n_shared)
+        mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
+        _fill(cache, model, {**inputs, "attention_mask": mask})
+        return cache, mask
 
     def logits(self, offsets: Tensor) -> Tensor:
         """See `OffsetForward.logits`."""
@@ -200,6 +223,27 @@ def _freeze(cache_layer: Any) -> None:
         )
 
     cache_layer.update = hand_out  # of this instance alone: it shadows the method
+
+
+def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) -> None:
+    """Run tokens, if there are any, and keep their keys and values."""
+    if inputs["input_ids"].shape[1]:
+        with torch.no_grad():
+            model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+
+
+def _take_rows(cache_layer: Any, index: Tensor) -> None:
+    """Make a cache's rows those of `index`, each as often as it stands there."""
+    if cache_layer.keys is not None and cache_layer.keys.numel():
+        cache_layer.keys = cache_layer.keys[index.to(cache_layer.keys.device)]
+        cache_layer.values = cache_layer.values[index.to(cache_layer.values.device)]
+
+
+def _move_positions(inputs: dict[str, Tensor], starts: Sequence[int]) -> None:
+    """Let each row's positions count from where it starts, if the model takes positions."""
+    if "position_ids" in inputs:
+        offset = torch.tensor(starts, device=inputs["position_ids"].device)
+        inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
 
 
 def _empty(cache_layer: Any) -> None:

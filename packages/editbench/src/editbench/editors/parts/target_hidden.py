@@ -25,7 +25,7 @@ from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"
-_CPU_TOKENS = 768
+_CPU_TOKENS = 1_024
 _ACCELERATOR_TOKENS = 16_384
 
 

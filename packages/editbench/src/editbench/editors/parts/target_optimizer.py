@@ -1,5 +1,6 @@
 """The optimisation of z for one batch of edits: losses, Adam, the norm bound and the stop."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -87,10 +88,14 @@ class _Batch:
         row_edit: list[int] = []
         weights: list[float] = []
         target_ids: list[int] = []
+        n_shared = [
+            _count_shared([row.token_ids[: row.subject_last] for row in same_prefix])
+            for same_prefix in zip(*(task.prompts for task in tasks), strict=True)
+        ]
         for edit, task in enumerate(tasks):
-            for row in task.prompts:
+            for row, n in zip(task.prompts, n_shared, strict=True):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
-                rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads)))
+                rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads), n))
                 row_edit.append(edit)
                 weights += [1 / (len(reads) * len(task.prompts))] * len(reads)
                 target_ids += row.target_ids
@@ -224,3 +229,9 @@ class TargetOptimizer:
 
     def _replay(self, *args: object) -> SuffixReplay:
         return SuffixReplay(*args, verify=not self._verified)  # type: ignore[arg-type]
+
+
+def _count_shared(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with."""
+    together = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, together))
