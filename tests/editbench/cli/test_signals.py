@@ -22,9 +22,15 @@ def start(tmp_path):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=listen_to_interrupts,
         )
 
     return begin
+
+
+def listen_to_interrupts():
+    """What a shell starts in the background, this suite perhaps, ignores interrupts from birth."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_the_program_cleanly(
