@@ -9,6 +9,12 @@ import time
 import pytest
 
 
+# What a shell starts in the background, this suite perhaps, ignores interrupts from birth.
+LISTEN = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts the program in an empty folder, as a user does."""
@@ -16,21 +22,15 @@ def start(tmp_path):
 
     def begin(*arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "editbench.cli", *(str(each) for each in arguments)],
+            [sys.executable, "-c", LISTEN, "-m", "editbench.cli", *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=listen_to_interrupts,
         )
 
     return begin
-
-
-def listen_to_interrupts():
-    """What a shell starts in the background, this suite perhaps, ignores interrupts from birth."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_the_program_cleanly(
