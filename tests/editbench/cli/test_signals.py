@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-
 # What a shell starts in the background, this suite perhaps, ignores interrupts from birth.
 LISTEN = """import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
