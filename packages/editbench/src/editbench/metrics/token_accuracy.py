@@ -2,12 +2,13 @@
 
 from typing import ClassVar
 
-from editbench.metrics.probe_metric import ProbeMetric, scored
-from editbench.questions import Answers, Question, Score
+from editbench.metrics.accuracy import Accuracy
+from editbench.metrics.probe_metric import scored
+from editbench.questions import Answers
 from editbench.requests import Probe
 
 
-class TokenAccuracy(ProbeMetric):
+class TokenAccuracy(Accuracy):
     """Which share of the expected answer's tokens does the model predict?
 
     Eqns 21-23 ask whether the argmax over completions *is* the answer. The paper's implementation,
@@ -27,16 +28,6 @@ class TokenAccuracy(ProbeMetric):
     """
 
     name: ClassVar[str] = "token-accuracy"
-    produces: ClassVar[tuple[str, ...]] = (
-        "efficacy_accuracy",
-        "paraphrase_accuracy",
-        "neighborhood_accuracy",
-    )
-    aggregates: ClassVar[dict[str, tuple[str, ...]]] = {"accuracy_score": produces}
-
-    def probe_questions(self, probe: Probe) -> tuple[Question, ...]:
-        """How likely are the tokens of the expected continuation?"""
-        return (Score(probe.prompt, probe.expected),)
 
     def judge(self, probe: Probe, answers: Answers) -> tuple[bool, ...]:
         """One judgement per token: is it the argmax?"""
