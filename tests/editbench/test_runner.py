@@ -30,7 +30,7 @@ from editbench.requests import EditCase, EditRequest, Probe
 from editbench.results.frame import load_rows
 from editbench.results.row import Row
 from editbench.results.store import read_manifest, read_trial
-from editbench.runner import Inputs, Trial, grid, run_grid, select_cases
+from editbench.runner import Inputs, Trial, grid, run_grid, select_batches
 from editbench.testing import tiny_model, toy_cases
 from memit_core import UpdateFactors
 
@@ -196,13 +196,15 @@ def ids(cases: Sequence[EditCase]) -> list[str]:
 
 def test_cases_are_the_first_ones_whatever_the_seed():
     for seed in (0, 1):
-        chosen, _ = select_cases(toy_cases(12), 3, sample="first", seed=seed, on_conflict="error")
+        (chosen,), _ = select_batches(
+            toy_cases(12), 3, sample="first", seed=seed, on_conflict="error"
+        )
         assert ids(chosen) == ["0", "1", "2"]
 
 
 def test_shuffled_cases_are_drawn_with_the_seed_and_nest():
     def draw(n: int, seed: int) -> list[str]:
-        chosen, _ = select_cases(
+        (chosen,), _ = select_batches(
             toy_cases(12), n, sample="shuffled", seed=seed, on_conflict="error"
         )
         return ids(chosen)
@@ -228,7 +230,7 @@ def conflicting_cases() -> list[EditCase]:
     [("drop-all", 2, ["1", "3"]), ("keep-first", 3, ["0", "1", "3"]), ("error", 2, ["0", "1"])],
 )
 def test_a_conflict_policy_leaves_as_many_cases_as_were_asked_for(policy, n, expected):
-    chosen, conflicts = select_cases(
+    (chosen,), conflicts = select_batches(
         conflicting_cases(), n, sample="first", seed=0, on_conflict=policy
     )
     assert ids(chosen) == expected
@@ -263,7 +265,65 @@ def test_more_edits_than_cases_is_an_error_that_says_how_many_there_are(
 
 def test_at_least_one_edit():
     with pytest.raises(ConfigError, match="at least 1, got 0"):
-        select_cases(toy_cases(2), 0, sample="first", seed=0, on_conflict="error")
+        select_batches(toy_cases(2), 0, sample="first", seed=0, on_conflict="error")
+
+
+def related_cases() -> list[EditCase]:
+    return [
+        EditCase(
+            EditRequest(f"{relation}{index}", f"Ana{index}", "{} is a", "poet", relation),
+            probes=(Probe("efficacy", f"Ana{index} is a", "poet", "thief"),),
+        )
+        for relation, n in (("job", 4), ("town", 2), ("sport", 3))
+        for index in range(n)
+    ]
+
+
+def test_batches_are_consecutive_and_share_no_case():
+    batches, _ = select_batches(
+        toy_cases(12), 3, n_batches=4, sample="first", seed=0, on_conflict="error"
+    )
+    assert [ids(batch) for batch in batches] == [
+        ["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"], ["9", "10", "11"],
+    ]  # fmt: skip
+
+
+def test_only_conflicts_within_a_batch_are_conflicts():
+    batches, _ = select_batches(
+        conflicting_cases(), 2, n_batches=2, sample="first", seed=0, on_conflict="error"
+    )
+    assert [ids(batch) for batch in batches] == [["0", "1"], ["2", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("relations", "n", "expected"),
+    [
+        (("town",), 2, ["town0", "town1"]),
+        (("sport", "job"), 5, ["sport0", "job0", "sport1", "job1", "sport2"]),
+    ],
+)
+def test_relations_are_taken_in_turns(relations, n, expected):
+    (chosen,), _ = select_batches(
+        related_cases(), n, relations=relations, sample="first", seed=0, on_conflict="error"
+    )
+    assert ids(chosen) == expected
+
+
+@pytest.mark.parametrize(
+    ("relations", "n", "n_batches", "message"),
+    [
+        (("job", "town"), 5, 1, "expected at most 4 of job and town in equal shares"),
+        (("age",), 1, 1, "got 'age'; expected one of job, sport, town"),
+        ((), 5, 2, "n_edits 5 in 2 batches; expected at most 9"),
+        ((), 5, 0, "n_batches must be at least 1, got 0"),
+    ],
+)
+def test_a_selection_that_is_not_there_is_an_error(relations, n, n_batches, message):
+    with pytest.raises(ConfigError, match=message):
+        select_batches(
+            related_cases(), n, n_batches=n_batches, relations=relations,
+            sample="first", seed=0, on_conflict="error",
+        )  # fmt: skip
 
 
 # What is refused before anything is run
@@ -308,6 +368,23 @@ def test_rows_are_what_the_metrics_say_about_the_edited_model(model, tmp_path):
         assert metric.values(case, answers).items() <= values.items()
 
 
+def test_every_batch_is_edited_into_the_unedited_model_and_measured(model, tmp_path):
+    editor = random_update(1.0)
+    run_grid(make_grid(model, editor, n_edits=[2], n_batches=lambda n: 6 // n), tmp_path / "all")
+    frame = load_rows([tmp_path / "all"])
+    manifest = read_manifest(tmp_path / "all")
+    for trial, description in manifest.trials.items():
+        rows = frame[frame["trial"] == trial]
+        assert list(dict.fromkeys(rows["case_id"])) == ["0", "1", "2", "3", "4", "5"]
+        assert description.n_batches == len(read_trial(tmp_path / "all", trial).edits) == 3
+    last = Toy(toy_cases(12)[4:6])
+    run_grid(make_grid(model, editor, n_edits=[2], dataset=last), tmp_path / "last")
+    alone = load_rows([tmp_path / "last"])
+    columns = ["editor", "case_id", "metric", "value"]
+    batched = frame[frame["case_id"].isin(["4", "5"])]
+    assert batched[columns].to_numpy().tolist() == alone[columns].to_numpy().tolist()
+
+
 def test_a_trial_keeps_a_record_of_how_it_went(model, tmp_path):
     trials = make_grid(model, random_update())
     before = model.compute_fingerprint()
@@ -316,9 +393,9 @@ def test_a_trial_keeps_a_record_of_how_it_went(model, tmp_path):
     record = read_trial(tmp_path, trials[1].hash)
     assert set(record.seconds) == {"edit", "answer"}
     assert record.peak_memory_bytes["process"] > 1e6
-    assert record.edit["model_fingerprint"] == model.fingerprint
+    assert record.edits[0]["model_fingerprint"] == model.fingerprint
     requests = [case.request for case in toy_cases(12)[:4]]
-    assert record.edit["requests_hash"] == hash_requests(requests)
+    assert record.edits[0]["requests_hash"] == hash_requests(requests)
     manifest = read_manifest(tmp_path)
     assert manifest.provenance["command"] == "editbench run"
     assert manifest.provenance["models"][0]["fingerprint"] == model.fingerprint

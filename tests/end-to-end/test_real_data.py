@@ -53,7 +53,7 @@ def test_memit_on_a_model_with_bos_and_byte_fallback(
         assert {metric for name, metric in rows if name == editor} == metrics
     assert all(entry["n"] == 10 for entry in rows.values())
     statuses = {
-        record["edit"]["editor"]: record["status"]
+        record["edits"][0]["editor"]: record["status"]
         for record in (json.loads(file.read_text()) for file in out.glob("trials/*/trial.json"))
     }
     assert statuses == {"memit": "ok", "unedited": "ok"}  # not "no_effect"

@@ -1,5 +1,6 @@
 """``editbench run``: editors on models and datasets, measured; every option can span a grid."""
 
+import math
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -84,6 +85,22 @@ Examples:
     help=f"How many facts to write at once. [default: {DEFAULT_N_EDITS}, or all if fewer]",
 )
 @click.option(
+    "--min-cases",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Write as many batches of --n-edits, each into the unedited model, as have at least N "
+    "cases together.",
+)
+@click.option(
+    "--relation",
+    "relations",
+    multiple=True,
+    metavar="NAME[+NAME]",
+    help="Only facts of this relation; of several joined by + in equal shares. [default: all]",
+)
+@click.option(
     "--seed",
     "seeds",
     multiple=True,
@@ -139,6 +156,8 @@ def run(
     models: tuple[str, ...],
     datasets: tuple[str, ...],
     n_edits: tuple[int, ...],
+    min_cases: int,
+    relations: tuple[str, ...],
     seeds: tuple[int, ...],
     sample: Literal["first", "shuffled"],
     set_options: tuple[str, ...],
@@ -199,6 +218,8 @@ def run(
                 metrics=lambda dataset: chosen_metrics or default_metrics(dataset, plugins),
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
+                n_batches=lambda n: math.ceil(min_cases / n),
+                relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 on_conflict=on_conflict,
                 inputs=lambda model, dataset: inputs.for_runner(model),

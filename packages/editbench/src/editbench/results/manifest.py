@@ -48,6 +48,8 @@ class TrialDescription(BaseModel):
         dataset: Name of the dataset.
         dataset_fingerprint: Hash of the dataset's content.
         n_edits: How many requests are written at once.
+        n_batches: How many batches of so many requests are written, each into the unedited model.
+        relations: The relations whose facts are written, in equal shares; none means all.
         seed: Source of every random choice.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
         on_conflict: What happens to requests that contradict each other.
@@ -66,6 +68,8 @@ class TrialDescription(BaseModel):
     dataset: str
     dataset_fingerprint: str
     n_edits: int
+    n_batches: int = 1
+    relations: tuple[str, ...] = ()
     seed: int
     sample: Sample
     on_conflict: ConflictPolicy
@@ -79,6 +83,16 @@ class TrialDescription(BaseModel):
         content = self.model_dump(mode="json", exclude={"model"})
         encoded = json.dumps(content, sort_keys=True).encode()
         return hashlib.sha256(encoded).hexdigest()[:_N_HASH_DIGITS]
+
+    @property
+    def label(self) -> str:
+        """What messages call the trial."""
+        batches = f" in {self.n_batches} batches" if self.n_batches > 1 else ""
+        relations = f" of {' and '.join(self.relations)}" if self.relations else ""
+        return (
+            f"{self.editor} on {self.model}, {self.dataset}, {self.n_edits} edits{batches}"
+            f"{relations}, seed {self.seed}"
+        )
 
     def flat(self) -> dict[str, str]:
         """Every field as JSON, nested ones by dotted name (``config.n_steps``)."""

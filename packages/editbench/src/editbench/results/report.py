@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from editbench.results.frame import load_rows
+from editbench.results.collection import collect
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.row import Status
 from editbench.results.statistics import Estimate, estimate_harmonic_mean, estimate_mean
-from editbench.results.store import TrialRecord, finished_trials, read_manifest, read_trial
+from editbench.results.variants import find_variants
 
-_IDENTITY = ("editor", "model", "dataset", "n_edits", "seed")
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals, whatever trial they are of
 
 
@@ -37,6 +35,7 @@ class SummaryLine:
         ci_low: Lower end of the 95 % confidence interval; None if one case is all there is.
         ci_high: Upper end; None likewise.
         n: How many cases the value is over.
+        relations: The relations whose facts were written, joined by ``+``; empty for all.
         variant: How the trial's configuration differs from that of its editor's other trials in
             the report, as ``field=value``; empty if it does not.
         status: ``ok``, or ``no_effect`` if the editor changed nothing.
@@ -53,6 +52,7 @@ class SummaryLine:
     ci_low: float | None
     ci_high: float | None
     n: int
+    relations: str
     variant: str
     status: Status
     trial: str
@@ -84,12 +84,17 @@ class Summary:
         metrics: What is known about the metrics, each once.
         failed: Trials that failed.
         n_missing: How many trials have not been run yet.
+        trials: Every trial by its hash, whether it has numbers or not.
+        experiments: Name of an experiment to the hashes of its trials; ``""`` for runs that are of
+            none.
     """
 
     lines: tuple[SummaryLine, ...]
     metrics: tuple[MetricDescription, ...]
     failed: tuple[FailedTrial, ...]
     n_missing: int
+    trials: Mapping[str, TrialDescription]
+    experiments: Mapping[str, tuple[str, ...]]
 
 
 def summarize(folders: Sequence[Path]) -> Summary:
@@ -101,47 +106,44 @@ def summarize(folders: Sequence[Path]) -> Summary:
     Raises:
         RunError: A folder holds no run, or one of its files is damaged.
     """
-    rows = load_rows(folders)
-    values_of = dict(tuple(rows[rows["metric"].notna()].groupby("trial", sort=False)))
-    descriptions: dict[str, TrialDescription] = {}
-    metrics_of: dict[str, tuple[MetricDescription, ...]] = {}
-    records: dict[str, TrialRecord] = {}
-    for folder in folders:
-        manifest = read_manifest(folder)
-        for trial, description in manifest.trials.items():
-            descriptions.setdefault(trial, description)
-            metrics_of.setdefault(trial, manifest.metrics)
-        for trial in finished_trials(folder, manifest):
-            records.setdefault(trial, read_trial(folder, trial))
-    variants = _variants(descriptions)
+    collection = collect(folders)
+    trials, records = collection.trials, collection.records
+    variants = find_variants(trials)
     lines = [
         SummaryLine(
-            editor=descriptions[trial].editor,
-            model=descriptions[trial].model,
-            dataset=descriptions[trial].dataset,
-            n_edits=descriptions[trial].n_edits,
-            seed=descriptions[trial].seed,
+            editor=trials[trial].editor,
+            model=trials[trial].model,
+            dataset=trials[trial].dataset,
+            n_edits=trials[trial].n_edits,
+            seed=trials[trial].seed,
             metric=metric,
             value=estimate.value,
             ci_low=None if math.isnan(estimate.low) else estimate.low,
             ci_high=None if math.isnan(estimate.high) else estimate.high,
             n=estimate.n,
+            relations="+".join(trials[trial].relations),
             variant=variants[trial],
             status=record.status,
             trial=trial,
         )
         for trial, record in records.items()
-        if trial in values_of
-        for metric, estimate in _estimates(values_of[trial], metrics_of[trial])
+        if trial in collection.values
+        for metric, estimate in _estimates(collection.values[trial], collection.metrics[trial])
     ]
     failed = [
-        FailedTrial(trial, descriptions[trial], variants[trial], record.message or "")
+        FailedTrial(trial, trials[trial], variants[trial], record.message or "")
         for trial, record in records.items()
         if record.status == "error"
     ]
-    metrics = {metric.name: metric for known in metrics_of.values() for metric in known}
-    n_missing = len(descriptions) - len(records)
-    return Summary(tuple(lines), tuple(metrics.values()), tuple(failed), n_missing)
+    metrics = {metric.name: metric for known in collection.metrics.values() for metric in known}
+    return Summary(
+        lines=tuple(lines),
+        metrics=tuple(metrics.values()),
+        failed=tuple(failed),
+        n_missing=len(trials) - len(records),
+        trials=trials,
+        experiments=collection.experiments,
+    )
 
 
 def write_json(summary: Summary) -> str:
@@ -161,10 +163,9 @@ def write_csv(summary: Summary) -> str:
 
 
 def _estimates(
-    values: pd.DataFrame, metrics: Sequence[MetricDescription]
+    table: pd.DataFrame, metrics: Sequence[MetricDescription]
 ) -> list[tuple[str, Estimate]]:
     """Estimates of a trial's row metrics and, after those of each metric, of its scores."""
-    table = values.pivot_table(index="case_id", columns="metric", values="value", sort=False)
     estimates = []
     for metric in metrics:
         present = [name for name in metric.produces if name in table]
@@ -177,21 +178,3 @@ def _estimates(
                 estimate = estimate_harmonic_mean(cases, seed=_BOOTSTRAP_SEED)
                 estimates.append((score, estimate.clipped(metric.bounds)))
     return estimates
-
-
-def _variants(descriptions: Mapping[str, TrialDescription]) -> dict[str, str]:
-    """What tells trials apart that agree in editor, model, dataset, number of edits and seed."""
-    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
-    for trial, description in descriptions.items():
-        groups[tuple(getattr(description, name) for name in _IDENTITY)].append(trial)
-    variants = {}
-    for trials in groups.values():
-        flat = {trial: descriptions[trial].flat() for trial in trials}
-        fields_ = dict.fromkeys(field for content in flat.values() for field in content)
-        differing = [f for f in fields_ if len({flat[trial].get(f) for trial in trials}) > 1]
-        for trial in trials:
-            variants[trial] = ", ".join(
-                f"{field.removeprefix('config.')}={flat[trial].get(field, 'unset')}"
-                for field in differing
-            )
-    return variants

@@ -42,7 +42,7 @@ class TrialRecord(BaseModel):
         peak_memory_bytes: ``process``: the largest resident size the process has had so far;
             ``device``: the most that this trial had allocated on the accelerator, if there is one.
         n_conflicts: How many groups of conflicting requests the policy resolved.
-        edit: The edit's card.
+        edits: The card of each batch's edit.
         warnings: What was warned about on the way.
     """
 
@@ -56,7 +56,7 @@ class TrialRecord(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = Field(default_factory=dict)
     n_conflicts: int = 0
-    edit: dict[str, Any] | None = None
+    edits: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
 
 

@@ -12,6 +12,7 @@ from editbench.results.report import FailedTrial, Summary, SummaryLine
 _SETTING: Mapping[str, Callable[[SummaryLine], str]] = {
     "model": lambda line: line.model,
     "dataset": lambda line: line.dataset,
+    "relations": lambda line: line.relations,
     "edits": lambda line: str(line.n_edits),
     "seed": lambda line: str(line.seed),
 }
@@ -58,7 +59,11 @@ def _setting(line: SummaryLine) -> tuple[str, ...]:
 def _title(lines: Sequence[SummaryLine], columns: Iterable[str]) -> Text:
     if not lines:
         return Text()
-    shared = [f"{name} {show(lines[0])}" for name, show in _SETTING.items() if name not in columns]
+    shared = [
+        f"{name} {show(lines[0])}"
+        for name, show in _SETTING.items()
+        if name not in columns and show(lines[0])
+    ]
     return Text(", ".join([*shared, "± half of the 95 % interval"]))
 
 
@@ -109,9 +114,5 @@ def _remarks(summary: Summary) -> list[Text]:
 
 
 def _failure(trial: FailedTrial) -> str:
-    what = trial.description
     variant = f" ({trial.variant})" if trial.variant else ""
-    return (
-        f"{what.editor}{variant} on {what.model}, {what.dataset}, {what.n_edits} edits, "
-        f"seed {what.seed} failed: {trial.message}"
-    )
+    return f"{trial.description.label}{variant} failed: {trial.message}"

@@ -10,7 +10,7 @@ from editbench.metrics.base import Metric
 from editbench.questions import Question
 from editbench.requests import Conflict, EditCase
 from editbench.results.manifest import MetricDescription
-from editbench.runner.selection import select_cases
+from editbench.runner.selection import select_batches
 from editbench.runner.trial import Trial
 
 
@@ -20,14 +20,25 @@ class PlannedTrial:
 
     Attributes:
         trial: The trial.
-        cases: What is edited and asked about, together.
+        batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
-        questions: Everything that the metrics ask about the cases, each question once.
     """
 
     trial: Trial
-    cases: tuple[EditCase, ...]
+    batches: tuple["Batch", ...]
     n_conflicts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cases that are edited together, and everything that is asked about them.
+
+    Attributes:
+        cases: The cases.
+        questions: What the metrics ask about the cases, each question once.
+    """
+
+    cases: tuple[EditCase, ...]
     questions: tuple[Question, ...]
 
 
@@ -42,25 +53,38 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
     """
     if not trials:
         raise ConfigError("run: there is nothing to run, got no trial.")
-    selected: dict[tuple[object, ...], tuple[list[EditCase], list[Conflict]]] = {}
-    asked: dict[tuple[object, ...], tuple[Question, ...]] = {}
+    selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
+    asked: dict[tuple[object, ...], tuple[Batch, ...]] = {}
     planned = []
     for trial in trials:
-        seed = trial.seed if trial.sample == "shuffled" else None
-        selection = (id(trial.dataset), trial.n_edits, trial.sample, seed, trial.on_conflict)
+        selection = (
+            id(trial.dataset),
+            trial.n_edits,
+            trial.n_batches,
+            trial.relations,
+            trial.sample,
+            trial.seed if trial.sample == "shuffled" else None,
+            trial.on_conflict,
+        )
         if selection not in selected:
-            selected[selection] = select_cases(
+            selected[selection] = select_batches(
                 trial.dataset.cases(),
                 trial.n_edits,
+                n_batches=trial.n_batches,
+                relations=trial.relations,
                 sample=trial.sample,
                 seed=trial.seed,
                 on_conflict=trial.on_conflict,
             )
-        cases, conflicts = selected[selection]
+        batches, conflicts = selected[selection]
         questioning = (selection, tuple(metric.name for metric in trial.metrics))
         if questioning not in asked:
-            asked[questioning] = _gather_questions(trial, cases)
-        planned.append(PlannedTrial(trial, tuple(cases), len(conflicts), asked[questioning]))
+            gathered = _gather_questions(trial, batches)
+            asked[questioning] = tuple(
+                Batch(tuple(cases), questions)
+                for cases, questions in zip(batches, gathered, strict=True)
+            )
+        planned.append(PlannedTrial(trial, asked[questioning], len(conflicts)))
     return planned
 
 
@@ -84,21 +108,27 @@ def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def _gather_questions(trial: Trial, cases: Sequence[EditCase]) -> tuple[Question, ...]:
+def _gather_questions(
+    trial: Trial, batches: Sequence[Sequence[EditCase]]
+) -> tuple[tuple[Question, ...], ...]:
+    """What the trial's metrics ask about each batch."""
     _refuse_clash(trial.metrics)
-    gathered: dict[Question, None] = {}
+    gathered: list[dict[Question, None]] = [{} for _ in batches]
     for metric in trial.metrics:
-        questions = [question for case in cases for question in metric.questions(case)]
-        if not questions:
+        has_questions = False
+        for batch, known in zip(batches, gathered, strict=True):
+            questions = [question for case in batch for question in metric.questions(case)]
+            known.update(dict.fromkeys(questions))
+            has_questions = has_questions or bool(questions)
+        if not has_questions:
             raise ConfigError(
                 f"metric '{metric.name}': has nothing to ask about dataset "
-                f"'{trial.dataset.name}', got {len(cases)} cases without what it needs. "
-                f"Metrics for it are: {', '.join(trial.dataset.default_metrics)}."
+                f"'{trial.dataset.name}', got {sum(map(len, batches))} cases without what it "
+                f"needs. Metrics for it are: {', '.join(trial.dataset.default_metrics)}."
             )
-        gathered.update(dict.fromkeys(questions))
-    if not gathered:
+    if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
-    return tuple(gathered)
+    return tuple(tuple(known) for known in gathered)
 
 
 def _refuse_clash(metrics: Sequence[Metric]) -> None:

@@ -19,7 +19,7 @@ from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status
 from editbench.results.store import RunStore, TrialRecord
 from editbench.runner.measuring import measure
-from editbench.runner.plan import PlannedTrial, describe_metrics, plan_trials
+from editbench.runner.plan import Batch, PlannedTrial, describe_metrics, plan_trials
 from editbench.runner.provenance import PeakMemory, gather_provenance
 from editbench.runner.trial import Trial
 
@@ -134,9 +134,9 @@ class _Run:
 
     def _run(self, plan: PlannedTrial) -> tuple[TrialRecord, list[Row]]:
         trial = plan.trial
-        seconds: dict[str, float] = {}
-        card: dict[str, Any] | None = None
-        status: Status = "ok"
+        seconds = {"edit": 0.0, "answer": 0.0}
+        cards: list[dict[str, Any]] = []
+        changed_something = isinstance(trial.editor, Unedited)
         message = trace = None
         values: list[tuple[str, str, float]] = []
         memory = PeakMemory(trial.model.device)
@@ -144,24 +144,26 @@ class _Run:
             warnings.simplefilter("default")
             try:
                 self._refuse_spoiled(trial)
-                began = perf_counter()
-                edit = trial.editor.edit(
-                    trial.model,
-                    [case.request for case in plan.cases],
-                    trial.resources(self.cache, self.on_progress),
-                )
-                seconds["edit"] = perf_counter() - began
-                card = edit.card.model_dump(mode="json")
-                if not (edit.changes_something or isinstance(trial.editor, Unedited)):
-                    status = "no_effect"
-                began = perf_counter()
-                answers = self._answer(plan, edit)
-                seconds["answer"] = perf_counter() - began
-                values = measure(plan.cases, trial.metrics, answers)
+                for index, batch in enumerate(plan.batches):
+                    if len(plan.batches) > 1:
+                        self.on_progress("batches", index, len(plan.batches))
+                    began = perf_counter()
+                    edit = trial.editor.edit(
+                        trial.model,
+                        [case.request for case in batch.cases],
+                        trial.resources(self.cache, self.on_progress),
+                    )
+                    edited = perf_counter()
+                    answers = self._answer(trial, batch, edit)
+                    seconds["edit"] += edited - began
+                    seconds["answer"] += perf_counter() - edited
+                    cards.append(edit.card.model_dump(mode="json"))
+                    changed_something = changed_something or edit.changes_something
+                    values += measure(batch.cases, trial.metrics, answers)
             except Exception as error:  # one trial's failure must not take the others with it
-                status, message, trace = "error", _describe(error), traceback.format_exc()
-            if spoiled := self._find_spoiled(trial):
-                status, message = "error", spoiled
+                message, trace = _describe(error), traceback.format_exc()
+            message = self._find_spoiled(trial) or message
+        status: Status = "error" if message else "ok" if changed_something else "no_effect"
         record = TrialRecord(
             trial=trial.hash,
             status=status,
@@ -171,39 +173,39 @@ class _Run:
             seconds=seconds,
             peak_memory_bytes=memory.measure(),
             n_conflicts=plan.n_conflicts,
-            edit=card,
+            edits=tuple(cards),
             warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
         )
         return record, self._rows(trial, record, values if status != "error" else [])
 
-    def _answer(self, plan: PlannedTrial, edit: Edit) -> Answers:
+    def _answer(self, trial: Trial, batch: Batch, edit: Edit) -> Answers:
         if not edit.changes_something:
-            return self._answer_unedited(plan)
-        with edit.applied(plan.trial.model):
-            return self._ask(plan, plan.questions)
+            return self._answer_unedited(trial, batch)
+        with edit.applied(trial.model):
+            return self._ask(trial, batch.questions)
 
-    def _answer_unedited(self, plan: PlannedTrial) -> Answers:
+    def _answer_unedited(self, trial: Trial, batch: Batch) -> Answers:
         """Answers of the unedited model, remembered for the rest of the run.
 
         They are remembered by whole sets of questions: if single ones were, what a batch holds,
         and with it the last bits of an answer, would depend on where a run was interrupted.
         """
-        scores = tuple(question for question in plan.questions if isinstance(question, Score))
-        others = tuple(question for question in plan.questions if not isinstance(question, Score))
+        scores = tuple(question for question in batch.questions if isinstance(question, Score))
+        others = tuple(question for question in batch.questions if not isinstance(question, Score))
         answers: dict[Question, Answer] = {}
-        for questions, seed in ((scores, None), (others, plan.trial.seed)):
-            key = (plan.trial.model.fingerprint, seed, questions)
+        for questions, seed in ((scores, None), (others, trial.seed)):
+            key = (trial.model.fingerprint, seed, questions)
             if key not in self.unedited_answers:
-                self.unedited_answers[key] = self._ask(plan, questions)
+                self.unedited_answers[key] = self._ask(trial, questions)
             answers.update(self.unedited_answers[key])
         return answers
 
-    def _ask(self, plan: PlannedTrial, questions: Sequence[Question]) -> Answers:
+    def _ask(self, trial: Trial, questions: Sequence[Question]) -> Answers:
         return answer_questions(
-            plan.trial.model,
+            trial.model,
             questions,
-            seed=plan.trial.seed,
-            token_budget=self.token_budget or plan.trial.model.token_budget,
+            seed=trial.seed,
+            token_budget=self.token_budget or trial.model.token_budget,
             on_progress=lambda done, total: self.on_progress("answers", done, total),
         )
 

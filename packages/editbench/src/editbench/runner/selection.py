@@ -1,57 +1,86 @@
-"""Which cases of a dataset a trial edits."""
+"""Which cases of a dataset a trial edits, and which of them together."""
 
 import random
 from collections.abc import Sequence
+from itertools import chain
 
 from editbench.errors import ConfigError
 from editbench.requests import Conflict, ConflictPolicy, EditCase, resolve_conflicts
 from editbench.results.manifest import Sample
 
 
-def select_cases(
+def select_batches(
     cases: Sequence[EditCase],
     n_edits: int,
     *,
+    n_batches: int = 1,
+    relations: Sequence[str] = (),
     sample: Sample,
     seed: int,
     on_conflict: ConflictPolicy,
-) -> tuple[list[EditCase], list[Conflict]]:
-    """Choose the cases that are edited together.
+) -> tuple[list[list[EditCase]], list[Conflict]]:
+    """Choose the cases of a trial, in batches that are edited together.
 
-    A policy that drops cases is applied to the whole dataset first, so that `n_edits` cases remain
-    and larger batches contain the smaller ones; ``error`` looks only at the cases that are chosen.
+    A policy that drops cases is applied to the whole dataset first, so that enough cases remain
+    and larger batches contain the smaller ones; ``error`` looks only at the cases of one batch.
 
     Args:
         cases: All cases, in the dataset's order.
-        n_edits: How many are wanted.
-        sample: ``first`` takes them in the dataset's order, whatever the seed, as the reference
+        n_edits: How many are edited together.
+        n_batches: How many batches, each of them on the unedited model; no case is in two.
+        relations: Edit facts of these relations alone, in turns, so that each has the same share;
+            none means all relations, as they come.
+        sample: ``first`` takes cases in the dataset's order, whatever the seed, as the reference
             does; ``shuffled`` draws them with the seed.
         seed: Seed of the draw.
         on_conflict: What to do with requests that contradict each other (Eqn 5).
 
     Returns:
-        `n_edits` cases, and the conflicts that the policy resolved.
+        `n_batches` lists of `n_edits` cases, and the conflicts that the policy resolved.
 
     Raises:
-        ConfigError: `n_edits` is not positive, or there are not that many cases.
-        RequestError: Chosen cases are in conflict and the policy is ``error``.
+        ConfigError: `n_edits` or `n_batches` is not positive; there are not enough cases; or a
+            relation does not occur.
+        RequestError: Cases of one batch are in conflict and the policy is ``error``.
     """
-    if n_edits < 1:
-        raise ConfigError(f"select cases: n_edits must be at least 1, got {n_edits}.")
+    for name, number in (("n_edits", n_edits), ("n_batches", n_batches)):
+        if number < 1:
+            raise ConfigError(f"select cases: {name} must be at least 1, got {number}.")
     remaining = list(cases)
     conflicts: list[Conflict] = []
     if on_conflict != "error":
         remaining, conflicts = resolve_conflicts(cases, on_conflict)
-    if n_edits > len(remaining):
-        dropped = len(cases) - len(remaining)
-        without = f" besides {dropped} dropped for conflicts" if dropped else ""
-        raise ConfigError(
-            f"select cases: the dataset has too few cases, got n_edits {n_edits}; expected at most "
-            f"{len(remaining)}{without}. Ask for fewer edits or give a larger dataset."
-        )
+    n_dropped = len(cases) - len(remaining)
     if sample == "shuffled":
         random.Random(seed).shuffle(remaining)
-    chosen = remaining[:n_edits]
+    if relations:
+        remaining = _in_turns([_of_relation(remaining, relation) for relation in relations])
+    n_wanted = n_edits * n_batches
+    if n_wanted > len(remaining):
+        wanted = f"n_edits {n_edits}" + (f" in {n_batches} batches" if n_batches > 1 else "")
+        within = f" of {' and '.join(relations)} in equal shares" if relations else ""
+        without = f" besides {n_dropped} dropped for conflicts" if n_dropped else ""
+        raise ConfigError(
+            f"select cases: the dataset has too few cases, got {wanted}; expected at most "
+            f"{len(remaining)}{within}{without}. Ask for fewer edits or give a larger dataset."
+        )
+    batches = [remaining[start : start + n_edits] for start in range(0, n_wanted, n_edits)]
     if on_conflict == "error":
-        resolve_conflicts(chosen, "error")
-    return chosen, conflicts
+        for batch in batches:
+            resolve_conflicts(batch, "error")
+    return batches, conflicts
+
+
+def _of_relation(cases: Sequence[EditCase], relation: str) -> list[EditCase]:
+    found = [case for case in cases if case.request.relation == relation]
+    if not found:
+        known = sorted({case.request.relation for case in cases if case.request.relation})
+        raise ConfigError(
+            f"select cases: no case has the relation, got {relation!r}; expected one of "
+            f"{', '.join(known) or 'none, since the dataset names no relations'}."
+        )
+    return found
+
+
+def _in_turns(groups: Sequence[Sequence[EditCase]]) -> list[EditCase]:
+    return list(chain.from_iterable(zip(*groups, strict=False)))

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ class Trial:
         n_edits: How many requests are written at once.
         seed: Source of every random choice, in editing, sampling and generation.
         metrics: What is measured.
+        n_batches: How many such batches are written, each into the unedited model, and measured:
+            a few edits at a time need many batches before their numbers mean anything.
+        relations: Only facts of these relations, in equal shares; none means all.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
         on_conflict: What happens to requests that contradict each other.
         inputs: What else the editor is given.
@@ -73,6 +77,8 @@ class Trial:
     n_edits: int
     seed: int
     metrics: tuple[Metric, ...]
+    n_batches: int = 1
+    relations: tuple[str, ...] = ()
     sample: Sample = "first"
     on_conflict: ConflictPolicy = "error"
     inputs: Inputs = Inputs()
@@ -88,6 +94,8 @@ class Trial:
             dataset=self.dataset.name,
             dataset_fingerprint=self.dataset.fingerprint,
             n_edits=self.n_edits,
+            n_batches=self.n_batches,
+            relations=self.relations,
             seed=self.seed,
             sample=self.sample,
             on_conflict=self.on_conflict,
@@ -104,10 +112,7 @@ class Trial:
     @property
     def label(self) -> str:
         """What a progress display calls the trial."""
-        return (
-            f"{self.editor.name} on {self.model.name}, {self.dataset.name}, "
-            f"{self.n_edits} edits, seed {self.seed}"
-        )
+        return self.description.label
 
     def resources(self, cache: Path | None, report_progress: Progress) -> Resources:
         """What the editor may use besides the model and the requests."""
@@ -129,6 +134,8 @@ def grid(
     metrics: Callable[[Dataset], Sequence[Metric]],
     n_edits: Sequence[int],
     seeds: Sequence[int],
+    n_batches: Callable[[int], int] = lambda n_edits: 1,
+    relations: Sequence[tuple[str, ...]] = ((),),
     sample: Sample = "first",
     on_conflict: ConflictPolicy = "error",
     inputs: Callable[[EditableModel, Dataset], Inputs] = lambda model, dataset: Inputs(),
@@ -142,34 +149,36 @@ def grid(
         metrics: The metrics for a dataset.
         n_edits: Numbers of requests to write at once.
         seeds: Seeds.
+        n_batches: How many batches of a number of requests.
+        relations: Groups of relations to take facts of; an empty group stands for all.
         sample: Whether cases are the dataset's first, or drawn with the seed.
         on_conflict: What happens to requests that contradict each other.
         inputs: What else editors are given, for a model and dataset.
 
     Returns:
-        The trials, model by model, then by dataset, number of edits and seed; of each of these
-        combinations the unedited model first.
+        The trials, model by model, then by dataset, relations, number of edits and seed; of each
+        of these combinations the unedited model first.
     """
-    editors_of = {id(model): editors(model) for model in models}
+    editors_of = {id(model): (Unedited(EditorConfig()), *editors(model)) for model in models}
     trials: dict[str, Trial] = {}
-    for model in models:
-        for dataset in datasets:
-            given = inputs(model, dataset)
-            for n in n_edits:
-                for seed in seeds:
-                    for editor in (Unedited(EditorConfig()), *editors_of[id(model)]):
-                        trial = Trial(
-                            editor=editor,
-                            model=model,
-                            dataset=dataset,
-                            n_edits=n,
-                            seed=seed,
-                            metrics=tuple(metrics(dataset)),
-                            sample=sample,
-                            on_conflict=on_conflict,
-                            inputs=Inputs() if isinstance(editor, Unedited) else given,
-                        )
-                        trials.setdefault(trial.hash, trial)
+    for model, dataset in product(models, datasets):
+        given = inputs(model, dataset)
+        asked = tuple(metrics(dataset))
+        for group, n, seed, editor in product(relations, n_edits, seeds, editors_of[id(model)]):
+            trial = Trial(
+                editor=editor,
+                model=model,
+                dataset=dataset,
+                n_edits=n,
+                seed=seed,
+                metrics=asked,
+                n_batches=n_batches(n),
+                relations=group,
+                sample=sample,
+                on_conflict=on_conflict,
+                inputs=Inputs() if isinstance(editor, Unedited) else given,
+            )
+            trials.setdefault(trial.hash, trial)
     return list(trials.values())
 
 
