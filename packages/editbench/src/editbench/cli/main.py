@@ -9,8 +9,10 @@ from editbench.cli.edit import edit
 from editbench.cli.group import EditbenchGroup
 from editbench.cli.list import list_
 from editbench.cli.report import report
+from editbench.cli.reproduce import reproduce
 from editbench.cli.run import run
 from editbench.cli.stats import stats
+from editbench.cli.train import train
 from editbench.plugins.manager import PluginManager
 
 _HELP = """\
@@ -56,7 +58,7 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    for command in (run, edit, apply, report, stats, list_, check):
+    for command in (run, edit, apply, reproduce, report, stats, train, list_, check):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

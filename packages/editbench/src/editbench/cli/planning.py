@@ -35,7 +35,8 @@ def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", pa
             model.architecture.check_layer(layer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the editor will warn of the same
-            read_second_moments(model, layers, path)
+            module = getattr(editor.config, "module", "mlp")
+            read_second_moments(model, layers, path, module)
 
 
 def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[Metric]":
@@ -44,9 +45,17 @@ def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[Metric
     return [plugins.get_metric(name)() for name in dict.fromkeys(names)]
 
 
-def default_metrics(dataset: "Dataset", plugins: PluginManager) -> "list[Metric]":
-    """The metrics that are meant for a dataset, less those that its cases leave nothing to ask."""
-    metrics = [plugins.get_metric(name)() for name in dataset.default_metrics]
+def default_metrics(
+    dataset: "Dataset", plugins: PluginManager, names: Sequence[str] | None = None
+) -> "list[Metric]":
+    """The metrics that are meant for a dataset, less those that its cases leave nothing to ask.
+
+    Args:
+        dataset: The dataset.
+        plugins: Where metrics are looked up.
+        names: Names of metrics to choose from instead of the dataset's own.
+    """
+    metrics = [plugins.get_metric(name)() for name in names or dataset.default_metrics]
     cases = dataset.cases()
     return [metric for metric in metrics if any(metric.questions(case) for case in cases)]
 

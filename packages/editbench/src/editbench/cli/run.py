@@ -1,15 +1,12 @@
 """``editbench run``: editors on models and datasets, measured; every option can span a grid."""
 
 import math
-import sys
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
-from editbench.cli.group import SOME_FAILED, telling_what_is_kept
+from editbench.cli.execution import choose_folder, run_trials, show_result, showing_progress
 from editbench.cli.options import (
     CONFLICT_POLICIES,
     EditorInputs,
@@ -28,16 +25,9 @@ from editbench.cli.planning import (
     find_metrics,
     open_dataset,
 )
-from editbench.cli.progress import ProgressDisplay
-from editbench.cli.report import format_table
 from editbench.cli.settings import read_settings
-from editbench.errors import RunError
 from editbench.plugins.manager import PluginManager
 from editbench.requests import ConflictPolicy
-
-if TYPE_CHECKING:
-    from editbench.results.row import Row
-    from editbench.runner import Trial
 
 _EXAMPLES = """\b
 Examples:
@@ -186,16 +176,13 @@ def run(
     editor_types = {name: plugins.get_editor(name) for name in editors}
     settings = read_settings(editor_types, config_files, set_options)
     chosen_metrics = find_metrics(metrics, plugins)
-    folder = _choose_folder(out, resume=resume)
+    folder = choose_folder(out, resume=resume)
     sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
-    with (
-        ProgressDisplay(quiet=quiet) as display,
-        telling_what_is_kept(lambda: _describe_interruption(folder)),
-    ):
+    with showing_progress(folder, quiet=quiet) as display:
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }
-        from editbench.runner import grid, run_grid
+        from editbench.runner import grid
 
         editables = [loading.load(name, plugins) for name in dict.fromkeys(models)]
         configured = {
@@ -225,52 +212,5 @@ def run(
                 inputs=lambda model, dataset: inputs.for_runner(model),
             )
         ]
-        display.say(f"Run folder: {folder} ({len(trials)} trials)")
-        summary = run_grid(
-            trials,
-            folder,
-            resume=resume,
-            cache=inputs.cache,
-            provenance={"command": sys.argv},
-            on_progress=display,
-            on_trial_finished=lambda trial, rows: _tell_plugins(plugins, trial, rows, display),
-        )
-    for warning in summary.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    from editbench.results.report import summarize
-
-    click.echo(format_table(summarize([folder])), nl=False)
-    click.echo(f"Results: {folder}")
-    if summary.failures:
-        context.exit(SOME_FAILED)
-
-
-def _choose_folder(out: Path | None, *, resume: bool) -> Path:
-    if out is None and resume:
-        raise RunError("--resume: which run? Name its folder with --out DIR.")
-    if out is not None and not resume and (out / "run.json").exists():
-        raise RunError(
-            f"open run: the folder holds a run already, got {str(out)!r}. Choose another folder, "
-            "or give --resume to go on with it."
-        )
-    return out or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}"
-
-
-def _tell_plugins(
-    plugins: PluginManager, trial: "Trial", rows: "Sequence[Row]", display: ProgressDisplay
-) -> None:
-    for failure in plugins.trial_finished(trial, rows):
-        display.say(f"Warning: {failure}")
-
-
-def _describe_interruption(folder: Path) -> str:
-    from editbench.results.store import finished_trials, read_manifest
-
-    if not (folder / "run.json").exists():
-        return "Interrupted before the first trial: no run was begun."
-    manifest = read_manifest(folder)
-    n_finished = len(finished_trials(folder, manifest))
-    return (
-        f"Interrupted: {n_finished} of {len(manifest.trials)} trials are finished and kept in "
-        f"{folder}. Go on with the same options and --out {folder} --resume."
-    )
+        summary = run_trials(trials, folder, plugins, display, resume=resume, cache=inputs.cache)
+    show_result(context, summary)

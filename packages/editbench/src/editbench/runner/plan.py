@@ -28,6 +28,11 @@ class PlannedTrial:
     batches: tuple["Batch", ...]
     n_conflicts: int
 
+    @property
+    def n_cases(self) -> int:
+        """How many cases there are in all batches."""
+        return sum(len(batch.cases) for batch in self.batches)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

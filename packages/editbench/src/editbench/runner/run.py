@@ -91,10 +91,14 @@ def run_grid(
     )
     with RunStore.open(folder, manifest, resume=resume) as store:
         run = _Run(store, cache, token_budget, on_progress, on_trial_finished)
+        n_cases = sum(plan.n_cases for plan in planned)
+        n_done = 0
         for index, plan in enumerate(planned):
-            on_progress("trials", index, len(planned), plan.trial.label)
+            note = f"trial {index + 1} of {len(planned)}: {plan.trial.label}"
+            on_progress("cases", n_done, n_cases, note)
             run.advance(plan)
-        on_progress("trials", len(planned), len(planned))
+            n_done += plan.n_cases
+        on_progress("cases", n_cases, n_cases)
     distinct_warnings = tuple(dict.fromkeys(run.warnings))
     return RunSummary(folder, run.n_run, run.n_skipped, tuple(run.failures), distinct_warnings)
 

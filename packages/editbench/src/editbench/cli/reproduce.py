@@ -1,0 +1,201 @@
+"""``editbench reproduce``: the paper's experiments, on any model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from editbench.cli.execution import choose_folder, run_trials, show_result, showing_progress
+from editbench.cli.options import (
+    CONFLICT_POLICIES,
+    EditorInputs,
+    ModelLoading,
+    editor_input_options,
+    loading_options,
+    out_path,
+    quiet_option,
+)
+from editbench.cli.planning import default_metrics, open_dataset
+from editbench.cli.progress import ProgressDisplay
+from editbench.errors import EditbenchError, UnknownNameError
+from editbench.plugins.manager import PluginManager
+from editbench.requests import ConflictPolicy
+
+if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
+    from editbench.editors.base import Editor
+    from editbench.experiments import Experiment
+    from editbench.models.editable import EditableModel
+
+_EMBEDDED_MODEL = "atlas"
+
+_NAMES = """\b
+Experiments, and where the paper (arXiv 2210.07229) has them:
+  table1          Table 1         zsRE, all editors
+  table2          Table 2         CounterFact, all editors
+  scaling         Figure 5        every metric against the number of edits
+  categories      Figure 6        relations one by one
+  mixing          Figures 7, 10   two relations mixed
+  weight-decay    Figure 9        fine-tuning's tradeoff
+  layers          Figures 11-13   MEMIT with other critical layers
+  attention       Figures 11-13   MEMIT on attention instead of MLPs
+  lambda          Figures 11-13   MEMIT with other preservation weights
+  demonstrations  App. E          a facts file, before and after
+
+\b
+Examples:
+  editbench reproduce table2 --max-edits 300 --out runs/table2
+  editbench reproduce scaling --out runs/scaling --resume
+  editbench reproduce table1 --model gpt-j-6b --dataset zsre --out runs/gpt-j
+  editbench reproduce demonstrations --model gpt2-xl --dataset facts=mine.jsonl --out runs/mine
+"""
+
+
+@click.command(epilog=_NAMES)
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--model",
+    default=_EMBEDDED_MODEL,
+    show_default=True,
+    metavar="NAME",
+    help="Short name, hub name or folder.",
+)
+@click.option(
+    "--dataset",
+    metavar="NAME[=PATH]",
+    help="Where the facts come from. [default: the paper's; for the embedded model, its world]",
+)
+@click.option(
+    "--max-edits",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The largest number of facts at once. [default: the paper's, or what the data allow]",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random choice."
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(CONFLICT_POLICIES),
+    default="keep-first",
+    show_default=True,
+    help="What to do with facts that contradict each other.",
+)
+@click.option("--out", type=out_path, required=True, metavar="DIR", help="The run folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
+@editor_input_options
+@loading_options
+@quiet_option
+@click.pass_context
+def reproduce(
+    context: click.Context,
+    name: str,
+    model: str,
+    dataset: str | None,
+    max_edits: int | None,
+    seed: int,
+    on_conflict: ConflictPolicy,
+    out: Path,
+    resume: bool,
+    inputs: EditorInputs,
+    loading: ModelLoading,
+    quiet: bool,
+) -> None:
+    """Run one of the paper's experiments.
+
+    An experiment is a preset grid of trials: without options on the embedded model and world,
+    otherwise on any model and dataset. It can be interrupted and resumed. The folder is a run
+    folder: 'editbench report DIR' shows it in other formats, and the paper's figure of it is drawn
+    into DIR/figures.
+    """
+    from editbench.experiments import EXPERIMENTS, Setup
+
+    plugins = context.find_object(PluginManager)
+    assert plugins is not None
+    if name not in EXPERIMENTS:
+        raise UnknownNameError("experiment", name, EXPERIMENTS)
+    experiment = EXPERIMENTS[name]
+    folder = choose_folder(out, resume=resume)
+    source = _open_source(experiment, model, dataset, plugins, inputs.cache)
+    with showing_progress(folder, quiet=quiet) as display:
+        editable = loading.load(model, plugins)
+        if remark := inputs.remark_on_corpus(editable):
+            display.say(remark)
+        setup = Setup(
+            model=editable,
+            dataset=source,
+            editor_types=_find_editors(experiment, editable, plugins, display),
+            metrics={
+                metric.name: metric
+                for metric in default_metrics(source, plugins, _metrics_of(experiment, source))
+            },
+            max_edits=max_edits,
+            seed=seed,
+            on_conflict=on_conflict,
+            inputs=inputs.for_runner(editable),
+        )
+        summary = run_trials(
+            experiment.trials(setup),
+            folder,
+            plugins,
+            display,
+            resume=resume,
+            cache=inputs.cache,
+            provenance={"experiment": experiment.name, "paper": experiment.paper},
+        )
+    _draw(folder)
+    show_result(context, summary)
+
+
+def _open_source(
+    experiment: "Experiment",
+    model: str,
+    dataset: str | None,
+    plugins: PluginManager,
+    cache: Path | None,
+) -> "Dataset":
+    if dataset is not None or model != _EMBEDDED_MODEL:
+        return open_dataset(dataset or experiment.dataset, plugins, cache)
+    if experiment.dataset == "facts":
+        from editbench.atlas.demonstrations import FACTS_FILE
+
+        return open_dataset(f"facts={FACTS_FILE}", plugins, cache)
+    return open_dataset(_EMBEDDED_MODEL, plugins, cache)
+
+
+def _find_editors(
+    experiment: "Experiment",
+    model: "EditableModel",
+    plugins: PluginManager,
+    display: ProgressDisplay,
+) -> "dict[str, type[Editor]]":
+    """The experiment's editors that can be used on the model; says which cannot, and why."""
+    found = {}
+    for name in experiment.editors:
+        editor = plugins.get_editor(name)
+        try:
+            _, origin = editor.default_config(model)
+        except EditbenchError as error:
+            display.say(f"Without {name}: {error}")
+            continue
+        display.say(f"Settings of {name} on {model.name}: {origin}.")
+        found[name] = editor
+    return found
+
+
+def _metrics_of(experiment: "Experiment", dataset: "Dataset") -> "tuple[str, ...]":
+    """The experiment's metrics, in the dataset's own definition of accuracy."""
+    own = set(dataset.default_metrics)
+    other = {"token-accuracy": "accuracy", "accuracy": "token-accuracy"}
+    return tuple(
+        other[name] if name in other and name not in own and other[name] in own else name
+        for name in experiment.metrics
+    )
+
+
+def _draw(folder: Path) -> None:
+    from editbench.results.figures import draw_figures
+    from editbench.results.report import summarize
+
+    for path in draw_figures(summarize([folder]), folder / "figures"):
+        click.echo(f"Figure: {path}")
