@@ -29,7 +29,8 @@ from editbench.questions import Answers, Generate, GenerateAnswer, Question
 from editbench.requests import EditCase, EditRequest, Probe
 from editbench.results.frame import load_rows
 from editbench.results.row import Row
-from editbench.results.store import read_manifest, read_trial
+from editbench.results.store import read_manifest, read_trial, transcripts_path
+from editbench.results.transcript import read_transcripts
 from editbench.runner import Inputs, Trial, grid, run_grid, select_batches
 from editbench.testing import tiny_model, toy_cases
 from memit_core import UpdateFactors
@@ -383,6 +384,31 @@ def test_every_batch_is_edited_into_the_unedited_model_and_measured(model, tmp_p
     columns = ["editor", "case_id", "metric", "value"]
     batched = frame[frame["case_id"].isin(["4", "5"])]
     assert batched[columns].to_numpy().tolist() == alone[columns].to_numpy().tolist()
+
+
+def test_a_trial_keeps_what_was_asked_and_what_the_model_said(model, tmp_path):
+    trials = make_grid(
+        model, random_update(1.0), metrics=[Success(), Length()], n_batches=lambda n: 2
+    )
+    run_grid(trials, tmp_path)
+    frame = load_rows([tmp_path])
+    for trial in trials:
+        told = list(read_transcripts(transcripts_path(tmp_path, trial.hash)))
+        assert [case.case_id for case in told] == [str(index) for index in range(8)]
+        for case, transcript in zip(toy_cases(8), told, strict=True):
+            assert transcript.subject == case.request.subject
+            ((prompt, text),) = transcript.texts
+            assert prompt == case.generation_prompts[0]
+            assert text.startswith(prompt)
+            for probe, heard in zip(case.probes, transcript.probes, strict=True):
+                succeeded = heard.log_prob_expected > heard.log_prob_alternative
+                metric = f"{probe.kind}_success"
+                row = frame[
+                    (frame["trial"] == trial.hash)
+                    & (frame["case_id"] == transcript.case_id)
+                    & (frame["metric"] == metric)
+                ]
+                assert row["value"].item() == 100 * succeeded
 
 
 def test_a_trial_keeps_a_record_of_how_it_went(model, tmp_path):

@@ -4,7 +4,8 @@
 
     <folder>/run.json                    what the run consists of
     <folder>/trials/<hash>/rows.jsonl    one row per case and metric
-    <folder>/trials/<hash>/trial.json    status, timings, edit card, warnings
+    <folder>/trials/<hash>/cases.jsonl.gz  what was asked about each case, and what the model said
+    <folder>/trials/<hash>/trial.json    status, timings, edit cards, warnings
 
 A trial is written into a folder of another name, flushed to disk, and renamed when it is complete;
 a process that is killed at any point leaves either all of a trial or a leftover that the next one
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from editbench.errors import RunError
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status, encode_rows
+from editbench.results.transcript import CaseTranscript, encode_transcripts
 
 _LOCK = ".lock"
 _UNFINISHED = ".unfinished-"
@@ -107,7 +109,12 @@ class RunStore:
         record = _trial_folder(self.folder, trial) / "trial.json"
         return record.exists() and read_trial(self.folder, trial).status != "error"
 
-    def write(self, record: TrialRecord, rows: Sequence[Row]) -> None:
+    def write(
+        self,
+        record: TrialRecord,
+        rows: Sequence[Row],
+        transcripts: Sequence[CaseTranscript] = (),
+    ) -> None:
         """Store a trial, in place of an earlier failure of it.
 
         Raises:
@@ -119,8 +126,11 @@ class RunStore:
         try:
             with _explained("store the trial", finished):
                 unfinished.mkdir(parents=True)
-                _write_file(unfinished / "rows.jsonl", encode_rows(rows))
-                _write_file(unfinished / "trial.json", record.model_dump_json(indent=2) + "\n")
+                _write_file(unfinished / "rows.jsonl", encode_rows(rows).encode())
+                if transcripts:
+                    _write_file(unfinished / "cases.jsonl.gz", encode_transcripts(transcripts))
+                record_text = record.model_dump_json(indent=2) + "\n"
+                _write_file(unfinished / "trial.json", record_text.encode())
                 if finished.exists():
                     finished.rename(replaced)
                 unfinished.rename(finished)
@@ -174,6 +184,11 @@ def rows_path(folder: Path, trial: str) -> Path:
     return _trial_folder(folder, trial) / "rows.jsonl"
 
 
+def transcripts_path(folder: Path, trial: str) -> Path:
+    """Where a run folder keeps what was asked in a trial; missing if the trial failed."""
+    return _trial_folder(folder, trial) / "cases.jsonl.gz"
+
+
 def _trial_folder(folder: Path, trial: str) -> Path:
     return folder / "trials" / trial
 
@@ -185,7 +200,7 @@ def _begin(folder: Path, manifest: RunManifest, *, resume: bool) -> RunManifest:
         unfinished = folder / f"{_UNFINISHED}run.json"
         try:
             with _explained("begin the run", path):
-                _write_file(unfinished, manifest.model_dump_json(indent=2) + "\n")
+                _write_file(unfinished, (manifest.model_dump_json(indent=2) + "\n").encode())
                 unfinished.replace(path)
                 _flush_folder(folder)
         finally:
@@ -227,9 +242,9 @@ def _remove_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _write_file(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

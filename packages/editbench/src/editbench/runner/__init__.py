@@ -4,8 +4,18 @@ Takes objects, not names: looking names up is the business of plugins and the co
 """
 
 from editbench.results.manifest import Sample
+from editbench.runner.plan import has_questions
 from editbench.runner.run import RunSummary, run_grid
 from editbench.runner.selection import select_batches
 from editbench.runner.trial import Inputs, Trial, grid
 
-__all__ = ["Inputs", "RunSummary", "Sample", "Trial", "grid", "run_grid", "select_batches"]
+__all__ = [
+    "Inputs",
+    "RunSummary",
+    "Sample",
+    "Trial",
+    "grid",
+    "has_questions",
+    "run_grid",
+    "select_batches",
+]

@@ -1,35 +1,45 @@
-"""From answers to numbers: metrics over cases, checked."""
+"""From answers to numbers: metrics over cases and texts, checked."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from editbench.errors import EditbenchError
-from editbench.metrics.base import Metric
+from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric
 from editbench.questions import Answers
-from editbench.requests import EditCase
+from editbench.runner.plan import Batch
+
+Unit = TypeVar("Unit")
 
 
 def measure(
-    cases: Iterable[EditCase], metrics: Sequence[Metric], answers: Answers
+    batch: Batch, metrics: Sequence[AnyMetric], answers: Answers
 ) -> list[tuple[str, str, float]]:
-    """Put the answers to all metrics of all cases.
+    """Put the answers to all metrics of all cases and texts.
 
     Returns:
-        Case id, name of the row metric, and value.
+        Id of the case or text, name of the row metric, and value.
 
     Raises:
         EditbenchError: A metric yields a name that it does not declare, or something that is no
             finite number.
     """
-    measured = []
-    for case in cases:
+    cases = [(case.request.case_id, case) for case in batch.cases]
+    of_cases = [metric for metric in metrics if isinstance(metric, Metric)]
+    of_texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
+    return [*_measure(cases, of_cases, answers), *_measure(batch.texts, of_texts, answers)]
+
+
+def _measure(
+    units: Iterable[tuple[str, Unit]], metrics: Sequence[BaseMetric[Unit]], answers: Answers
+) -> Iterator[tuple[str, str, float]]:
+    for unit_id, unit in units:
         for metric in metrics:
-            for name, value in metric.values(case, answers).items():
+            for name, value in metric.values(unit, answers).items():
                 if name not in metric.produces or not math.isfinite(value):
                     raise EditbenchError(
-                        f"metric '{metric.name}', case '{case.request.case_id}': got {value!r} for "
+                        f"metric '{metric.name}', case '{unit_id}': got {value!r} for "
                         f"'{name}'; expected a finite number for one of "
                         f"{', '.join(metric.produces)}."
                     )
-                measured.append((case.request.case_id, name, float(value)))
-    return measured
+                yield unit_id, name, float(value)

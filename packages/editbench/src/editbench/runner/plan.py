@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from editbench.datasets.base import Dataset
 from editbench.errors import ConfigError
-from editbench.metrics.base import Metric
+from editbench.metrics.base import AnyMetric, Metric
 from editbench.questions import Question
 from editbench.requests import Conflict, EditCase
 from editbench.results.manifest import MetricDescription
@@ -20,11 +21,13 @@ class PlannedTrial:
 
     Attributes:
         trial: The trial.
+        metrics: Its metrics, fitted to its dataset.
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
     """
 
     trial: Trial
+    metrics: tuple[AnyMetric, ...]
     batches: tuple["Batch", ...]
     n_conflicts: int
 
@@ -40,10 +43,13 @@ class Batch:
 
     Attributes:
         cases: The cases.
-        questions: What the metrics ask about the cases, each question once.
+        texts: Held-out texts to read, each with an id; a trial's batches share them between them,
+            so that each is read once, whatever the number of batches.
+        questions: What the metrics ask about cases and texts, each question once.
     """
 
     cases: tuple[EditCase, ...]
+    texts: tuple[tuple[str, str], ...]
     questions: tuple[Question, ...]
 
 
@@ -60,6 +66,7 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
         raise ConfigError("run: there is nothing to run, got no trial.")
     selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
     asked: dict[tuple[object, ...], tuple[Batch, ...]] = {}
+    fitted: dict[tuple[object, ...], AnyMetric] = {}
     planned = []
     for trial in trials:
         selection = (
@@ -82,15 +89,28 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
                 on_conflict=trial.on_conflict,
             )
         batches, conflicts = selected[selection]
-        questioning = (selection, tuple(metric.name for metric in trial.metrics))
+        for metric in trial.metrics:
+            fitting = (id(trial.dataset), metric.name)
+            if fitting not in fitted:
+                is_of_cases = isinstance(metric, Metric)
+                fitted[fitting] = metric.fitted(trial.dataset.cases()) if is_of_cases else metric
+        metrics = tuple(fitted[id(trial.dataset), metric.name] for metric in trial.metrics)
+        questioning = (selection, tuple(metric.name for metric in metrics))
         if questioning not in asked:
-            gathered = _gather_questions(trial, batches)
-            asked[questioning] = tuple(
-                Batch(tuple(cases), questions)
-                for cases, questions in zip(batches, gathered, strict=True)
-            )
-        planned.append(PlannedTrial(trial, asked[questioning], len(conflicts)))
+            asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
+        planned.append(PlannedTrial(trial, metrics, asked[questioning], len(conflicts)))
     return planned
+
+
+def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
+    """Whether a dataset has what a metric needs, in one of its cases or held-out texts.
+
+    Raises:
+        DataError: The dataset cannot be read.
+    """
+    if isinstance(metric, Metric):
+        return any(metric.questions(case) for case in dataset.cases())
+    return any(metric.questions(text) for text in dataset.held_out_texts())
 
 
 def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
@@ -102,6 +122,7 @@ def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
             version=metric.version,
             produces=metric.produces,
             aggregates=dict(metric.aggregates),
+            mean=metric.mean,
             bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
             higher_is_better=metric.higher_is_better,
         )
@@ -113,30 +134,48 @@ def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def _gather_questions(
-    trial: Trial, batches: Sequence[Sequence[EditCase]]
-) -> tuple[tuple[Question, ...], ...]:
-    """What the trial's metrics ask about each batch."""
-    _refuse_clash(trial.metrics)
+def _gather_batches(
+    dataset: Dataset, metrics: Sequence[AnyMetric], batches: Sequence[Sequence[EditCase]]
+) -> tuple[Batch, ...]:
+    """Give each batch its share of the held-out texts, and what the metrics ask about both."""
+    _refuse_clash(metrics)
+    is_read = any(not isinstance(metric, Metric) for metric in metrics)
+    held_out = dataset.held_out_texts() if is_read else ()
+    texts = [(f"held-out-{index:05d}", text) for index, text in enumerate(held_out)]
+    shares = [texts[start :: len(batches)] for start in range(len(batches))]
     gathered: list[dict[Question, None]] = [{} for _ in batches]
-    for metric in trial.metrics:
-        has_questions = False
-        for batch, known in zip(batches, gathered, strict=True):
-            questions = [question for case in batch for question in metric.questions(case)]
-            known.update(dict.fromkeys(questions))
-            has_questions = has_questions or bool(questions)
-        if not has_questions:
-            raise ConfigError(
-                f"metric '{metric.name}': has nothing to ask about dataset "
-                f"'{trial.dataset.name}', got {sum(map(len, batches))} cases without what it "
-                f"needs. Metrics for it are: {', '.join(trial.dataset.default_metrics)}."
+    for metric in metrics:
+        has_asked = False
+        for cases, share, known in zip(batches, shares, gathered, strict=True):
+            questions = (
+                [question for case in cases for question in metric.questions(case)]
+                if isinstance(metric, Metric)
+                else [question for _, text in share for question in metric.questions(text)]
             )
+            known.update(dict.fromkeys(questions))
+            has_asked = has_asked or bool(questions)
+        if not has_asked:
+            raise _nothing_to_ask(metric, dataset, sum(map(len, batches)))
     if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
-    return tuple(tuple(known) for known in gathered)
+    return tuple(
+        Batch(tuple(cases), tuple(share), tuple(known))
+        for cases, share, known in zip(batches, shares, gathered, strict=True)
+    )
 
 
-def _refuse_clash(metrics: Sequence[Metric]) -> None:
+def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:
+    if isinstance(metric, Metric):
+        lacking = f"got {n_cases} cases without what it needs"
+    else:
+        lacking = f"got {len(dataset.held_out_texts())} held-out texts"
+    return ConfigError(
+        f"metric '{metric.name}': has nothing to ask about dataset '{dataset.name}', {lacking}. "
+        f"Metrics for it are: {', '.join(dataset.default_metrics)}."
+    )
+
+
+def _refuse_clash(metrics: Sequence[AnyMetric]) -> None:
     for one, other in combinations(metrics, 2):
         shared = set(one.produces) & set(other.produces)
         if shared:

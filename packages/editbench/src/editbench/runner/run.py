@@ -14,13 +14,15 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError, PluginError
 from editbench.models.answering import answer_questions
-from editbench.questions import Answer, Answers, Question, Score
+from editbench.questions import Answer, Answers, Generate, Question
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status
 from editbench.results.store import RunStore, TrialRecord
+from editbench.results.transcript import CaseTranscript
 from editbench.runner.measuring import measure
 from editbench.runner.plan import Batch, PlannedTrial, describe_metrics, plan_trials
 from editbench.runner.provenance import PeakMemory, gather_provenance
+from editbench.runner.transcribing import transcribe
 from editbench.runner.trial import Trial
 
 TrialFinished = Callable[[Trial, Sequence[Row]], object]
@@ -124,8 +126,8 @@ class _Run:
         if self.store.is_finished(plan.trial.hash):
             self.n_skipped += 1
             return
-        record, rows = self._run(plan)
-        self.store.write(record, rows)
+        record, rows, transcripts = self._run(plan)
+        self.store.write(record, rows, transcripts)
         self.n_run += 1
         self.warnings += record.warnings
         if record.status == "error":
@@ -136,13 +138,14 @@ class _Run:
             except Exception as error:  # a listener is not worth a run
                 self.warnings.append(f"after {plan.trial.label}: {_describe(error)}")
 
-    def _run(self, plan: PlannedTrial) -> tuple[TrialRecord, list[Row]]:
+    def _run(self, plan: PlannedTrial) -> tuple[TrialRecord, list[Row], list[CaseTranscript]]:
         trial = plan.trial
         seconds = {"edit": 0.0, "answer": 0.0}
         cards: list[dict[str, Any]] = []
         changed_something = isinstance(trial.editor, Unedited)
         message = trace = None
         values: list[tuple[str, str, float]] = []
+        transcripts: list[CaseTranscript] = []
         memory = PeakMemory(trial.model.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -163,7 +166,8 @@ class _Run:
                     seconds["answer"] += perf_counter() - edited
                     cards.append(edit.card.model_dump(mode="json"))
                     changed_something = changed_something or edit.changes_something
-                    values += measure(batch.cases, trial.metrics, answers)
+                    values += measure(batch, plan.metrics, answers)
+                    transcripts += transcribe(batch.cases, answers)
             except Exception as error:  # one trial's failure must not take the others with it
                 message, trace = _describe(error), traceback.format_exc()
             message = self._find_spoiled(trial) or message
@@ -180,7 +184,9 @@ class _Run:
             edits=tuple(cards),
             warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
         )
-        return record, self._rows(trial, record, values if status != "error" else [])
+        if status == "error":
+            values, transcripts = [], []
+        return record, self._rows(trial, record, values), transcripts
 
     def _answer(self, trial: Trial, batch: Batch, edit: Edit) -> Answers:
         if not edit.changes_something:
@@ -194,10 +200,10 @@ class _Run:
         They are remembered by whole sets of questions: if single ones were, what a batch holds,
         and with it the last bits of an answer, would depend on where a run was interrupted.
         """
-        scores = tuple(question for question in batch.questions if isinstance(question, Score))
-        others = tuple(question for question in batch.questions if not isinstance(question, Score))
+        sampled = tuple(q for q in batch.questions if isinstance(q, Generate))
+        others = tuple(q for q in batch.questions if not isinstance(q, Generate))
         answers: dict[Question, Answer] = {}
-        for questions, seed in ((scores, None), (others, trial.seed)):
+        for questions, seed in ((others, None), (sampled, trial.seed)):
             key = (trial.model.fingerprint, seed, questions)
             if key not in self.unedited_answers:
                 self.unedited_answers[key] = self._ask(trial, questions)

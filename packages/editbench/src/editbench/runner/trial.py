@@ -15,7 +15,7 @@ from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError
-from editbench.metrics.base import Metric
+from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
 from editbench.requests import ConflictPolicy
 from editbench.results.manifest import Sample, TrialDescription
@@ -76,7 +76,7 @@ class Trial:
     dataset: Dataset
     n_edits: int
     seed: int
-    metrics: tuple[Metric, ...]
+    metrics: tuple[AnyMetric, ...]
     n_batches: int = 1
     relations: tuple[str, ...] = ()
     sample: Sample = "first"
@@ -131,7 +131,7 @@ def grid(
     models: Sequence[EditableModel],
     datasets: Sequence[Dataset],
     editors: Callable[[EditableModel], Sequence[Editor]],
-    metrics: Callable[[Dataset], Sequence[Metric]],
+    metrics: Callable[[Dataset], Sequence[AnyMetric]],
     n_edits: Sequence[int],
     seeds: Sequence[int],
     n_batches: Callable[[int], int] = lambda n_edits: 1,
