@@ -69,7 +69,10 @@ def make_setup(
     return Setup(
         model=model,
         dataset=dataset or Related(),
-        editor_types={editor.name: editor for editor in (Memit, Rome, FineTune)},
+        configured={
+            editor.name: editor(editor.default_config(model)[0])
+            for editor in (Memit, Rome, FineTune)
+        },
         metrics={metric.name: metric for metric in (Success(), Accuracy())},
         max_edits=max_edits,
         seed=3,

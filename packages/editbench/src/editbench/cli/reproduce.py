@@ -1,5 +1,6 @@
 """``editbench reproduce``: the paper's experiments, on any model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from editbench.cli.options import (
 )
 from editbench.cli.planning import default_metrics, open_dataset
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import EditbenchError, UnknownNameError
+from editbench.cli.settings import Setting, read_settings
+from editbench.errors import ConfigError, EditError, UnknownNameError
 from editbench.plugins.manager import PluginManager
 from editbench.requests import ConflictPolicy
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
     from editbench.experiments import Experiment
+    from editbench.metrics.base import Metric
     from editbench.models.editable import EditableModel
 
 _EMBEDDED_MODEL = "atlas"
@@ -75,6 +78,20 @@ Examples:
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random choice."
 )
 @click.option(
+    "--set",
+    "set_options",
+    multiple=True,
+    metavar="EDITOR.FIELD=VALUE",
+    help="One hyperparameter, where the experiment does not vary it; wins over --config.",
+)
+@click.option(
+    "--config",
+    "config_files",
+    multiple=True,
+    metavar="EDITOR=FILE",
+    help="An editor's hyperparameters: a flat YAML or JSON file.",
+)
+@click.option(
     "--on-conflict",
     type=click.Choice(CONFLICT_POLICIES),
     default="keep-first",
@@ -94,6 +111,8 @@ def reproduce(
     dataset: str | None,
     max_edits: int | None,
     seed: int,
+    set_options: tuple[str, ...],
+    config_files: tuple[str, ...],
     on_conflict: ConflictPolicy,
     out: Path,
     resume: bool,
@@ -116,6 +135,8 @@ def reproduce(
         raise UnknownNameError("experiment", name, EXPERIMENTS)
     experiment = EXPERIMENTS[name]
     folder = choose_folder(out, resume=resume)
+    editor_types = {editor: plugins.get_editor(editor) for editor in experiment.editors}
+    settings = _read_settings(experiment, editor_types, config_files, set_options)
     source = _open_source(experiment, model, dataset, plugins, inputs.cache)
     with showing_progress(folder, quiet=quiet) as display:
         editable = loading.load(model, plugins)
@@ -124,11 +145,8 @@ def reproduce(
         setup = Setup(
             model=editable,
             dataset=source,
-            editor_types=_find_editors(experiment, editable, plugins, display),
-            metrics={
-                metric.name: metric
-                for metric in default_metrics(source, plugins, _metrics_of(experiment, source))
-            },
+            configured=_configure(editor_types, settings, editable, display),
+            metrics=_find_metrics(experiment, source, plugins),
             max_edits=max_edits,
             seed=seed,
             on_conflict=on_conflict,
@@ -163,34 +181,51 @@ def _open_source(
     return open_dataset(_EMBEDDED_MODEL, plugins, cache)
 
 
-def _find_editors(
+def _read_settings(
     experiment: "Experiment",
+    editor_types: "Mapping[str, type[Editor]]",
+    config_files: Sequence[str],
+    set_options: Sequence[str],
+) -> dict[str, Setting]:
+    settings = read_settings(editor_types, config_files, set_options)
+    for name, alternatives in settings.items():
+        if len(alternatives) > 1:
+            raise ConfigError(
+                f"{experiment.name}: editor '{name}' is given {len(alternatives)} settings; "
+                "expected one, since the experiment itself says what varies. For a grid of your "
+                "own, use 'editbench run'."
+            )
+    return {name: alternatives[0] for name, alternatives in settings.items()}
+
+
+def _configure(
+    editor_types: "Mapping[str, type[Editor]]",
+    settings: Mapping[str, Setting],
     model: "EditableModel",
-    plugins: PluginManager,
     display: ProgressDisplay,
-) -> "dict[str, type[Editor]]":
-    """The experiment's editors that can be used on the model; says which cannot, and why."""
-    found = {}
-    for name in experiment.editors:
-        editor = plugins.get_editor(name)
+) -> "dict[str, Editor]":
+    """The editors that can be used on the model; says which cannot, and why."""
+    configured = {}
+    for name, editor in editor_types.items():
+        config, origin = settings[name].configure(editor, model)
         try:
-            _, origin = editor.default_config(model)
-        except EditbenchError as error:
+            editor(config).check_usable(model)
+        except EditError as error:
             display.say(f"Without {name}: {error}")
             continue
         display.say(f"Settings of {name} on {model.name}: {origin}.")
-        found[name] = editor
-    return found
+        configured[name] = editor(config)
+    return configured
 
 
-def _metrics_of(experiment: "Experiment", dataset: "Dataset") -> "tuple[str, ...]":
-    """The experiment's metrics, in the dataset's own definition of accuracy."""
-    own = set(dataset.default_metrics)
-    other = {"token-accuracy": "accuracy", "accuracy": "token-accuracy"}
-    return tuple(
-        other[name] if name in other and name not in own and other[name] in own else name
-        for name in experiment.metrics
-    )
+def _find_metrics(
+    experiment: "Experiment", dataset: "Dataset", plugins: PluginManager
+) -> "dict[str, Metric]":
+    """The experiment's metrics that the dataset has cases for; accuracy as the dataset means it."""
+    means = {"accuracy": "token-accuracy"} if "token-accuracy" in dataset.default_metrics else {}
+    name_of = {means.get(name, name): name for name in experiment.metrics}
+    found = default_metrics(dataset, plugins, list(name_of))
+    return {name_of[metric.name]: metric for metric in found}
 
 
 def _draw(folder: Path) -> None:

@@ -44,7 +44,7 @@ def _vary_decay(experiment: Experiment, setup: Setup) -> list[Trial]:
 
 
 def _vary_layers(experiment: Experiment, setup: Setup) -> list[Trial]:
-    chosen = setup.editor("memit").config.model_dump()["critical_layers"]
+    chosen = setup.configured["memit"].config.model_dump()["critical_layers"]
     sets = layer_sets(setup.model.architecture.n_layers, chosen)
     editors = [setup.editor("memit", critical_layers=layers) for layers in sets]
     return setup.trials(editors, experiment.metrics, [setup.limit(N_OF_PAPER)])
@@ -58,7 +58,7 @@ def _vary_module(experiment: Experiment, setup: Setup) -> list[Trial]:
 
 
 def _vary_preservation(experiment: Experiment, setup: Setup) -> list[Trial]:
-    own = setup.editor("memit").config.model_dump()["preservation_weight"]
+    own = setup.configured["memit"].config.model_dump()["preservation_weight"]
     editors = [
         setup.editor("memit", preservation_weight=own * factor) for factor in PRESERVATION_FACTORS
     ]

@@ -53,7 +53,7 @@ TABLE1 = Experiment(
     summary="zsRE: efficacy, paraphrase and specificity of all editors",
     dataset="zsre",
     editors=ALL_EDITORS,
-    metrics=("token-accuracy",),
+    metrics=("accuracy",),
     plan=_compare_at_one_size,
 )
 TABLE2 = Experiment(

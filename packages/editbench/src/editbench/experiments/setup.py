@@ -7,7 +7,7 @@ from typing import Any
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor
-from editbench.metrics.base import Metric
+from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
 from editbench.requests import ConflictPolicy, resolve_conflicts
 from editbench.runner import Inputs, Sample, Trial, grid
@@ -20,9 +20,10 @@ class Setup:
     Attributes:
         model: The model, unedited.
         dataset: Where the facts come from.
-        editor_types: Editors by name. One that cannot be used on this model is missing, and the
-            experiment does without it.
-        metrics: Metrics by name. One that the dataset leaves nothing to ask is missing.
+        configured: Editors by name, with their hyperparameters for the model. One that cannot be
+            used on it is missing, and the experiment does without it.
+        metrics: Metrics by the name that experiments use; ``accuracy`` is the dataset's own
+            definition of it. One that the dataset leaves nothing to ask is missing.
         max_edits: The largest number of edits at once; None is what the paper did, or as much of
             it as the data allow.
         seed: Source of every random choice.
@@ -32,8 +33,8 @@ class Setup:
 
     model: EditableModel
     dataset: Dataset
-    editor_types: Mapping[str, type[Editor]]
-    metrics: Mapping[str, Metric]
+    configured: Mapping[str, Editor]
+    metrics: Mapping[str, AnyMetric]
     max_edits: int | None
     seed: int
     on_conflict: ConflictPolicy
@@ -60,18 +61,17 @@ class Setup:
         return min(n_of_paper, self.max_edits or n_of_paper, self.n_cases)
 
     def editor(self, name: str, **changes: Any) -> Editor:
-        """An editor with its defaults for the model, but for some fields.
+        """An editor with some of its hyperparameters changed.
 
         Raises:
             ConfigError: A changed field is unknown or invalid.
         """
-        editor = self.editor_types[name]
-        config, _ = editor.default_config(self.model)
-        return editor(config.updated(changes, "experiment"))
+        editor = self.configured[name]
+        return type(editor)(editor.config.updated(changes, "experiment"))
 
     def editors(self, names: Sequence[str]) -> list[Editor]:
-        """Those of the named editors that can be used on the model, with their defaults."""
-        return [self.editor(name) for name in names if name in self.editor_types]
+        """Those of the named editors that can be used on the model."""
+        return [self.configured[name] for name in names if name in self.configured]
 
     def trials(
         self,

@@ -60,6 +60,7 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
         ConfigError: There is nothing to run; a dataset has too few cases; two metrics produce the
             same numbers; or a metric has nothing to ask about a dataset.
         DataError: A dataset cannot be read.
+        EditError: An editor cannot be used on a model.
         RequestError: Requests are in conflict, and the policy is ``error``.
     """
     if not trials:
@@ -69,6 +70,7 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
     fitted: dict[tuple[object, ...], AnyMetric] = {}
     planned = []
     for trial in trials:
+        trial.editor.check_usable(trial.model)
         selection = (
             id(trial.dataset),
             trial.n_edits,
@@ -92,8 +94,9 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
         for metric in trial.metrics:
             fitting = (id(trial.dataset), metric.name)
             if fitting not in fitted:
-                is_of_cases = isinstance(metric, Metric)
-                fitted[fitting] = metric.fitted(trial.dataset.cases()) if is_of_cases else metric
+                fitted[fitting] = (
+                    metric.fitted(trial.dataset.cases()) if isinstance(metric, Metric) else metric
+                )
         metrics = tuple(fitted[id(trial.dataset), metric.name] for metric in trial.metrics)
         questioning = (selection, tuple(metric.name for metric in metrics))
         if questioning not in asked:

@@ -1,0 +1,63 @@
+"""``editbench reproduce``: an experiment from its name to a run folder with figures."""
+
+import json
+
+import pytest
+
+from editbench.results.manifest import RunManifest
+
+
+@pytest.fixture
+def small(model_folder, facts_file, moments_file):
+    options = ["--model", model_folder, "--dataset", f"facts={facts_file}"]
+    return [*options, "--second-moments", moments_file]
+
+
+MEMIT = ["--set", "memit.n_steps=3", "--set", "memit.n_context_prefixes=1"]
+
+
+def manifest_of(folder):
+    return RunManifest.model_validate_json((folder / "run.json").read_bytes())
+
+
+def test_an_experiment_is_a_run_with_a_figure(invoke, small, tmp_path):
+    result = invoke("reproduce", "lambda", *small, *MEMIT, "--max-edits", 2, "--out", "here")
+    assert result.exit_code == 0, result.output
+    manifest = manifest_of(tmp_path / "here")
+    assert manifest.provenance["experiment"] == "lambda"
+    weights = {t.config.get("preservation_weight") for t in manifest.trials.values()}
+    assert len(weights - {None}) == 9
+    for kind in ("png", "svg"):
+        assert list((tmp_path / "here" / "figures").glob(f"*.{kind}"))
+    report = invoke("report", "here", "--format", "json")
+    lines = json.loads(report.stdout)
+    assert {line["editor"] for line in lines} == {"memit", "unedited"}
+
+
+def test_it_goes_on_where_it_was(invoke, small, tmp_path):
+    options = ["reproduce", "lambda", *small, *MEMIT, "--max-edits", 1, "--out", "here"]
+    assert invoke(*options).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("here/trials/*/rows.jsonl")}
+    again = invoke(*options, "--resume")
+    assert again.exit_code == 0
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("here/trials/*/rows.jsonl")}
+    assert after == before
+
+
+def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_path):
+    result = invoke("reproduce", "table1", *small, "--max-edits", 1, "--out", "here")
+    assert result.exit_code == 0, result.output
+    assert "Without mend: " in result.stdout
+    assert "editbench train mend" in result.stdout
+    editors = {trial.editor for trial in manifest_of(tmp_path / "here").trials.values()}
+    assert editors == {"unedited", "ft-w", "rome", "memit"}
+
+
+def test_what_is_wrong_is_said_before_anything_is_done(refuses, small):
+    refuses("reproduce", "tabel2", *small, "--out", "here", says="Did you mean 'table2'?")
+    refuses("reproduce", "scaling", *small, says="Missing option '--out'")
+    two = ["--set", "memit.n_steps=3", "--set", "memit.n_steps=4"]
+    refuses("reproduce", "lambda", *small, *two, "--out", "here", says="is given 2 settings")
+    rome = ["--set", "rome.layer=1"]
+    refuses("reproduce", "lambda", *small, *rome, "--out", "here", says="not part of this")
+    refuses("reproduce", "mixing", *small, "--out", "here", says="no pair of relations is known")
