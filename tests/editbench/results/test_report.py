@@ -12,7 +12,8 @@ from editbench.results.frame import load_rows
 from editbench.results.report import Summary, summarize, write_csv, write_json
 from editbench.results.row import FIELDS
 from editbench.results.store import RunStore
-from editbench.results.table import draw_table
+from editbench.results.tables.summary_table import tabulate_summary
+from editbench.results.tables.terminal import draw_table
 
 CONTRACT = {
     "editor", "model", "dataset", "n_edits", "seed", "metric", "value", "ci_low", "ci_high", "n",
@@ -53,7 +54,7 @@ def run(tmp_path, plan, describe, record, rows, failed_row) -> Path:
 def draw(summary: Summary) -> str:
     console = Console(width=200, force_terminal=False)
     with console.capture() as capture:
-        console.print(draw_table(summary))
+        console.print(draw_table(tabulate_summary(summary)))
     return capture.get()
 
 
@@ -148,13 +149,13 @@ def test_the_table_has_editors_as_rows_and_metrics_as_columns(run):
 def test_the_best_number_of_a_metric_is_bold(run):
     console = Console(width=200, force_terminal=True, color_system="truecolor")
     with console.capture() as capture:
-        console.print(draw_table(summarize([run])))
+        console.print(draw_table(tabulate_summary(summarize([run]))))
     table = capture.get()
     bold = [part.split("\x1b[0m")[0] for part in table.split("\x1b[1m")[1:]]
-    # Efficacy and score of the strong variant, neighborhood and (the lower the better)
-    # perplexity of the unedited model.
-    assert {"100.0", "90.9", "20.0"} <= set(bold)
-    assert "50.0" not in bold
+    # Efficacy and score of the strong variant, neighborhood of both, and (the lower the better)
+    # perplexity of the weak one; the unedited model, whose perplexity is 20.0, does not compete.
+    assert {"100.0", "90.9", "83.3", "22.0"} <= set(bold)
+    assert not {"20.0", "50.0"} & set(bold)
 
 
 def test_settings_that_differ_become_columns(tmp_path, plan, describe, record, rows):

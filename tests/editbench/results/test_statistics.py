@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from editbench.results.statistics import Estimate, estimate_harmonic_mean, estimate_mean
+from editbench.results.statistics import (
+    Estimate,
+    estimate_harmonic_mean,
+    estimate_mean,
+    estimate_over_draws,
+)
 
 
 def test_mean_worked_by_hand():
@@ -73,6 +78,7 @@ def test_the_bootstrap_is_a_function_of_its_seed(monkeypatch):
     assert estimate_harmonic_mean(values, seed=1) != first
     # However many resamples fit into memory at once, they are the same ones.
     monkeypatch.setattr("editbench.results.statistics._MAX_CHUNK", len(values) * 7)
+    monkeypatch.setattr("editbench.results.statistics._MOST_KEPT", 0)
     assert estimate_harmonic_mean(values, seed=0) == first
 
 
@@ -85,3 +91,19 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         estimate = estimate_harmonic_mean(100.0 * draws, seed=0)
         covered += estimate.low <= truth <= estimate.high
     assert 89 <= covered <= 99
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 31, 60, 200])
+def test_the_interval_over_draws_is_students(n):
+    values = np.random.default_rng(n).normal(80, 3, n)
+    found = estimate_over_draws(values)
+    low, high = stats.t.interval(0.9, n - 1, values.mean(), stats.sem(values))
+    assert (found.value, found.n) == (pytest.approx(values.mean()), n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=2e-3), pytest.approx(high, abs=2e-3))
+
+
+def test_one_draw_says_nothing_about_the_spread():
+    found = estimate_over_draws(np.array([70.0]))
+    assert found.value == 70
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)

@@ -1,6 +1,7 @@
-"""``editbench report``: the rows of runs as a table."""
+"""``editbench report``: the rows of runs as tables and figures."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,20 @@ from editbench.cli.group import writing
 from editbench.cli.options import in_file, out_path
 
 if TYPE_CHECKING:
+    from editbench.results.collection import Collection
+    from editbench.results.comparison import Comparison
     from editbench.results.report import Summary
+    from editbench.results.tables.model import Table
 
 _UNLIMITED_WIDTH = 10_000
 _EXAMPLES = """\b
 Examples:
   editbench report runs/gpt2-xl
   editbench report runs/a runs/b --format csv --output both.csv
+  editbench report runs/table2 --format latex --output table2.tex
+  editbench report runs/table2 --compare memit
+  editbench report runs/scaling --figures figures
+  editbench report runs/table2 runs/scaling traces/gpt2-xl --html report.html
 """
 
 
@@ -25,10 +33,31 @@ Examples:
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["table", "csv", "json"]),
+    type=click.Choice(["table", "markdown", "csv", "latex", "json"]),
     default="table",
     show_default=True,
-    help="A table to read; CSV; or a JSON list of objects.",
+    help="A table to read; one in Markdown; CSV; a LaTeX table (booktabs); or a JSON list of "
+    "objects.",
+)
+@click.option(
+    "--compare",
+    "baseline",
+    metavar="EDITOR",
+    help="Show how the other editors differ from this one on the same cases (paired bootstrap).",
+)
+@click.option(
+    "--figures",
+    type=out_path,
+    metavar="DIR",
+    help="Also draw the runs' figures, each as PNG, SVG, and CSV of what is drawn; existing ones "
+    "are replaced.",
+)
+@click.option(
+    "--html",
+    type=out_path,
+    metavar="FILE",
+    help="Also write one HTML page that needs nothing but itself: tables, figures, provenance, and "
+    "every case to search and open. Folders of traces may be among the runs.",
 )
 @click.option(
     "--output",
@@ -36,7 +65,14 @@ Examples:
     metavar="FILE",
     help="Write to a file instead of the terminal; an existing one is replaced.",
 )
-def report(runs: tuple[Path, ...], output_format: str, output: Path | None) -> None:
+def report(
+    runs: tuple[Path, ...],
+    output_format: str,
+    baseline: str | None,
+    figures: Path | None,
+    html: Path | None,
+    output: Path | None,
+) -> None:
     """Show the results of runs.
 
     Run folders may be finished or not, and several are put into one table.
@@ -44,29 +80,105 @@ def report(runs: tuple[Path, ...], output_format: str, output: Path | None) -> N
     Each value is a mean over cases, with its 95 % confidence interval; 'score' is the harmonic
     mean of the metrics it is made of. Rates are in percent.
     """
-    from editbench.results.report import summarize, write_csv, write_json
+    from editbench.results.collection import collect
+    from editbench.results.report import summarize_collection
 
-    summary = summarize(runs)
-    if output_format == "table":
-        text = format_table(summary)
+    # What a program reads from stdout must stay whole.
+    is_read_by_people = output_format == "table" or output is not None
+    traces = [folder for folder in runs if html is not None and (folder / "trace.json").exists()]
+    runs = tuple(folder for folder in runs if folder not in traces)
+    collection = collect(runs)
+    if html is not None:
+        line = _write_page(html, runs, collection, traces, baseline)
+        click.echo(line, err=not is_read_by_people)
+        if not runs:
+            return
+    summary = summarize_collection(collection)
+    if baseline is None:
+        text = format_summary(summary, output_format)
     else:
-        text = {"csv": write_csv, "json": write_json}[output_format](summary)
+        from editbench.results.comparison import compare
+
+        text = format_comparison(compare(runs, baseline), output_format)
     if output is None:
         click.echo(text, nl=False)
     else:
         with writing(output):
             replace_text(output, text)
+    if figures is not None:
+        from editbench.results.figures import draw_figures
+
+        with writing(figures):
+            drawn = draw_figures(summary, figures)
+        for path in drawn:
+            click.echo(f"Figure: {path}", err=not is_read_by_people)
+
+
+def _write_page(
+    path: Path,
+    runs: Sequence[Path],
+    collection: "Collection",
+    traces: Sequence[Path],
+    baseline: str | None,
+) -> str:
+    """Write the HTML report; returns a line that says so."""
+    from editbench.results.html import build_page
+
+    heat_maps = []
+    if traces:
+        from editbench.cli.trace_maps import map_trace
+
+        heat_maps = [group for folder in traces for group in map_trace(folder)]
+    page = build_page(runs, collection, baseline=baseline, heat_maps=heat_maps)
+    with writing(path):
+        replace_text(path, page.html)
+    return f"Page: {path} ({path.stat().st_size / 1e6:.1f} MB, {page.n_cases:,} cases)"
+
+
+def format_summary(summary: "Summary", output_format: str) -> str:
+    """A report in one of the formats of ``--format``."""
+    from editbench.results.report import write_csv, write_json
+    from editbench.results.tables.summary_table import tabulate_summary
+
+    if output_format == "json":
+        return write_json(summary)
+    if output_format == "csv":
+        return write_csv(summary)
+    return _format_table(tabulate_summary(summary), output_format)
+
+
+def format_comparison(comparison: "Comparison", output_format: str) -> str:
+    """A comparison in one of the formats of ``--format``."""
+    from editbench.results.comparison import write_comparison_csv, write_comparison_json
+    from editbench.results.tables.comparison_table import tabulate_comparison
+
+    if output_format == "json":
+        return write_comparison_json(comparison)
+    if output_format == "csv":
+        return write_comparison_csv(comparison)
+    return _format_table(tabulate_comparison(comparison), output_format)
 
 
 def format_table(summary: "Summary") -> str:
-    """Lay the table out for stdout: styled in a terminal, as wide as it needs elsewhere."""
-    from rich.console import Console
+    """The table that ends a run."""
+    return format_summary(summary, "table")
 
-    from editbench.results.table import draw_table
+
+def _format_table(table: "Table", output_format: str) -> str:
+    """Lay a table out: for stdout styled in a terminal, and as wide as it needs elsewhere."""
+    from editbench.results.tables.latex import write_latex
+    from editbench.results.tables.markdown import write_markdown
+    from editbench.results.tables.terminal import draw_table
+
+    if output_format == "latex":
+        return write_latex(table)
+    if output_format == "markdown":
+        return write_markdown(table)
+    from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
     with console.capture() as capture:
-        console.print(draw_table(summary))
+        console.print(draw_table(table))
     return capture.get()
 
 

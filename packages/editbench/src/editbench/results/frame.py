@@ -1,7 +1,7 @@
 """Rows of one or more runs as one tidy table."""
 
 from collections.abc import Iterable
-from dataclasses import astuple
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -26,11 +26,12 @@ def load_rows(folders: Iterable[Path]) -> pd.DataFrame:
         RunError: A folder holds no run, or one of its files is damaged.
     """
     rows = []
+    as_tuple = attrgetter(*FIELDS)  # dataclasses.astuple copies deeply, at twenty times the cost
     seen: set[str] = set()
     for folder in folders:
         for trial in finished_trials(folder, read_manifest(folder)):
             if trial not in seen:
                 seen.add(trial)
-                rows += [astuple(row) for row in read_rows_file(rows_path(folder, trial))]
+                rows += [as_tuple(row) for row in read_rows_file(rows_path(folder, trial))]
     frame = pd.DataFrame(rows, columns=list(FIELDS))
     return frame.astype({"value": "float64", "n_edits": "int64", "seed": "int64"})

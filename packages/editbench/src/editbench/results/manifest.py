@@ -23,6 +23,7 @@ class MetricDescription(BaseModel):
         version: Version of its definition.
         produces: Names of the row metrics it can emit.
         aggregates: Score name to the row metrics whose means it is the harmonic mean of.
+        mean: Which mean over cases a report shows.
         bounds: Smallest and largest possible value; None where there is no such bound.
         higher_is_better: Which of two values is the better one.
     """
@@ -33,6 +34,7 @@ class MetricDescription(BaseModel):
     version: int
     produces: tuple[str, ...]
     aggregates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
     bounds: tuple[float | None, float | None] = (0.0, 100.0)
     higher_is_better: bool = True
 

@@ -11,10 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from editbench.results.collection import collect
+from editbench.results.collection import Collection, collect
 from editbench.results.manifest import MetricDescription, TrialDescription
+from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
-from editbench.results.statistics import Estimate, estimate_harmonic_mean, estimate_mean
+from editbench.results.statistics import (
+    Estimate,
+    estimate_geometric_mean,
+    estimate_harmonic_mean,
+    estimate_mean,
+    geometric_mean,
+    harmonic_mean,
+)
 from editbench.results.variants import find_variants
 
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals, whatever trial they are of
@@ -106,7 +114,11 @@ def summarize(folders: Sequence[Path]) -> Summary:
     Raises:
         RunError: A folder holds no run, or one of its files is damaged.
     """
-    collection = collect(folders)
+    return summarize_collection(collect(folders))
+
+
+def summarize_collection(collection: Collection) -> Summary:
+    """Reduce what has been read from run folders to one line per trial and metric."""
     trials, records = collection.trials, collection.records
     variants = find_variants(trials)
     lines = [
@@ -167,14 +179,16 @@ def _estimates(
 ) -> list[tuple[str, Estimate]]:
     """Estimates of a trial's row metrics and, after those of each metric, of its scores."""
     estimates = []
-    for metric in metrics:
-        present = [name for name in metric.produces if name in table]
-        for name in present:
-            column = table[name].dropna().to_numpy(dtype=np.float64)
-            estimates.append((name, estimate_mean(column).clipped(metric.bounds)))
-        for score, parts in metric.aggregates.items():
-            if all(part in table for part in parts):
-                cases = table[list(parts)].dropna(how="all").to_numpy(dtype=np.float64)
-                estimate = estimate_harmonic_mean(cases, seed=_BOOTSTRAP_SEED)
-                estimates.append((score, estimate.clipped(metric.bounds)))
+    names = [str(name) for name in table.columns]
+    numbers = take_logarithms(table, metrics).to_numpy(dtype=np.float64)
+    for quantity in find_quantities(names, metrics):
+        cases = numbers[:, [names.index(part) for part in quantity.parts]]
+        cases = cases[np.isfinite(cases).any(axis=1)]
+        if quantity.reduce is harmonic_mean:
+            estimate = estimate_harmonic_mean(cases, seed=_BOOTSTRAP_SEED)
+        elif quantity.reduce is geometric_mean:
+            estimate = estimate_geometric_mean(cases[:, 0], seed=_BOOTSTRAP_SEED)
+        else:
+            estimate = estimate_mean(cases[:, 0])
+        estimates.append((quantity.name, estimate.clipped(quantity.bounds)))
     return estimates

@@ -1,0 +1,61 @@
+"""Everything that run folders hold, read once: what was planned, how it went, and the numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from editbench.results.frame import load_rows
+from editbench.results.manifest import MetricDescription, TrialDescription
+from editbench.results.store import TrialRecord, finished_trials, read_manifest, read_trial
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The content of run folders, by trial.
+
+    Attributes:
+        trials: Every trial, whether it has been run or not, in the order of the runs.
+        metrics: What a trial was measured with.
+        records: How the trials went that have been run.
+        values: Numbers of the trials that have any: cases as index, row metrics as columns, NaN
+            where a case has no value.
+        experiments: The experiments that the runs are of, as their provenance names them, with
+            their trials; a run that names none is of the experiment ``""``.
+    """
+
+    trials: Mapping[str, TrialDescription]
+    metrics: Mapping[str, tuple[MetricDescription, ...]]
+    records: Mapping[str, TrialRecord]
+    values: Mapping[str, pd.DataFrame]
+    experiments: Mapping[str, tuple[str, ...]]
+
+
+def collect(folders: Sequence[Path]) -> Collection:
+    """Read run folders, finished or not. A trial that several of them hold counts once.
+
+    Raises:
+        RunError: A folder holds no run, or one of its files is damaged.
+    """
+    trials: dict[str, TrialDescription] = {}
+    metrics: dict[str, tuple[MetricDescription, ...]] = {}
+    records: dict[str, TrialRecord] = {}
+    experiments: dict[str, dict[str, None]] = {}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        experiment = str(manifest.provenance.get("experiment", ""))
+        experiments.setdefault(experiment, {}).update(dict.fromkeys(manifest.trials))
+        for trial, description in manifest.trials.items():
+            trials.setdefault(trial, description)
+            metrics.setdefault(trial, manifest.metrics)
+        for trial in finished_trials(folder, manifest):
+            records.setdefault(trial, read_trial(folder, trial))
+    values: dict[str, pd.DataFrame] = {}
+    measured = load_rows(folders).dropna(subset=["metric"])
+    for address, of_trial in measured.groupby("trial", sort=False):
+        wide = of_trial.pivot(index="case_id", columns="metric", values="value")
+        order = [of_trial[name].unique() for name in ("case_id", "metric")]
+        values[str(address)] = wide.loc[order[0], order[1]]
+    named = {name: tuple(found) for name, found in experiments.items()}
+    return Collection(trials, metrics, records, values, named)

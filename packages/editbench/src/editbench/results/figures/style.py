@@ -1,0 +1,93 @@
+"""How figures look: in colors that everyone can tell apart, and legible without any."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+
+from editbench.results.labels import UNEDITED
+
+# Okabe and Ito's palette; its yellow is too faint for lines on white.
+BLACK, GREY = "#000000", "#7f7f7f"
+BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+PURPLE, SKY_BLUE = "#cc79a7", "#56b4e9"
+
+_SETTINGS: Mapping[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
+    "svg.hashsalt": "editbench",  # ids are the same every time
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesStyle:
+    """What a series is drawn with; any one of the four is enough to recognize it by."""
+
+    color: str
+    marker: str
+    line: Literal["-", "--", "-.", ":", ""] | tuple[float, tuple[float, ...]]
+    hatch: str
+
+
+UNEDITED_STYLE = SeriesStyle(BLACK, "", ":", "")
+
+_OF_EDITOR = {
+    "memit": SeriesStyle(BLUE, "o", "-", ""),
+    "rome": SeriesStyle(VERMILION, "s", "--", "////"),
+    "mend": SeriesStyle(GREEN, "^", "-.", "...."),
+    "ft-w": SeriesStyle(ORANGE, "D", (0, (6, 1, 1, 1, 1, 1)), "\\\\\\\\"),
+    UNEDITED: UNEDITED_STYLE,
+}
+_OTHERS = (
+    SeriesStyle(PURPLE, "P", (0, (8, 2)), "xxxx"),
+    SeriesStyle(SKY_BLUE, "v", (0, (3, 1)), "----"),
+    SeriesStyle(BLACK, "X", (0, (1, 1)), "++++"),
+    SeriesStyle(GREY, "*", (0, (10, 2, 2, 2)), "||||"),
+)
+
+
+def choose_styles(series: Iterable[str]) -> dict[str, SeriesStyle]:
+    """A style for each series: the paper's editors keep theirs, and no two are alike.
+
+    Beyond nine series the styles begin again.
+    """
+    names = list(dict.fromkeys(series))
+    styles = {name: _OF_EDITOR[name] for name in names if name in _OF_EDITOR}
+    taken = {styles[name].color + styles[name].marker for name in styles}
+    free = [
+        style
+        for style in (*_OF_EDITOR.values(), *_OTHERS)
+        if style.marker and style.color + style.marker not in taken
+    ] or list(_OTHERS)
+    unknown = [name for name in names if name not in styles]
+    return styles | {name: free[i % len(free)] for i, name in enumerate(unknown)}
+
+
+@contextmanager
+def figure_settings() -> Iterator[None]:
+    """Draw with these settings alone, whatever the user's own are, and leave theirs untouched."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        yield

@@ -1,0 +1,123 @@
+"""The cases as data for the page's script: an index that is searched, and pages of the book.
+
+The index is small and unpacked at once; what a case is about in full is unpacked when somebody
+opens it, together with its neighbors.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from editbench.results.collection import Collection
+from editbench.results.html.case_book import BookCase, CaseBook, Setting
+from editbench.results.html.packing import pack
+from editbench.results.labels import explain_symbols, label_metrics
+from editbench.results.manifest import MetricDescription
+
+CASES_PER_SHEET = 64
+"""How many cases are unpacked together."""
+
+KINDS = ("efficacy", "paraphrase", "neighborhood")
+_JUDGES = {
+    "success": "success: likelier than its rival",
+    "accuracy": "accuracy: the likeliest of all",
+}
+_N_DIGITS = 4
+
+
+def write_index(book: CaseBook, collection: Collection) -> Markup:
+    """What can be searched, filtered and sorted, in columns."""
+    metrics = tuple({m.name: m for known in collection.metrics.values() for m in known}.values())
+    relations = list(dict.fromkeys(case.fact.relation or "" for case in book.cases))
+    numbers = {relation: number for number, relation in enumerate(relations)}
+    facts = [case.fact for case in book.cases]
+    return pack(
+        {
+            "perSheet": CASES_PER_SHEET,
+            "kinds": KINDS,
+            "relations": relations,
+            "cases": {
+                "id": [fact.case_id for fact in facts],
+                "subject": [fact.subject for fact in facts],
+                "relation": [numbers[fact.relation or ""] for fact in facts],
+                "prompt": [fact.prompt for fact in facts],
+                "target": [fact.target for fact in facts],
+                "old": [fact.target_true or "" for fact in facts],
+            },
+            "settings": [
+                _write_setting(setting, book, collection, metrics) for setting in book.settings
+            ],
+        }
+    )
+
+
+def write_sheets(book: CaseBook) -> Iterator[Markup]:
+    """The cases in full, `CASES_PER_SHEET` at a time, in the order of the book."""
+    for start in range(0, len(book.cases), CASES_PER_SHEET):
+        cases = book.cases[start : start + CASES_PER_SHEET]
+        yield pack([_write_case(case) for case in cases])
+
+
+def _write_setting(
+    setting: Setting,
+    book: CaseBook,
+    collection: Collection,
+    metrics: Sequence[MetricDescription],
+) -> dict[str, Any]:
+    ids = [book.cases[place].fact.case_id for place in setting.cases]
+    values = {
+        trial: collection.values[trial].reindex(ids)
+        for trial in setting.trials
+        if trial in collection.values
+    }
+    present = [name for table in values.values() for name in table.columns]
+    labels = label_metrics(map(str, present), metrics)
+    return {
+        "label": setting.label,
+        "cases": setting.cases,
+        "judges": [
+            {"name": name, "label": label, "metrics": [f"{kind}_{name}" for kind in KINDS]}
+            for name, label in _JUDGES.items()
+            if any(f"{kind}_{name}" in present for kind in KINDS)
+        ],
+        "metrics": [{"name": label.metric, "heading": label.heading} for label in labels],
+        "explanation": explain_symbols(labels, metrics),
+        "trials": [
+            {
+                "trial": trial,
+                "name": name,
+                "editor": collection.trials[trial].editor,
+                "values": _write_values(values.get(trial)),
+            }
+            for trial, name in setting.trials.items()
+        ],
+    }
+
+
+def _write_values(table: pd.DataFrame | None) -> Mapping[str, list[float | int | None]]:
+    if table is None:
+        return {}
+    return {str(name): [_shorten(value) for value in table[name]] for name in table.columns}
+
+
+def _write_case(case: BookCase) -> dict[str, Any]:
+    return {
+        "probes": [
+            [probe.kind, probe.prompt, probe.expected, probe.alternative]
+            for probe in case.fact.probes
+        ],
+        "logProbs": {
+            trial: [[_shorten(value) for value in pair] for pair in pairs]
+            for trial, pairs in case.log_probs.items()
+        },
+        "texts": case.texts,
+    }
+
+
+def _shorten(value: float | None) -> float | int | None:
+    if value is None or value != value:
+        return None
+    rounded = round(float(value), _N_DIGITS)
+    return int(rounded) if rounded.is_integer() else rounded

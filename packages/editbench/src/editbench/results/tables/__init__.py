@@ -1,0 +1,1 @@
+"""Results as tables: one neutral model of a table, and what it looks like in each format."""

@@ -1,0 +1,116 @@
+"""A comparison as a table: a row for each editor and metric."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from editbench.results.comparison import Comparison, Difference
+from editbench.results.labels import MetricLabel, editor_rank, explain_symbols, label_metrics
+from editbench.results.paired_bootstrap import N_RESAMPLES
+from editbench.results.tables.model import Cell, Column, Table, format_number
+
+_SETTING: Mapping[str, Callable[[Difference], str]] = {
+    "model": lambda difference: difference.model,
+    "dataset": lambda difference: difference.dataset,
+    "relations": lambda difference: difference.relations or "all",
+    "edits": lambda difference: str(difference.n_edits),
+    "seed": lambda difference: str(difference.seed),
+}
+_NO_NUMBER = "–"
+_FEW = 20
+
+
+def tabulate_comparison(comparison: Comparison) -> Table:
+    """Lay a comparison out; a difference whose interval leaves zero out is bold."""
+    found = comparison.differences
+    varying = [name for name, show in _SETTING.items() if len(set(map(show, found))) > 1]
+    labels = label_metrics((each.metric for each in found), comparison.metrics)
+    ranks = {label.metric: rank for rank, label in enumerate(labels)}
+    headings = {label.metric: label.heading for label in labels}
+    groups: dict[tuple[object, ...], list[Difference]] = {}
+    settings = list(dict.fromkeys(_setting(each) for each in found))
+    for each in found:
+        place = (settings.index(_setting(each)), editor_rank(each.editor), each.editor)
+        groups.setdefault((*place, each.trial, each.baseline_trial), []).append(each)
+    several_baselines = any(each.baseline_variant for each in found)
+    columns = [*map(Column, varying), Column("editor")]
+    columns += [Column("baseline")] if several_baselines else []
+    columns += [Column("metric"), *(Column(name, align="right") for name in _numbers(comparison))]
+    columns += [Column("better")]
+    sections = [
+        tuple(
+            (
+                *(Cell(_SETTING[name](each)) for name in varying),
+                _name(each.editor, each.variant),
+                *([_name(each.baseline, each.baseline_variant)] * several_baselines),
+                Cell(headings[each.metric]),
+                *_write_numbers(each),
+                Cell(each.better or _NO_NUMBER),
+            )
+            for each in sorted(groups[key], key=lambda each: ranks[each.metric])
+        )
+        for key in sorted(groups, key=lambda key: key[:2])  # otherwise in the order of trials
+    ]
+    return Table(
+        title=_title(comparison, varying),
+        columns=tuple(columns),
+        sections=tuple(sections),
+        notes=tuple(_notes(comparison, labels)),
+        warnings=()
+        if found
+        else (f"No other editor has numbers on the same cases as {comparison.baseline}.",),
+    )
+
+
+def _notes(comparison: Comparison, labels: Sequence[MetricLabel]) -> Iterable[str]:
+    yield (
+        f"Differences are those of the editor to {comparison.baseline} on the same cases, with "
+        "their 95 % interval by a paired bootstrap (cases drawn whole, "
+        f"{N_RESAMPLES:,} resamples). Bold: the interval leaves zero out; 'better' then says who "
+        "is."
+    )
+    yield (
+        "p: twice the share of resamples without a difference or with one of the other sign. "
+        "It is not corrected for the number of comparisons."
+    )
+    if any(difference.n < _FEW for difference in comparison.differences):
+        yield f"Where n is below {_FEW}, a bootstrap is surer than it should be."
+    yield explain_symbols(labels, comparison.metrics)
+
+
+def _setting(difference: Difference) -> tuple[str, ...]:
+    return tuple(show(difference) for show in _SETTING.values())
+
+
+def _numbers(comparison: Comparison) -> tuple[str, ...]:
+    return ("value", comparison.baseline, "difference", "95 % interval", "p", "n")
+
+
+def _write_numbers(difference: Difference) -> Iterable[Cell]:
+    yield Cell(format_number(difference.value))
+    yield Cell(format_number(difference.baseline_value))
+    yield Cell(_signed(difference.difference), bold=difference.better is not None)
+    if difference.ci_low is None or difference.ci_high is None or difference.p_value is None:
+        yield from [Cell(_NO_NUMBER)] * 2
+    else:
+        yield Cell(f"{_signed(difference.ci_low)} … {_signed(difference.ci_high)}")
+        yield Cell("< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}")
+    yield Cell(str(difference.n))
+
+
+def _signed(value: float) -> str:
+    text = format_number(abs(value))
+    if float(text) == 0:
+        return text
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def _name(editor: str, variant: str) -> Cell:
+    return Cell(editor, remark=f"({variant})" if variant else "")
+
+
+def _title(comparison: Comparison, varying: list[str]) -> str:
+    parts = [f"Differences to {comparison.baseline}"]
+    for name, show in _SETTING.items():
+        if comparison.differences and name not in varying:
+            value = show(comparison.differences[0])
+            parts += [f"{name} {value}"] if (name, value) != ("relations", "all") else []
+    return ", ".join(parts)
