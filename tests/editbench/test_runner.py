@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,18 +21,21 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, RequestError, RunError, SecondMomentError
 from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.base import Metric
+from editbench.metrics.base import AnyMetric, Metric
+from editbench.metrics.consistency import ReferenceScore
+from editbench.metrics.perplexity import Perplexity
 from editbench.metrics.success import Success
 from editbench.metrics.token_accuracy import TokenAccuracy
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
-from editbench.questions import Answers, Generate, GenerateAnswer, Question
+from editbench.questions import Answers, Generate, GenerateAnswer, Question, Read
 from editbench.requests import EditCase, EditRequest, Probe
 from editbench.results.frame import load_rows
+from editbench.results.report import summarize
 from editbench.results.row import Row
 from editbench.results.store import read_manifest, read_trial, transcripts_path
 from editbench.results.transcript import read_transcripts
-from editbench.runner import Inputs, Trial, grid, run_grid, select_batches
+from editbench.runner import Inputs, Trial, grid, has_questions, run_grid, select_batches
 from editbench.testing import tiny_model, toy_cases
 from memit_core import UpdateFactors
 
@@ -111,7 +115,7 @@ def make_grid(
     *editors: Editor,
     n_edits: Sequence[int] = (4,),
     seeds: Sequence[int] = (0,),
-    metrics: Sequence[Metric] = (Success(), Accuracy()),
+    metrics: Sequence[AnyMetric] = (Success(), Accuracy()),
     dataset: Dataset | None = None,
     **options: object,
 ) -> list[Trial]:
@@ -558,6 +562,122 @@ def test_answers_of_the_unedited_model_are_reused_where_the_seed_does_not_matter
     assert sum(asked) == n_scores + 2 * n_texts
     frame = load_rows([tmp_path])
     assert len(frame) == 2 * 4 * 4
+
+
+# Text that no case is about
+
+
+class WithText(Toy):
+    """Facts about jobs, and sentences about other things."""
+
+    def held_out_texts(self) -> Sequence[str]:
+        return [f"{name} met Farid Rossi." for name in ("Ana Lund", "Boris Sato", "Elif Quist")]
+
+
+def perplexities(folder: Path) -> dict[str, dict[str, float]]:
+    frame = load_rows([folder])
+    found = frame[frame["metric"] == "perplexity"]
+    return {
+        str(editor): dict(zip(rows["case_id"], rows["value"], strict=True))
+        for editor, rows in found.groupby("editor")
+    }
+
+
+def test_texts_are_read_before_and_after(model, tmp_path):
+    trials = make_grid(
+        model, random_update(1.0), metrics=[Success(), Perplexity()], dataset=WithText()
+    )
+    run_grid(trials, tmp_path)
+    found = perplexities(tmp_path)
+    texts = WithText().held_out_texts()
+    assert all(
+        list(values) == ["held-out-00000", "held-out-00001", "held-out-00002"]
+        for values in found.values()
+    )
+    answers = answer_questions(model, map(Read, texts), seed=0, token_budget=4096)
+    expected = [Perplexity().values(text, answers)["perplexity"] for text in texts]
+    assert list(found["unedited"].values()) == pytest.approx(expected)
+    assert found["random"] != found["unedited"]
+    (line,) = (
+        line
+        for line in summarize([tmp_path]).lines
+        if (line.editor, line.metric) == ("unedited", "perplexity")
+    )
+    assert line.value == pytest.approx(math.prod(expected) ** (1 / 3))
+    assert 1 < line.ci_low <= line.value <= line.ci_high
+    assert line.n == 3
+
+
+def test_batches_share_the_texts_between_them(model, tmp_path):
+    def measure(n_batches: int) -> dict[str, dict[str, float]]:
+        folder = tmp_path / str(n_batches)
+        trials = make_grid(
+            model,
+            random_update(1.0),
+            n_edits=[2],
+            metrics=[Perplexity()],
+            dataset=WithText(),
+            n_batches=lambda n: n_batches,
+        )
+        run_grid(trials, folder)
+        assert len(load_rows([folder])) == 2 * 3
+        return perplexities(folder)
+
+    # The editor's update is the same for all batches. In the last run, two have nothing to read.
+    expected = measure(1)
+    for n_batches in (2, 5):
+        for editor, values in measure(n_batches).items():
+            assert values == pytest.approx(expected[editor], rel=1e-4)
+
+
+def test_a_dataset_without_texts_is_refused(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"'perplexity': .* dataset 'toy', got 0 held-out texts"):
+        run_grid(make_grid(model, metrics=[Perplexity()]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_dataset_can_be_asked():
+    assert has_questions(Success(), Toy())
+    assert has_questions(Length(), Toy())
+    assert not has_questions(ReferenceScore(), Toy())
+    assert has_questions(Perplexity(), WithText())
+    assert not has_questions(Perplexity(), Toy())
+
+
+# Metrics that know the whole dataset
+
+
+class Place(Metric):
+    """Where in its dataset a case is."""
+
+    name: ClassVar[str] = "place"
+    produces: ClassVar[tuple[str, ...]] = ("place",)
+    n_fitted: ClassVar[int] = 0
+
+    def __init__(self, ids: Sequence[str] = ()) -> None:
+        self._ids = list(ids)
+
+    def fitted(self, cases: Sequence[EditCase]) -> Metric:
+        Place.n_fitted += 1
+        return Place([case.request.case_id for case in cases])
+
+    def questions(self, case: EditCase) -> tuple[Question, ...]:
+        return Success().questions(case)
+
+    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
+        return {"place": self._ids.index(case.request.case_id) / len(self._ids)}
+
+
+def test_metrics_are_fitted_once_to_all_cases_whichever_are_edited(model, tmp_path):
+    before = Place.n_fitted
+    trials = make_grid(
+        model, random_update(), n_edits=[2, 5], seeds=[0, 1], metrics=[Place()], sample="shuffled"
+    )
+    run_grid(trials, tmp_path)
+    assert Place.n_fitted == before + 1
+    frame = load_rows([tmp_path])
+    assert len(frame) == 2 * 2 * (2 + 5)
+    assert all(frame["value"] == frame["case_id"].astype(int) / 12)
 
 
 # Resuming

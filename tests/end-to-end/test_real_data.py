@@ -20,6 +20,7 @@ import pytest
                 "paraphrase_accuracy",
                 "neighborhood_accuracy",
                 "accuracy_score",
+                "generation_entropy",  # no reference score: snippets are a file of their own
             },
         ),
         (

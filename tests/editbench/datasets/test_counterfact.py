@@ -115,7 +115,8 @@ def test_both_editions_have_names_of_their_own() -> None:
     assert CounterFact.remote.name == "multi_counterfact.json"
     assert CounterFactFull.remote.name == "counterfact.json"
     assert CounterFact.describe() != CounterFactFull.describe()
-    assert CounterFact.default_metrics == ("success", "accuracy")
+    assert CounterFact.default_metrics == CounterFactFull.default_metrics
+    assert {"success", "accuracy"} < set(CounterFact.default_metrics)
 
 
 SNIPPETS = [
@@ -132,11 +133,23 @@ SNIPPETS = [
 class TestSnippets:
     def test_reference_texts_are_those_of_relation_and_new_target(self, write, cache) -> None:
         data = write("cf.json", json.dumps([make_record()]))
-        snippets = write("attribute_snippets.json", json.dumps(SNIPPETS))
+        snippets = write("snippets.json", json.dumps(SNIPPETS))
         with_texts = CounterFact(data, cache, snippets=snippets)
         (case,) = with_texts.cases()
         assert case.reference_texts == ("Eva plays the viola.", "Zoë too.")
         assert CounterFact(data, cache).cases()[0].reference_texts == ()
+
+    def test_the_original_file_is_found_beside_the_data(self, write, cache) -> None:
+        data = write("cf.json", json.dumps([make_record()]))
+        before = CounterFact(data, cache).fingerprint
+        snippets = write("attribute_snippets.json", json.dumps(SNIPPETS))
+        found = CounterFact(data, cache)
+        (case,) = found.cases()
+        assert case.reference_texts == ("Eva plays the viola.", "Zoë too.")
+        assert found.fingerprint == CounterFact(data, cache, snippets=snippets).fingerprint
+        assert found.fingerprint != before
+        other = write("other.json", json.dumps([{**SNIPPETS[0], "samples": []}]))
+        assert CounterFact(data, cache, snippets=other).cases()[0].reference_texts == ()
 
     def test_they_are_part_of_the_fingerprint(self, write, cache) -> None:
         data = write("cf.json", json.dumps([make_record()]))

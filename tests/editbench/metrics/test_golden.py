@@ -1,18 +1,21 @@
 """Metrics against what the reference implementation measured on its golden models."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from editbench.metrics.accuracy import Accuracy
+from editbench.metrics.consistency import TextSimilarity
+from editbench.metrics.fluency import weighted_entropy
 from editbench.metrics.success import Success
 from editbench.metrics.token_accuracy import TokenAccuracy
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
-from editbench.questions import Score, ScoreAnswer
+from editbench.questions import Read, Score, ScoreAnswer
 from editbench.requests import EditCase, EditRequest, Probe
 
 REFERENCE_NAMES = {
@@ -126,3 +129,30 @@ def test_token_accuracy_is_the_reference_s_zsre_metric(golden, model):
         for kind, name in REFERENCE_NAMES.items():
             right = numbers[f"{name}_correct"]
             assert values[f"{kind}_accuracy"] == pytest.approx(100 * sum(right) / len(right))
+
+
+def test_entropy_is_the_reference_s_on_its_words(golden):
+    measured = read(golden, "text_metrics.json")  # whose words are what stands between spaces
+    values = [weighted_entropy(text.split()) for text in measured["texts"]]
+    assert values == pytest.approx(measured["ngram_entropy_each"])
+    assert sum(values) / len(values) == pytest.approx(measured["ngram_entropy_mean"])
+
+
+def test_similarity_is_the_reference_s(golden):
+    pairs = read(golden, "text_metrics.json")["tfidf_pairs"]
+    corpus = [document["text"] for document in read(golden, "covariance_corpus.json")[:200]]
+    similarity = TextSimilarity(corpus)
+    for pair in pairs:
+        assert similarity.compare([pair["a"]], (pair["b"],)) == pytest.approx(pair["sim"])
+    assert len(pairs) > 1
+
+
+def test_perplexity_is_the_reference_s_but_for_its_divisor(golden, model):
+    """The reference divides the sum over all tokens but the first by the number of all tokens."""
+    for record in read(golden, "text_metrics.json")["perplexity"]:
+        n_tokens = record["max_input_length"]
+        text = model.tokens.decode(model.tokens.encode(record["text"])[:n_tokens])
+        answers = answer_questions(model, [Read(text)], seed=0, token_budget=500)
+        log_probs = answers[Read(text)].log_probs
+        assert len(log_probs) == n_tokens - 1
+        assert math.exp(-sum(log_probs) / n_tokens) == pytest.approx(record["ppl"], rel=1e-4)

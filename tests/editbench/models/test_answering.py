@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from editbench.errors import RequestError
-from editbench.models import scoring
+from editbench.models import generation, scoring
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.loading import load_model
-from editbench.questions import Generate, Question, Score, ScoreAnswer
+from editbench.questions import Generate, Question, Read, Score, ScoreAnswer
 
 PROMPTS = [
     "The mother tongue of Danielle Darrieux is",
@@ -293,13 +293,110 @@ class TestGenerate:
         model = EditableModel(
             make_network(families["gpt2"][0]), tokenizers["byte_level"], name="tiny"
         )
-        with pytest.raises(RequestError, match="got 65 tokens"):
-            ask(model, Generate("mill", 65))
+        with pytest.raises(RequestError, match="too long, got 80 tokens"):
+            ask(model, Generate("a" * 80, 100))
         with pytest.raises(RequestError, match="the prompt has no token"):
             ask(model, Generate("", 10))
         # Side by side they would need 60 - 1 + 50 places, more than the model has.
         questions = [Generate("a", 60), Generate("a" * 50, 60)]
         assert len(ask(model, *questions, token_budget=10_000)) == 2
+
+    def test_texts_end_where_the_model_does_with_a_warning(
+        self, tokenizers, make_network, families
+    ) -> None:
+        model = EditableModel(
+            make_network(families["gpt2"][0]), tokenizers["byte_level"], name="tiny"
+        )
+        with pytest.warns(UserWarning, match="'tiny' takes 64 tokens.* got 100 wanted"):
+            cut = ask(model, Generate("mill", 100))[Generate("mill", 100)]
+        assert cut == ask(model, Generate("mill", 64))[Generate("mill", 64)]
+
+    def test_small_models_write_many_texts_at_once(self, stories: EditableModel) -> None:
+        questions = [Generate(f"Once upon {n}", 12) for n in range(40)]
+        with count_forwards(stories) as shapes:
+            ask(stories, *questions, token_budget=24)
+        assert {n_rows for n_rows, _ in shapes} == {40}
+
+    def test_large_models_write_as_many_as_the_budget_allows(
+        self, stories: EditableModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        questions = [Generate(f"Once upon {n}", 12) for n in range(5)]
+        expected = ask(stories, *questions)
+        monkeypatch.setattr(generation, "_MIN_CACHE_BYTES", 0)
+        with count_forwards(stories) as shapes:
+            assert ask(stories, *questions, token_budget=24) == expected
+        assert {n_rows for n_rows, _ in shapes} == {2, 1}
+
+
+def read_plainly(model: EditableModel, text: str) -> ScoreAnswer:
+    """Token by token, each after as many as the model takes of its own window."""
+    opening = list(model.tokens.opening)
+    ids = model.tokens.encode(text)[len(opening) :]
+    size = len(ids) if model.max_positions is None else model.max_positions - len(opening)
+    start = 0 if opening else 1
+    log_probs, argmax = [], []
+    for place in range(start, len(ids)):
+        first = start + (place - start) // size * size
+        before = [*opening, *ids[max(0, first - 1) : place]]
+        with torch.no_grad():
+            scores = model.model(torch.tensor([before])).logits[0, -1].float().log_softmax(dim=0)
+        log_probs.append(scores[ids[place]].item())
+        argmax.append(int(scores.argmax()) == ids[place])
+    return ScoreAnswer(tuple(log_probs), tuple(argmax))
+
+
+class TestRead:
+    TEXTS = ("The mother tongue of Zoë is French.", "In that year the council met.", "北京")
+
+    def test_every_token_given_all_before_it_on_every_family(
+        self, family_model: EditableModel
+    ) -> None:
+        questions = [Read(text) for text in self.TEXTS]
+        expected = {question: read_plainly(family_model, question.text) for question in questions}
+        assert_close(ask(family_model, *questions), expected)
+
+    @pytest.mark.parametrize("kind", ["byte_level", "bos_eos", "metaspace_bpe"])
+    @pytest.mark.parametrize("n_times", [1, 8, 12])
+    def test_long_texts_are_read_in_windows_and_nothing_twice(
+        self, tokenizers, make_network, families, kind: str, n_times: int
+    ) -> None:
+        model = EditableModel(make_network(families["gpt2"][0]), tokenizers[kind], name=kind)
+        text = " ".join(self.TEXTS[:2] * n_times)
+        questions = [Read(text), Read(text[:20]), Score(text[:20], "French")]
+        answers = ask(model, *questions, token_budget=100)
+        assert_close(
+            answers, {question: read_plainly(model, question.text) for question in questions[:2]}
+        )
+        n_tokens = len(model.tokens.encode(text))
+        assert len(answers[questions[0]].log_probs) == n_tokens - 1
+        if n_times > 1:
+            assert n_tokens > model.max_positions
+
+    def test_a_token_that_nothing_comes_before_is_no_text(
+        self, tokenizers, make_network, families
+    ) -> None:
+        network = make_network(families["gpt2"][0])
+        model = EditableModel(network, tokenizers["byte_level"], name="tiny")
+        for text in ("", "a"):
+            with pytest.raises(RequestError, match="nothing is left to predict"):
+                ask(model, Read(text))
+        with_opening = EditableModel(network, tokenizers["bos"], name="tiny")
+        assert len(ask(with_opening, Read("a"))[Read("a")].log_probs) == 1
+
+    def test_progress_counts_texts_not_windows(self, tokenizers, make_network, families) -> None:
+        model = EditableModel(
+            make_network(families["gpt2"][0]), tokenizers["byte_level"], name="tiny"
+        )
+        seen: list[tuple[int, int]] = []
+        answer_questions(
+            model,
+            [Read("mill " * 200), Read("old mill"), Score("mill", "old")],
+            seed=0,
+            token_budget=64,
+            on_progress=lambda done, total: seen.append((done, total)),
+        )
+        assert seen[-1] == (3, 3)
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 class TestAnswerQuestions:

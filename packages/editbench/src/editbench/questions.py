@@ -28,11 +28,23 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """How likely is each token of `text`, read from its beginning?
+
+    A text that is longer than the model takes is read in windows, each of which begins with the
+    last token of the one before. Where the tokenizer puts nothing before a text, nothing predicts
+    its first token, which is left out then.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreAnswer:
-    """The continuation's tokens under teacher forcing.
+    """The tokens of a continuation, or of a text that was read, under teacher forcing.
 
     Attributes:
-        log_probs: log p of each token of the continuation, given all before it.
+        log_probs: log p of each token, given all before it.
         argmax: Whether each token is the most likely one at its place.
     """
 
@@ -52,6 +64,6 @@ class GenerateAnswer:
     text: str
 
 
-Question = Score | Generate
+Question = Score | Generate | Read
 Answer = ScoreAnswer | GenerateAnswer
 Answers = Mapping[Question, Answer]

@@ -22,7 +22,8 @@ class Dataset(ABC):
 
     Attributes:
         name: What ``--dataset`` calls it.
-        default_metrics: Names of the metrics that are meant for it.
+        default_metrics: Names of the metrics that are meant for it; those that its cases leave
+            nothing to ask are left out.
         needs_path: Whether the user must say where the data are: there is no address to download
             them from, and nothing is embedded.
     """
@@ -62,7 +63,16 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 of the content, in hexadecimal: equal fingerprints, equal cases."""
+        """SHA-256 of the content, in hexadecimal: equal fingerprints, equal cases and texts."""
+
+    def held_out_texts(self) -> Sequence[str]:
+        """Ordinary texts that no case is about, each of two words or more, in a fixed order.
+
+        They are read before and after an edit, to see what it has done to the rest of the model.
+        By default there are none. All of them are read in every trial, so let there be no more
+        than some 20,000 tokens.
+        """
+        return ()
 
     def _no_path(self) -> ConfigError:
         return ConfigError(

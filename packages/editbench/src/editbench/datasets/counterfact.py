@@ -12,6 +12,8 @@ from editbench.datasets.records import Record
 from editbench.datasets.snippets import SnippetKey, Snippets, read_snippets
 from editbench.requests import EditCase, EditRequest, Probe
 
+_SNIPPETS = "attribute_snippets.json"
+
 
 class CounterFact(FileDataset):
     """CounterFact without conflicts: 20,877 false facts, the set of the MEMIT paper.
@@ -21,12 +23,19 @@ class CounterFact(FileDataset):
     one, and prompts about neighbors of the subject, where the true one must still win.
     `attribute_prompts` are not used; `pararel_idx` and the targets' `id` may be absent.
 
-    With ``snippets``, the path of the original ``attribute_snippets.json``, each case gets the
-    texts about other subjects that really have the new target: what a generation's consistency is
-    measured against. Then the new target's `id` must be there, since the texts are filed under it.
+    Where the original ``attribute_snippets.json`` lies beside the data, or is given as `snippets`,
+    each case gets the texts about other subjects that really have the new target: what a
+    generation's consistency is measured against. Then the new target's `id` must be there, since
+    the texts are filed under it.
     """
 
     name: ClassVar[str] = "counterfact"
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "success",
+        "accuracy",
+        "generation-entropy",
+        "reference-score",
+    )
     remote: ClassVar[RemoteFile | None] = RemoteFile(
         url="https://memit.baulab.info/data/dsets/multi_counterfact.json",
         sha256=None,
@@ -46,8 +55,8 @@ class CounterFact(FileDataset):
         Args:
             path: The user's own file; None to use the original, downloaded if need be.
             cache: Folder for downloads, made when it is needed.
-            snippets: The original ``attribute_snippets.json`` (926 MB), or None for cases without
-                reference texts.
+            snippets: The original ``attribute_snippets.json`` (926 MB); None for the file of this
+                name in the data's folder. Without it, cases have no reference texts.
             report_progress: Told about a download.
         """
         super().__init__(path, cache, report_progress=report_progress)
@@ -64,10 +73,12 @@ class CounterFact(FileDataset):
 
     def records(self, file: DataFile) -> Iterable[Record]:
         """Split the JSON array into its records, and read the snippets that they need."""
-        if self.snippets is None:
+        beside = file.path.with_name(_SNIPPETS)
+        snippets = self.snippets or (beside if beside.exists() else None)
+        if snippets is None:
             return json_array_records(file)
         records = list(json_array_records(file))
-        self._reference = read_snippets(self.snippets, {_snippet_key(each) for each in records})
+        self._reference = read_snippets(snippets, {_snippet_key(each) for each in records})
         return records
 
     def case(self, record: Record, index: int) -> EditCase:

@@ -30,6 +30,7 @@ class Facts(FileDataset):
     """
 
     name: ClassVar[str] = "facts"
+    default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy", "generation-entropy")
     needs_path: ClassVar[bool] = True
 
     def records(self, file: DataFile) -> Iterable[Record]:

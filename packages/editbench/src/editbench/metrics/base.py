@@ -1,15 +1,24 @@
-"""What a metric is: a case goes in, questions come out; answers go in, numbers come out."""
+"""What a metric is: something is asked about, questions come out; answers go in, numbers come out.
+
+Most metrics ask about edit cases (`Metric`). Some ask about ordinary text that no case is about, to
+see what an edit has done to the rest of the model (`TextMetric`).
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from editbench.questions import Answers, Question
 from editbench.requests import EditCase
 
+Unit = TypeVar("Unit")
+"""What a metric asks about, one at a time: the unit that means and intervals are over."""
 
-class Metric(ABC):
-    """A pure function from a model's answers to one case's numbers.
+Mean = Literal["arithmetic", "geometric"]
+
+
+class BaseMetric(ABC, Generic[Unit]):
+    """A pure function from a model's answers to numbers; subclass `Metric` or `TextMetric`.
 
     Attributes:
         name: What the command line calls it.
@@ -17,6 +26,7 @@ class Metric(ABC):
         produces: Names of the row metrics it can emit (``efficacy_success`` and so on).
         aggregates: Scores over all cases, as name → the produced metrics whose harmonic mean it
             is: the harmonic mean of their means over cases, not a mean of cases' harmonic means.
+        mean: Which mean a table shows; a geometric one needs positive values.
         bounds: The smallest and largest value there can be; confidence intervals end there.
         higher_is_better: Which of two values a table shows as the better one.
     """
@@ -25,21 +35,52 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     produces: ClassVar[tuple[str, ...]]
     aggregates: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    mean: ClassVar[Mean] = "arithmetic"
     bounds: ClassVar[tuple[float, float]] = (0.0, 100.0)
     higher_is_better: ClassVar[bool] = True
 
     @abstractmethod
-    def questions(self, case: EditCase) -> tuple[Question, ...]:
-        """The questions whose answers `values` needs; none if the case defines no value."""
+    def questions(self, unit: Unit, /) -> tuple[Question, ...]:
+        """The questions whose answers `values` needs; none if the unit defines no value."""
 
     @abstractmethod
-    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
-        """The case's numbers; a metric that the case cannot define is left out.
+    def values(self, unit: Unit, answers: Answers, /) -> dict[str, float]:
+        """The unit's numbers; a metric that it cannot define is left out.
 
         Args:
-            case: A case.
+            unit: A case, or a text.
             answers: Answers to at least the questions that `questions` names for it.
 
         Returns:
             Name out of `produces` to a finite number; rates in percent.
         """
+
+
+class Metric(BaseMetric[EditCase]):
+    """A metric of edit cases: ``questions(case)`` and ``values(case, answers)``."""
+
+    def fitted(self, cases: Sequence[EditCase]) -> "Metric":
+        """The metric as it measures one dataset; by default it is the same for all.
+
+        For a metric that must know the whole dataset, whichever of its cases are edited: how rare
+        a word is, say. Called once before anything is asked, so that expensive work is better left
+        until it is needed.
+
+        Args:
+            cases: All cases of the dataset.
+
+        Returns:
+            The metric that is asked for `questions` and `values`; this one stays as it is.
+        """
+        return self
+
+
+class TextMetric(BaseMetric[str]):
+    """A metric of held-out texts: ``questions(text)`` and ``values(text, answers)``.
+
+    Its units are the texts of `Dataset.held_out_texts`, whichever cases are edited.
+    """
+
+
+AnyMetric = Metric | TextMetric
+"""What can be measured."""

@@ -6,8 +6,9 @@ import torch
 
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
+from editbench.models.reading import read_texts
 from editbench.models.scoring import score_continuations
-from editbench.questions import Answer, Generate, Question, Score
+from editbench.questions import Answer, Generate, Question, Read, Score
 
 Progress = Callable[[int, int], None]
 
@@ -37,11 +38,12 @@ def answer_questions(
         An answer to every question, in the order they were first asked.
 
     Raises:
-        RequestError: A text has no tokens, or more than the model takes.
+        RequestError: A text has no tokens, or a prompt more than the model takes.
     """
     asked = list(dict.fromkeys(questions))
     scores = [question for question in asked if isinstance(question, Score)]
     openings = [question for question in asked if isinstance(question, Generate)]
+    texts = [question for question in asked if isinstance(question, Read)]
     n_done = 0
 
     def report(n_new: int) -> None:
@@ -54,5 +56,6 @@ def answer_questions(
     # Not inference mode: some models cache tensors on the way, and an editor may need them later.
     with torch.no_grad():
         answers.update(score_continuations(model, scores, token_budget, report).items())
+        answers.update(read_texts(model, texts, token_budget, report).items())
         answers.update(generate_texts(model, openings, seed, token_budget, report).items())
     return {question: answers[question] for question in asked}

@@ -5,6 +5,7 @@ stream, the final norm and the head are read off the module tree.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,6 +19,9 @@ from editbench.models.decoder_block import (
     refuse_unsupported_block,
 )
 
+ProjectionKind = Literal["mlp", "attention"]
+"""Which of a block's two maps into the residual stream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -28,7 +32,7 @@ class Architecture:
         n_layers: How many blocks there are.
         d_model: Width of the residual stream.
         mlp_projections: Per layer, the path of the linear map out of the MLP: the weight that
-            MEMIT's updates are written to.
+            updates are usually written to.
         attention_projections: Per layer, the path of the linear map out of attention.
         embedding: Path of the token embedding.
         final_norm: Path of the norm between the last block and the head; None where there is none.
@@ -52,6 +56,16 @@ class Architecture:
         """
         self.check_layer(layer)
         return f"{self.blocks}.{layer}"
+
+    def projection(self, layer: int, kind: ProjectionKind) -> str:
+        """The path of the map out of one block's MLP or attention.
+
+        Raises:
+            ModelError: The model has no such layer.
+        """
+        self.check_layer(layer)
+        paths = self.mlp_projections if kind == "mlp" else self.attention_projections
+        return paths[layer]
 
     def check_layer(self, layer: int) -> None:
         """Refuse a layer that the model does not have.

@@ -3,7 +3,8 @@
 Sources: arXiv 2210.07229, Appendix B, and the hyperparameter files of the authors' release. The
 latter have no MEMIT file for GPT-NeoX-20B, so that entry is the paper's alone. Fine-tuning with
 weight decay is published for GPT-J; for GPT-2 XL only layer and learning rate of fine-tuning
-without it are, and for GPT-NeoX nothing, so that it gets what is derived from its depth.
+without it are, and for GPT-NeoX nothing, so that it gets what is derived from its depth. Of MEND
+the settings are published, for editing and for training; a hypernetwork is trained by its user.
 """
 
 from types import MappingProxyType
@@ -47,6 +48,21 @@ _FINE_TUNE_SHARED = {
     "stop_loss": 0.01,
 }
 
+# Alike in all of the authors' files for MEND, and what they trained their networks with. Those are
+# no files of ours: train one with 'editbench train mend'.
+_MEND = MappingProxyType({"chunk_size": 128, "lr_scale": 1.0})
+_MEND_TRAINING = {
+    "rank": 1920,
+    "learning_rate": 1e-6,
+    "rate_learning_rate": 1e-4,
+    "initial_rate": 1e-4,
+    "edit_weight": 0.1,
+    "locality_weight": 1.0,
+    "batch_size": 10,
+    "edits_at_once": 1,
+    "clip_norm": 100.0,
+}
+
 # The paper's Wikipedia dump is gone from the hub; this one has taken its place.
 _WIKIPEDIA = "hf:wikimedia/wikipedia:20231101.en"
 
@@ -69,6 +85,8 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                 ),
                 "rome": MappingProxyType({**_ROME_SHARED, "layer": 17, "loss_layer": 47}),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 1}),
+                "mend": _MEND,
+                "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (45, 46, 47)}),
             }
         ),
         defaults_source="hyperparameter files of the authors' MEMIT release for GPT-2 XL",
@@ -92,6 +110,8 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                 ),
                 "rome": MappingProxyType({**_ROME_SHARED, "layer": 5, "loss_layer": 27}),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 21}),
+                "mend": _MEND,
+                "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (25, 26, 27)}),
             }
         ),
         defaults_source="arXiv 2210.07229, Appendix B, and the authors' files for GPT-J",

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editbench.errors import ModelError, RequestError
-from editbench.models.architecture import find_architecture, input_width
+from editbench.models.architecture import ProjectionKind, find_architecture, input_width
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 
@@ -127,10 +127,9 @@ class EditableModel:
                 total.update(digest)
         return total.hexdigest()
 
-    def d_key(self, layer: int) -> int:
-        """Width of a key: what goes into the MLP's output projection of a layer."""
-        self.architecture.check_layer(layer)
-        return input_width(self.model.get_submodule(self.architecture.mlp_projections[layer]))
+    def d_key(self, layer: int, kind: ProjectionKind = "mlp") -> int:
+        """Width of a key: what goes into the output projection of a layer's MLP or attention."""
+        return input_width(self.model.get_submodule(self.architecture.projection(layer, kind)))
 
     @property
     def n_logits(self) -> int:

@@ -1,18 +1,23 @@
 """Sampled texts: many prompts at a time, each as if it were alone."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.preallocated_cache import preallocate_cache
 from editbench.questions import Generate, GenerateAnswer
 
 TOP_K = 5
+
+# What keys and values of one batch may take, whatever the token budget: small models are far
+# quicker in large batches.
+_MIN_CACHE_BYTES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +26,7 @@ class _Opening:
 
     question: Generate
     ids: list[int]
-
-    @property
-    def n_missing(self) -> int:
-        """How many tokens are still to be written."""
-        return self.question.n_tokens - len(self.ids)
+    n_missing: int  # tokens that are still to be written
 
 
 def generate_texts(
@@ -41,35 +42,33 @@ def generate_texts(
 
     As in the reference: among the k most likely tokens with their probabilities renormalized, to a
     total length that counts the prompt's tokens, never stopping at an end-of-sequence token. A
-    prompt of that length or longer is returned as it stands. Every prompt has a random stream of
-    its own, derived from `seed` and its text.
+    prompt of that length or longer is returned as it stands. Where the model takes fewer tokens
+    than that, texts end there, with a warning. Every prompt has a random stream of its own, derived
+    from `seed` and its text.
 
     Args:
         model: The model as it stands.
         questions: Distinct questions.
         seed: Decides what is sampled.
-        token_budget: At most how many tokens the cache of one batch holds.
+        token_budget: At most how many tokens the cache of one batch holds, where so many take more
+            than 128 MiB.
         report: Called with the number of questions each batch has answered.
         top_k: How many of the most likely tokens take part; 1 is greedy.
 
     Raises:
-        RequestError: A prompt has no token, or a text would exceed what the model takes.
+        RequestError: A prompt has no token, or is longer than the model takes.
     """
     answers: dict[Generate, GenerateAnswer] = {}
     openings = []
     for question in questions:
-        opening = _Opening(question, model.tokens.encode(question.prompt))
-        if not opening.ids:
-            raise RequestError(
-                f"generating: the prompt has no token, got {question.prompt!r}. Give a prompt."
-            )
+        opening = _open(model, question)
         if opening.n_missing <= 0:
             answers[question] = GenerateAnswer(question.prompt)
             report(1)
         else:
-            model.check_length(question.n_tokens, question.prompt)
             openings.append(opening)
-    for batch in _make_batches(openings, token_budget, model.max_positions):
+    n_cached = max(token_budget, _MIN_CACHE_BYTES // _count_bytes(model))
+    for batch in _make_batches(openings, n_cached, model.max_positions):
         written = _write(model, batch, seed, top_k)
         for opening, new_ids in zip(batch, written, strict=True):
             text = model.tokens.decode([*opening.ids, *new_ids[: opening.n_missing]])
@@ -78,8 +77,33 @@ def generate_texts(
     return answers
 
 
+def _open(model: EditableModel, question: Generate) -> _Opening:
+    """Tokenize a prompt, and count what is to be written after it."""
+    ids = model.tokens.encode(question.prompt)
+    if not ids:
+        raise RequestError(
+            f"generating: the prompt has no token, got {question.prompt!r}. Give a prompt."
+        )
+    n_tokens = question.n_tokens
+    if model.max_positions is not None and len(ids) < n_tokens > model.max_positions:
+        model.check_length(len(ids), question.prompt)
+        n_tokens = model.max_positions
+        warnings.warn(
+            f"generating: '{model.name}' takes {n_tokens} tokens, so texts are no longer than "
+            f"that, got {question.n_tokens} wanted. Do not compare them with longer ones.",
+            stacklevel=2,
+        )
+    return _Opening(question, ids, n_tokens - len(ids))
+
+
+def _count_bytes(model: EditableModel) -> int:
+    """At most how much the keys and values of one token take."""
+    architecture = model.architecture
+    return 2 * architecture.n_layers * architecture.d_model * model.model.dtype.itemsize
+
+
 def _make_batches(
-    openings: list[_Opening], token_budget: int, max_positions: int | None
+    openings: list[_Opening], n_cached: int, max_positions: int | None
 ) -> Iterator[list[_Opening]]:
     """Group prompts of like length and number of tokens to write, the longest first."""
     batch: list[_Opening] = []
@@ -89,7 +113,7 @@ def _make_batches(
         # Padding goes to the left, so the longest prompt and the longest text add up.
         longest = max([len(opening.ids), *(len(member.ids) for member in batch)])
         width = longest + max([opening.n_missing, *(member.n_missing for member in batch)])
-        is_full = (len(batch) + 1) * width > token_budget
+        is_full = (len(batch) + 1) * width > n_cached
         if batch and (is_full or (max_positions is not None and width > max_positions)):
             yield batch
             batch = []
@@ -103,7 +127,8 @@ def _write(model: EditableModel, batch: list[_Opening], seed: int, top_k: int) -
     n_steps = max(opening.n_missing for opening in batch)
     draws = torch.stack([_draw(seed, opening.question.prompt, n_steps) for opening in batch])
     arguments = model.batch([opening.ids for opening in batch], side="left")
-    cache = DynamicCache(config=model.model.config)
+    n_positions = arguments["input_ids"].shape[1] + n_steps
+    cache = preallocate_cache(model.model.config, n_positions)
     rows = torch.arange(len(batch))
     with select_head_positions(model, rows, torch.full_like(rows, -1)):
         logits = model.model(**arguments, past_key_values=cache, use_cache=True).logits[0]

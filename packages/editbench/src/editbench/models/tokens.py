@@ -131,6 +131,24 @@ class Tokens:
         Raises:
             RequestError: The span is empty, lies outside the text, or has no token.
         """
+        return self.locate_all(text, start, end)[-1]
+
+    def locate_all(self, text: str, start: int, end: int) -> range:
+        """Find the tokens of a span of characters: all of the subject's.
+
+        A token that lies partly in the span is one of them; for the rest see `locate`.
+
+        Args:
+            text: The whole text.
+            start: First character of the span.
+            end: One past its last character.
+
+        Returns:
+            The indices, in ``encode(text)``, of the tokens that overlap the span.
+
+        Raises:
+            RequestError: The span is empty, lies outside the text, or has no token.
+        """
         span = text[start:end] if 0 <= start <= end <= len(text) else ""
         if not span.strip():
             raise RequestError(
@@ -149,7 +167,7 @@ class Tokens:
                 f"locating a subject: the tokenizer has no token for {text[start:end]!r} in "
                 f"{text!r}. Choose another subject or model."
             )
-        return len(self._opening) + found[-1]
+        return range(len(self._opening) + found[0], len(self._opening) + found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn tokens into text; special tokens are left out."""
@@ -176,6 +194,11 @@ class Tokens:
             ids[row, begin : begin + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
             mask[row, begin : begin + len(sequence)] = 1
         return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """What `encode` puts before every text: a beginning-of-sequence token, or nothing."""
+        return self._opening
 
     @property
     def largest_id(self) -> int:
