@@ -167,6 +167,26 @@ def test_stats_writes_what_edit_reads(invoke, model_folder, corpus_file, tmp_pat
         assert "n_tokens" in json.loads(file.metadata()["editbench"])
 
 
+def test_stats_of_attention_serve_edits_of_attention(
+    invoke, model_folder, corpus_file, facts_file, tmp_path
+):
+    result = invoke(
+        "stats", "--model", model_folder, "--corpus", corpus_file, "--module", "attention",
+        "--n-tokens", 500, "--out", "s.safetensors",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with safe_open(tmp_path / "s.safetensors", "pt") as file:
+        assert file.get_tensor("layers.1").shape == (24, 24)
+    options = ["--model", model_folder, "--facts", facts_file, "--second-moments", "s.safetensors"]
+    options += ["--set", "memit.n_steps=3", "--no-cache", "--out", "e.safetensors"]
+    result = invoke("edit", *options)
+    assert result.exit_code == 2
+    assert "got those of module 'attention'; expected 'mlp'" in result.stderr
+    result = invoke("edit", *options, "--set", "memit.module=attention")
+    assert result.exit_code == 0, result.output
+    assert "transformer.h.1.attn.c_proj.weight: rank 6" in result.stdout
+
+
 def test_finished_stats_are_not_collected_again(invoke, model_folder, corpus_file, tmp_path):
     options = ["--model", model_folder, "--corpus", corpus_file, "--out", "s.safetensors"]
     invoke("stats", *options, "--n-tokens", 200)

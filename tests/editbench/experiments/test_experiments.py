@@ -122,9 +122,9 @@ def test_the_unedited_model_stands_next_to_every_editor(model):
 @pytest.mark.parametrize(
     ("n_layers", "chosen", "expected"),
     [
-        (6, (1, 2, 3), [(0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (2, 3), (3,)]),
-        (4, (1,), [(0,), (1,), (2,), (3,)]),
-        (3, (0, 1, 2), [(0, 1, 2), (1, 2), (2,)]),
+        (6, (1, 2, 3), [(1, 2, 3), (2, 3, 4), (3, 4, 5), (2, 3), (1, 2), (3,), (1,)]),
+        (4, (1,), [(1,), (2,), (3,)]),
+        (3, (0, 1, 2), [(0, 1, 2), (1, 2), (0, 1), (2,), (0,)]),
     ],
 )
 def test_sets_of_layers_move_through_the_model_and_shrink(n_layers, chosen, expected):
@@ -144,7 +144,6 @@ def test_ablations_vary_one_field_and_nothing_else(model):
         "weight-decay": "weight_decay",
         "layers": "critical_layers",
         "lambda": "preservation_weight",
-        "attention": "module",
     }
     for name, field in fields.items():
         trials = EXPERIMENTS[name].trials(make_setup(model, max_edits=50))
@@ -156,6 +155,19 @@ def test_ablations_vary_one_field_and_nothing_else(model):
         values = {json.dumps(config.pop(field)) for config in configs}
         assert len(values) > 1, name
         assert all(config == configs[0] for config in configs), name
+
+
+def test_attention_gets_the_preservation_weight_of_its_narrower_keys(model):
+    trials = EXPERIMENTS["attention"].trials(make_setup(model, max_edits=50))
+    weights = {
+        config["module"]: config.pop("preservation_weight")
+        for trial in trials
+        if "module" in (config := trial.editor.config.model_dump())
+    }
+    assert set(weights) == {"mlp", "attention"}
+    ratio = model.d_key(0, "attention") / model.d_key(0, "mlp")
+    assert ratio != 1
+    assert weights["attention"] == pytest.approx(weights["mlp"] * ratio)
 
 
 def test_categories_are_the_relations_with_enough_cases(model):

@@ -14,7 +14,8 @@ from editbench.requests import ConflictPolicy, resolve_conflicts
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import AnyMetric
+    from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
 
 DEFAULT_N_EDITS = 100
@@ -35,11 +36,11 @@ def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", pa
             model.architecture.check_layer(layer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the editor will warn of the same
-            module = getattr(editor.config, "module", "mlp")
+            module: ProjectionKind = getattr(editor.config, "module", None) or "mlp"
             read_second_moments(model, layers, path, module)
 
 
-def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[Metric]":
+def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[AnyMetric]":
     """Look up the metrics that ``--metrics`` names; none if it is not given."""
     names = [name.strip() for option in options for name in option.split(",")]
     return [plugins.get_metric(name)() for name in dict.fromkeys(names)]
@@ -47,17 +48,18 @@ def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[Metric
 
 def default_metrics(
     dataset: "Dataset", plugins: PluginManager, names: Sequence[str] | None = None
-) -> "list[Metric]":
-    """The metrics that are meant for a dataset, less those that its cases leave nothing to ask.
+) -> "list[AnyMetric]":
+    """The metrics that are meant for a dataset, less those that it leaves nothing to ask.
 
     Args:
         dataset: The dataset.
         plugins: Where metrics are looked up.
         names: Names of metrics to choose from instead of the dataset's own.
     """
+    from editbench.runner import has_questions
+
     metrics = [plugins.get_metric(name)() for name in names or dataset.default_metrics]
-    cases = dataset.cases()
-    return [metric for metric in metrics if any(metric.questions(case) for case in cases)]
+    return [metric for metric in metrics if has_questions(metric, dataset)]
 
 
 def open_dataset(option: str, plugins: PluginManager, cache: Path | None) -> "Dataset":

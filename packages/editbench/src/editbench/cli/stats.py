@@ -8,6 +8,7 @@ import click
 
 from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
+from editbench.cli.layers import parse_layers
 from editbench.cli.options import (
     CORPUS_SOURCES,
     ModelLoading,
@@ -17,10 +18,10 @@ from editbench.cli.options import (
     quiet_option,
 )
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
+    from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
 
 
@@ -42,6 +43,13 @@ Examples:
     help="Such as 3-8, or 3,5,8, or 'all'. By default the layers that MEMIT edits in this model.",
 )
 @click.option(
+    "--module",
+    type=click.Choice(["mlp", "attention"]),
+    default="mlp",
+    show_default=True,
+    help="Whose keys: the inputs of the MLP's or of attention's output projection.",
+)
+@click.option(
     "--n-tokens",
     type=click.IntRange(min=1),
     default=100_000,
@@ -58,6 +66,7 @@ def stats(
     corpus: str,
     out: Path,
     layers: str | None,
+    module: "ProjectionKind",
     n_tokens: int,
     loading: ModelLoading,
     quiet: bool,
@@ -82,37 +91,15 @@ def stats(
         chosen = wanted or _default_layers(plugins, editable, everything=wanted == [])
         for layer in chosen:
             editable.architecture.check_layer(layer)
-        if _is_done(out, describe_collection(editable, texts, chosen, n_tokens)):
+        if _is_done(out, describe_collection(editable, texts, chosen, n_tokens, module)):
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
-        moments = collect_to_file(editable, texts, chosen, n_tokens, out, display)
+        moments = collect_to_file(editable, texts, chosen, n_tokens, out, display, module)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)
     click.echo(f"Wrote {out}: layers {listing}, {n_collected:,} tokens of {texts.name}")
     if n_collected < n_tokens:
         click.echo(f"Warning: the corpus ended before {n_tokens:,} tokens.", err=True)
-
-
-def parse_layers(text: str) -> list[int]:
-    """Read layer numbers: ``3-8``, ``3,5,8``, any mix; ``all`` gives an empty list.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if text == "all":
-        return []
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            layers.update(range(int(first), int(last if dash else first) + 1))
-        except ValueError as error:
-            raise ConfigError(
-                f"--layers: got {text!r}; expected numbers from 0, such as 3-8 or 3,5,8, or 'all'."
-            ) from error
-    if not layers:
-        raise ConfigError(f"--layers: the range is empty, got {text!r}.")
-    return sorted(layers)
 
 
 def _default_layers(

@@ -9,7 +9,11 @@ from torch import nn
 
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.target_likelihood import Scoring, make_target_batches
+from editbench.editors.parts.target_likelihood import (
+    Scoring,
+    keep_states,
+    make_target_batches,
+)
 from editbench.editors.parts.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
@@ -161,7 +165,9 @@ class FineTune(Editor):
     ) -> list[float]:
         """Train `parameters` in place; return the mean loss of each epoch, before its steps."""
         config = self.config
-        batches = list(make_target_batches(model, requests, config.batch_size, config.scoring))
+        batches = make_target_batches(model, requests, config.batch_size, config.scoring)
+        only_projection = config.parameters == "mlp-projection"
+        keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)
         n_steps = config.n_epochs * len(batches)
         trainer = WeightTrainer(
             list(parameters.values()),

@@ -1,4 +1,4 @@
-"""MEMIT: thousands of facts written into the MLPs of several layers at once (Meng et al., 2022)."""
+"""MEMIT: thousands of facts written into several layers at once (Meng et al., 2022)."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +17,7 @@ from editbench.editors.parts.target_settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_module
 from editbench.errors import EditError
+from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import (
@@ -35,6 +36,10 @@ class MemitConfig(TargetSettings):
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, description="R: layers written to, ascending; z lives at the last (layers)"
+    )
+    module: ProjectionKind = Field(
+        default="mlp",
+        description="whose output projection is written to: mlp, or attention for the ablation",
     )
     preservation_weight: float = Field(
         gt=0, description="λ: weight of the second moment (mom2_update_weight)"
@@ -86,6 +91,9 @@ class Memit(Editor):
     layer from the lowest, the keys K and what is missing at the last critical layer are measured
     on the model as edited so far; the missing part is divided by the number of layers left
     (Eqn 20); and Δ = R Kᵀ (λC + K Kᵀ)⁻¹ (Eqn 14) is added to the MLP's output projection.
+
+    With ``module="attention"`` that is attention's output projection, and K and C are of its
+    inputs; all else stays the same. The paper compares the two.
     """
 
     name: ClassVar[str] = "memit"
@@ -110,7 +118,9 @@ class Memit(Editor):
             length=config.context_prefix_length,
             seed=resources.seed,
         )
-        moments = obtain_second_moments(model, layers, config.second_moment_tokens, resources)
+        moments = obtain_second_moments(
+            model, layers, config.second_moment_tokens, resources, config.module
+        )
         targets = optimize_target_hidden(
             model,
             requests,
@@ -121,7 +131,13 @@ class Memit(Editor):
             report_progress=resources.report_progress,
         )
         sweep = LayerSweep(
-            model, requests, prefixes, config.key_weighting, first=layers[0], last=layers[-1]
+            model,
+            requests,
+            prefixes,
+            config.key_weighting,
+            first=layers[0],
+            last=layers[-1],
+            module=config.module,
         )
         updates: dict[str, UpdateFactors] = {}
         target_states = targets.states.to(model.device)
@@ -129,7 +145,8 @@ class Memit(Editor):
             for index, layer in enumerate(layers):
                 resources.report_progress(STAGE, index, len(layers), f"layer {layer}")
                 keys, hidden = sweep.measure(layer)
-                name = model.architecture.weight_name(model.architecture.mlp_projections[layer])
+                projection = model.architecture.projection(layer, config.module)
+                name = model.architecture.weight_name(projection)
                 weight = model.model.get_parameter(name)
                 try:
                     updates[name] = _solve_live(

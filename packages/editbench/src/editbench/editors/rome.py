@@ -11,7 +11,7 @@ from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import growing_update
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.offset_forward import OffsetSite
-from editbench.editors.parts.projection_reading import read_projection
+from editbench.editors.parts.projection_reading import read_projections
 from editbench.editors.parts.second_moments import obtain_second_moments
 from editbench.editors.parts.target_cache import TargetCache
 from editbench.editors.parts.target_optimizer import FinishedTarget, TargetOptimizer, TargetTask
@@ -121,18 +121,21 @@ class Rome(Editor):
         weight_name = model.architecture.weight_name(site.module)
         targets: list[FinishedTarget] = []
         updates: list[UpdateFactors] = []
-        with growing_update(model, weight_name) as add_to_weight:
-            for index, request in enumerate(requests):
+        with (
+            growing_update(model, weight_name) as add_to_weight,
+            cache.writing_now_and_then() as keep,
+        ):
+            rows = ("", *prefixes.flat)
+            readings = read_projections(model, requests, rows, config.layer)
+            for index, (request, reading) in enumerate(zip(requests, readings, strict=True)):
 
                 def on_step(step: int, n_finished: int, loss: float, index: int = index) -> None:
                     resources.report_progress(STAGE, index, len(requests), f"loss {loss:.3f}")
 
-                rows = ("", *prefixes.flat)
-                reading = read_projection(model, request, rows, config.layer)
                 if index not in known:
                     task = TargetTask.of(model.tokens, index, request, prefixes.flat)
                     (known[index],) = optimizer.run([task], reading.values[:1], on_step)
-                    cache.write({cache_keys[index]: known[index]})
+                    keep(cache_keys[index], known[index])
                 target = known[index].state.to(model.device)
                 update = self._solve(reading.keys, reading.values, target, second_moment)
                 add_to_weight(update)

@@ -19,23 +19,25 @@ _SIZES_APART = 10**0.5
 def layer_sets(n_layers: int, chosen: Sequence[int]) -> list[tuple[int, ...]]:
     """Sets of layers to compare with the chosen ones.
 
-    Windows of the same length at five places from the first layer to the last; then the chosen
-    ones with their earlier half taken away again and again, down to the last of them alone.
+    Windows as long as theirs at five places, from the second layer to the last; and the chosen ones
+    with their earlier, or their later, half taken away again and again, down to one layer. The first
+    layer is left out: where attention and MLP stand side by side, its MLP has seen nothing but the
+    token itself, and cannot tell subjects apart.
 
     Args:
         n_layers: How many layers the model has.
         chosen: The critical layers, ascending.
     """
     length = chosen[-1] - chosen[0] + 1
-    n_starts = n_layers - length
-    starts = {round(n_starts * quarter / 4) for quarter in range(5)}
+    first, last = min(1, n_layers - length), n_layers - length
+    starts = {first + round((last - first) * quarter / 4) for quarter in range(5)}
     windows = [tuple(range(start, start + length)) for start in sorted(starts)]
-    endings = []
-    ending = tuple(chosen)
-    while len(ending) > 1:
-        ending = ending[len(ending) // 2 :]
-        endings.append(ending)
-    return list(dict.fromkeys([*windows, tuple(chosen), *endings]))
+    parts = []
+    later = earlier = tuple(chosen)
+    while len(later) > 1:
+        later, earlier = later[len(later) // 2 :], earlier[: (len(earlier) + 1) // 2]
+        parts += [later, earlier]
+    return list(dict.fromkeys([tuple(chosen), *windows, *parts]))
 
 
 def _vary_decay(experiment: Experiment, setup: Setup) -> list[Trial]:
@@ -53,7 +55,16 @@ def _vary_layers(experiment: Experiment, setup: Setup) -> list[Trial]:
 def _vary_module(experiment: Experiment, setup: Setup) -> list[Trial]:
     largest = setup.limit(N_OF_PAPER)
     sizes = {max(1, round(largest / _SIZES_APART**step)) for step in range(_N_MODULE_SIZES)}
-    editors = [setup.editor("memit", module=module) for module in ("mlp", "attention")]
+    config = setup.configured["memit"].config.model_dump()
+    # A lone edit realizes the share s/(1 + s) of its residual, s = kᵀC⁻¹k/λ, and kᵀC⁻¹k is as
+    # large, on average, as keys are wide: the same λ would hold narrower keys back the more.
+    last = config["critical_layers"][-1]
+    width = setup.model.d_key(last, "attention") / setup.model.d_key(last)
+    own = config["preservation_weight"]
+    editors = [
+        setup.editor("memit", module="mlp", preservation_weight=own),
+        setup.editor("memit", module="attention", preservation_weight=own * width),
+    ]
     return setup.trials(editors, experiment.metrics, sorted(sizes), min_cases=MIN_CASES)
 
 

@@ -1,6 +1,7 @@
 """Keys and hidden states of all facts, measured layer by layer while the weights change."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.mlp_positions import find_mlp, only_at
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects, key_row
+from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import capture
@@ -54,6 +57,7 @@ class LayerSweep:
         weighting: ``grouped`` or ``uniform``, see `ContextPrefixes.weights`.
         first: First critical layer.
         last: Last critical layer, L.
+        module: Whose output projection's inputs are the keys.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class LayerSweep:
         *,
         first: int,
         last: int,
+        module: ProjectionKind = "mlp",
     ) -> None:
         self._model = model
+        self._module = module
         self._n_edits = len(requests)
         self._layer = first
         self._last = last
@@ -95,23 +101,36 @@ class LayerSweep:
             Keys `[n_edits, d_key]`, weighted means over prefixes, and the bare prompts' hidden
             states after block L, `[n_edits, d_model]`; float32.
         """
-        projection = self._model.architecture.mlp_projections[layer]
-        keys = torch.zeros(self._n_edits, self._model.d_key(layer), device=self._model.device)
-        hidden = torch.zeros(
-            self._n_edits, self._model.architecture.d_model, device=self._model.device
-        )
+        model = self._model
+        projection = model.architecture.projection(layer, self._module)
+        d_key = model.d_key(layer, self._module)
+        keys = torch.zeros(self._n_edits, d_key, device=model.device)
+        hidden = torch.zeros(self._n_edits, model.architecture.d_model, device=model.device)
         for batch in self._batches:
             with torch.no_grad():
                 batch.states = batch.calls.run(batch.states, self._layer, layer - 1)
-                with capture(self._model.model, inputs_of=[projection]) as seen:
-                    states = batch.calls.run(batch.states, layer, layer)
-                found = at_subjects(seen.inputs[projection], batch.last).to(keys)
+                goes_on = batch.is_bare and layer < self._last
+                with capture(model.model, inputs_of=[projection]) as seen:
+                    states = self._run_block(batch, batch.states, layer, everywhere=goes_on)
+                inputs = seen.inputs[projection]
+                if inputs.numel() > len(batch.last) * d_key:
+                    inputs = at_subjects(inputs, batch.last)
+                found = inputs.reshape(-1, d_key).to(keys)
                 keys.index_add_(0, batch.edits, found * batch.weights[:, None])
+                if goes_on:
+                    states = batch.calls.run(states, layer + 1, self._last - 1)
+                    states = self._run_block(batch, states, self._last, everywhere=False)
                 if batch.is_bare:
-                    states = batch.calls.run(states, layer + 1, self._last)
                     hidden[batch.edits] = at_subjects(states, batch.last).to(hidden)
         self._layer = layer
         return keys, hidden
+
+    def _run_block(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
+        """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
+        mlp = None if everywhere else find_mlp(self._model, layer)
+        rows = torch.arange(len(batch.last), device=batch.last.device)
+        with nullcontext() if mlp is None else only_at(mlp, rows, batch.last):
+            return batch.calls.run(states, layer, layer)
 
     def _start(self, rows: Sequence[tuple[int, PromptRow, float]], is_bare: bool) -> _Batch:
         model = self._model

@@ -1,6 +1,6 @@
 """What goes into an MLP's output projection at a subject, and what comes out: key and value."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,22 +30,42 @@ def read_projection(
     model: EditableModel, request: EditRequest, prefixes: Sequence[str], layer: int
 ) -> ProjectionReading:
     """Read layer `layer`'s keys and values of one fact, one row for each context prefix."""
-    rows = [key_row(model.tokens, request, prefix) for prefix in prefixes]
-    projection = model.architecture.mlp_projections[layer]
-    device = model.device
-    keys = torch.empty(len(rows), model.d_key(layer), device=device)
-    values = torch.empty(len(rows), model.architecture.d_model, device=device)
+    return next(read_projections(model, [request], prefixes, layer))
+
+
+def read_projections(
+    model: EditableModel, requests: Sequence[EditRequest], prefixes: Sequence[str], layer: int
+) -> Iterator[ProjectionReading]:
+    """Read one fact after another, each as `read_projection` does at the time it is asked for.
+
+    Between two facts nothing may change but the weight of the projection itself. Keys do not depend
+    on it, so those of facts to come are read many at a time; values are what it makes of them.
+    """
+    projection = model.model.get_submodule(model.architecture.projection(layer, "mlp"))
+    dtype = projection.get_parameter("weight").dtype
+    rows = [key_row(model.tokens, requests[0], prefix) for prefix in prefixes] if requests else []
+    longest = max((len(row.token_ids) for row in rows), default=1)
+    n_ahead = max(1, model.token_budget // max(1, len(rows) * longest))
+    for start in range(0, len(requests), n_ahead):
+        some = requests[start : start + n_ahead]
+        for keys in _read_keys(model, some, prefixes, layer).split(len(prefixes)):
+            with torch.no_grad():
+                values = projection(keys.to(dtype)).float()
+            yield ProjectionReading(keys, values)
+
+
+def _read_keys(
+    model: EditableModel, requests: Sequence[EditRequest], prefixes: Sequence[str], layer: int
+) -> Tensor:
+    """Keys of all prefixes of the first fact, then of the next, float32 `[n_rows, d_key]`."""
+    rows = [key_row(model.tokens, request, prefix) for request in requests for prefix in prefixes]
+    path = model.architecture.projection(layer, "mlp")
+    keys = torch.empty(len(rows), model.d_key(layer), device=model.device)
     lengths = [len(row.token_ids) for row in rows]
     for batch in length_sorted_batches(lengths, model.token_budget):
         inputs = model.batch([rows[index].token_ids for index in batch])
-        with (
-            torch.no_grad(),
-            capture(
-                model.model, inputs_of=[projection], outputs_of=[projection], stop=True
-            ) as seen,
-        ):
+        with torch.no_grad(), capture(model.model, inputs_of=[path], stop=True) as seen:
             model.model(**inputs, use_cache=False)
         last = torch.tensor([rows[index].subject_last for index in batch])
-        keys[batch] = at_subjects(seen.inputs[projection], last).to(keys)
-        values[batch] = at_subjects(seen.outputs[projection], last).to(values)
-    return ProjectionReading(keys, values)
+        keys[batch] = at_subjects(seen.inputs[path], last).to(keys)
+    return keys

@@ -20,6 +20,7 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress, Resources
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.errors import SecondMomentError
+from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from memit_core import (
     MemitCoreError,
@@ -36,7 +37,11 @@ _CHECKPOINT_SECONDS = 60.0
 
 
 def obtain_second_moments(
-    model: EditableModel, layers: Sequence[int], n_tokens: int, resources: Resources
+    model: EditableModel,
+    layers: Sequence[int],
+    n_tokens: int,
+    resources: Resources,
+    module: ProjectionKind = "mlp",
 ) -> dict[int, Tensor]:
     """The second moments of `layers`: from the user's file, the cache, or the corpus.
 
@@ -45,6 +50,7 @@ def obtain_second_moments(
         layers: Critical layers.
         n_tokens: Tokens to collect from where there is no file.
         resources: Names the file, the cache folder and the corpus.
+        module: Whose output projection's inputs are the keys.
 
     Returns:
         For each layer, E[k kᵀ], `[d_key, d_key]`.
@@ -53,34 +59,33 @@ def obtain_second_moments(
         SecondMomentError: The file does not fit the model, or there is nothing to collect from.
     """
     if resources.second_moments is not None:
-        return read_second_moments(model, layers, resources.second_moments)
+        return read_second_moments(model, layers, resources.second_moments, module)
     if resources.corpus is None:
         raise SecondMomentError(
             f"second moments: no file and no corpus to collect them from for '{model.name}'. "
             "Give --second-moments FILE (made by 'editbench stats') or --corpus FILE."
         )
-    provenance = describe_collection(model, resources.corpus, layers, n_tokens)
+    provenance = describe_collection(model, resources.corpus, layers, n_tokens, module)
+    collection = (model, resources.corpus, layers, n_tokens)
     if resources.cache is None:
-        found = collect_second_moments(
-            model, resources.corpus, layers, n_tokens, resources.report_progress
-        )
+        found = collect_second_moments(*collection, resources.report_progress, module=module)
         return {layer: moment.moment() for layer, moment in found.items()}
     content = json.dumps(provenance, sort_keys=True).encode()
     name = f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     path = resources.cache / "second_moments" / name
     if not path.exists():
-        collect_to_file(model, resources.corpus, layers, n_tokens, path, resources.report_progress)
-    return read_second_moments(model, layers, path)
+        collect_to_file(*collection, path, resources.report_progress, module)
+    return read_second_moments(model, layers, path, module)
 
 
 def read_second_moments(
-    model: EditableModel, layers: Sequence[int], path: Path
+    model: EditableModel, layers: Sequence[int], path: Path, module: ProjectionKind = "mlp"
 ) -> dict[int, Tensor]:
     """Read second moments and check that they are this model's.
 
     Raises:
         SecondMomentError: The file cannot be read, lacks a layer, has another width, or states
-            another model's fingerprint.
+            another model's fingerprint or keys of another module.
     """
     try:
         stored = load_second_moments(path)
@@ -101,6 +106,12 @@ def read_second_moments(
             f"'{model.name}' with fingerprint {model.fingerprint}. Collect them again with "
             "'editbench stats'."
         )
+    stated = provenance.get("module", "mlp")
+    if stored.provenance is not None and stated != module:
+        raise SecondMomentError(
+            f"second moments: {path} is of other keys, got those of module '{stated}'; expected "
+            f"'{module}'. Collect them with 'editbench stats --module {module}'."
+        )
     found = {}
     for layer in layers:
         if layer not in stored.moments:
@@ -109,18 +120,23 @@ def read_second_moments(
                 f"{sorted(stored.moments)}. Collect it with 'editbench stats --layers'."
             )
         moment = stored.moments[layer].moment()
-        if moment.shape[0] != model.d_key(layer):
+        d_key = model.d_key(layer, module)
+        if moment.shape[0] != d_key:
             raise SecondMomentError(
                 f"second moments: layer {layer} of {path} has the wrong shape, got "
-                f"{tuple(moment.shape)}; expected ({model.d_key(layer)}, {model.d_key(layer)}), "
-                f"the keys of '{model.name}'."
+                f"{tuple(moment.shape)}; expected ({d_key}, {d_key}), the keys of module "
+                f"'{module}' of '{model.name}'."
             )
         found[layer] = moment
     return found
 
 
 def describe_collection(
-    model: EditableModel, corpus: Corpus, layers: Sequence[int], n_tokens: int
+    model: EditableModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    n_tokens: int,
+    module: ProjectionKind,
 ) -> dict[str, Any]:
     """Everything that determines the second moments, for provenance and the cache's key."""
     return {
@@ -130,6 +146,7 @@ def describe_collection(
         "model_dtype": str(model.model.dtype).removeprefix("torch."),
         "corpus": corpus.name,
         "corpus_fingerprint": corpus.fingerprint,
+        "module": module,
         "layers": list(layers),
         "n_tokens": n_tokens,
         "max_length": _max_length(model),
@@ -144,17 +161,18 @@ def collect_to_file(
     n_tokens: int,
     path: Path,
     report_progress: Progress,
+    module: ProjectionKind = "mlp",
 ) -> dict[int, SecondMoment]:
     """Collect into `path`; what an interrupted collection had is taken up again.
 
     Raises:
         SecondMomentError: The corpus has no text, or the file cannot be written.
     """
-    provenance = describe_collection(model, corpus, layers, n_tokens)
+    provenance = describe_collection(model, corpus, layers, n_tokens, module)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     moments = collect_second_moments(
-        model, corpus, layers, n_tokens, report_progress, checkpoint=partial
+        model, corpus, layers, n_tokens, report_progress, module=module, checkpoint=partial
     )
     _save(path, moments, provenance)
     partial.unlink(missing_ok=True)
@@ -168,6 +186,7 @@ def collect_second_moments(
     n_tokens: int,
     report_progress: Progress,
     *,
+    module: ProjectionKind = "mlp",
     checkpoint: Path | None = None,
 ) -> dict[int, SecondMoment]:
     """Collect the second moments of all `layers` in one pass over `corpus`.
@@ -179,18 +198,21 @@ def collect_second_moments(
     Args:
         model: The unedited model.
         corpus: Ordinary text.
-        layers: The layers whose MLP keys are collected.
+        layers: The layers whose keys are collected.
         n_tokens: When to stop.
         report_progress: Told tokens done and tokens a second.
+        module: Whose output projection's inputs are the keys.
         checkpoint: Where to keep, about once a minute, what has been collected, and to take up
             from.
 
     Raises:
         SecondMomentError: The corpus has no text, or the checkpoint cannot be written.
     """
-    projections = {model.architecture.mlp_projections[layer]: layer for layer in layers}
-    moments = {layer: SecondMoment(model.d_key(layer), device=model.device) for layer in layers}
-    provenance = describe_collection(model, corpus, layers, n_tokens)
+    projections = {model.architecture.projection(layer, module): layer for layer in layers}
+    moments = {
+        layer: SecondMoment(model.d_key(layer, module), device=model.device) for layer in layers
+    }
+    provenance = describe_collection(model, corpus, layers, n_tokens, module)
     n_texts, n_before = _take_up(checkpoint, moments, provenance)
     budget = model.token_budget
     began = saved = time.monotonic()

@@ -1,18 +1,22 @@
 """How probable a model finds the targets, for editors that train weights on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from editbench.editors.parts.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import target_row
+from editbench.editors.parts.trained_suffix import TrainedSuffix
+from editbench.errors import ModelError
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.requests import EditRequest
 
 Scoring = Literal["teacher-forced", "last-position"]
+_MOST_KEPT = 2**30  # bytes of states that all batches together may keep
 
 
 class TargetBatch:
@@ -55,18 +59,89 @@ class TargetBatch:
         self._positions = torch.tensor(positions, device=device)
         self._target_ids = torch.tensor(target_ids, device=device)
         self._weights = torch.tensor(weights, device=device)
+        self._suffix: TrainedSuffix | None = None
 
     def loss(self) -> Tensor:
         """Mean over facts of the mean over the target's tokens of −log p, differentiable."""
-        with select_head_positions(self._model, self._edits, self._positions):
-            logits = self._model.model(**self._inputs).logits[0].float()
-        losses = functional.cross_entropy(logits, self._target_ids, reduction="none")
+        logits = self._whole_logits() if self._suffix is None else self._suffix.logits()
+        losses = functional.cross_entropy(logits.float(), self._target_ids, reduction="none")
         return (losses * self._weights).sum()
+
+    def keep_states(self, layer: int, *, projection_adds: bool, verify: bool) -> int:
+        """Expect only weights of block `layer` to change from now on; run what is before it once.
+
+        Args:
+            layer: The block.
+            projection_adds: See `TrainedSuffix`.
+            verify: Compare with a whole forward.
+
+        Returns:
+            How many bytes are kept: zero if the two differ, and then nothing is.
+        """
+        suffix = TrainedSuffix(
+            self._model,
+            self._inputs,
+            self._edits,
+            self._positions,
+            layer=layer,
+            projection_adds=projection_adds,
+        )
+        if verify:
+            with torch.no_grad():
+                expected = self._whole_logits().float()
+                try:
+                    found = suffix.logits().float()
+                except ModelError:
+                    return 0
+            tolerance = 64 * torch.finfo(self._model.model.dtype).eps * expected.abs().max()
+            if not (found - expected).abs().max() <= tolerance:
+                return 0
+        self._suffix = suffix
+        return suffix.n_bytes
+
+    def _whole_logits(self) -> Tensor:
+        with select_head_positions(self._model, self._edits, self._positions):
+            logits: Tensor = self._model.model(**self._inputs).logits[0]
+        return logits
 
 
 def make_target_batches(
     model: EditableModel, requests: Sequence[EditRequest], batch_size: int, scoring: Scoring
-) -> Iterator[TargetBatch]:
+) -> list[TargetBatch]:
     """Cut requests, in their order, into batches of `batch_size`; the last may be smaller."""
-    for start in range(0, len(requests), batch_size):
-        yield TargetBatch(model, requests[start : start + batch_size], scoring)
+    return [
+        TargetBatch(model, requests[start : start + batch_size], scoring)
+        for start in range(0, len(requests), batch_size)
+    ]
+
+
+def keep_states(
+    model: EditableModel,
+    batches: Sequence[TargetBatch],
+    request: EditRequest,
+    layer: int,
+    *,
+    only_projection: bool,
+) -> None:
+    """Run once what training one block leaves as it is; losses stay the same.
+
+    As many batches keep their states as a bound on memory allows; the others, and all of them
+    where an architecture does not allow it, run whole forwards.
+
+    Args:
+        model: The model, not trained yet.
+        batches: The batches; from now on no weights but the block's may change.
+        request: One of the facts, to try things out on.
+        layer: The block.
+        only_projection: Only its MLP's output projection is trained.
+    """
+    site = OffsetSite.mlp_output(model, layer)
+    tokens = target_row(model.tokens, request, "").token_ids
+    projection_adds = only_projection and site.moved_out(model, tokens).leaves_block
+    n_kept = 0
+    for batch in batches:
+        verify = n_kept == 0
+        n_bytes = batch.keep_states(layer, projection_adds=projection_adds, verify=verify)
+        n_kept += n_bytes
+        if n_bytes == 0 or n_kept > _MOST_KEPT:
+            break

@@ -3,12 +3,14 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from editbench.editors.parts.offset_forward import FullForward, OffsetForward, OffsetRow, OffsetSite
+from editbench.editors.parts.prefix_states import PrefixStates
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.target_settings import TargetSettings
@@ -18,6 +20,7 @@ from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
+_FEW_TOKENS = 256  # below that a forward's time does not depend on how many there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,11 @@ class _Batch:
         row_edit: list[int] = []
         weights: list[float] = []
         target_ids: list[int] = []
-        n_shared = [
-            _count_shared([row.token_ids[: row.subject_last] for row in same_prefix])
-            for same_prefix in zip(*(task.prompts for task in tasks), strict=True)
-        ]
+        columns = zip(*((*task.prompts, task.essence) for task in tasks), strict=True)
+        *n_shared, n_essence = (
+            _count_shared([row.token_ids[: row.subject_last] for row in column])
+            for column in columns
+        )
         for edit, task in enumerate(tasks):
             for row, n in zip(task.prompts, n_shared, strict=True):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
@@ -100,29 +104,48 @@ class _Batch:
                 weights += [1 / (len(reads) * len(task.prompts))] * len(reads)
                 target_ids += row.target_ids
         essence = [
-            OffsetRow(
-                task.essence.token_ids, task.essence.subject_last, (task.essence.subject_last,)
-            )
-            for task in tasks
+            OffsetRow(row.token_ids, row.subject_last, (row.subject_last,), n_essence)
+            for row in (task.essence for task in tasks)
         ]
-        self.prompts = build(model, site, rows, settings.loss_layer)
-        self.essence = build(model, site, essence)
         self._row_edit = torch.tensor(row_edit, device=device)
-        self._read_edit = self._row_edit[self.prompts.read_rows]
         self._weights = torch.tensor(weights, device=device)
         self._target_ids = torch.tensor(target_ids, device=device)
+        together = [*rows, *essence]
+        last = model.architecture.n_layers - 1
+        self._essence: OffsetForward | None = None
+        if settings.loss_layer in (None, last) and _count_tokens(together) <= _FEW_TOKENS:
+            self._prompts = build(model, site, together)
+            everyone = torch.arange(len(tasks), device=device)
+            self._row_edit = torch.cat([self._row_edit, everyone])
+        else:
+            self._prompts = build(model, site, rows, settings.loss_layer)
+            self._essence = build(model, site, essence)
+        read_rows = self._prompts.read_rows[: len(target_ids)]
+        self._read_edit = self._row_edit[read_rows]
 
-    def negative_log_likelihood(self, offsets: Tensor) -> Tensor:
-        """Mean over prefixes of the target's mean −log p, `[n_edits]`."""
-        logits = self.prompts.logits(offsets[self._row_edit]).float()
-        losses = functional.cross_entropy(logits, self._target_ids, reduction="none")
-        return torch.zeros(len(self.tasks), device=losses.device).index_add(
+    @property
+    def known_prefixes(self) -> list[PrefixStates]:
+        """What smaller batches of the same edits need not run again."""
+        forwards = (self._prompts, self._essence)
+        return [forward.prefixes for forward in forwards if isinstance(forward, SuffixReplay)]
+
+    def measure(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Run all rows with `offsets` `[n_edits, d_model]`.
+
+        Returns:
+            The mean over prefixes of the target's mean −log p, `[n_edits]`, and the next-token
+            log-probabilities right after the subject, `[n_edits, vocabulary]`.
+        """
+        logits = self._prompts.logits(offsets[self._row_edit])
+        if self._essence is None:
+            logits, essence = logits[: len(self._target_ids)], logits[len(self._target_ids) :]
+        else:
+            essence = self._essence.logits(offsets)
+        losses = functional.cross_entropy(logits.float(), self._target_ids, reduction="none")
+        negative_log_likelihood = torch.zeros(len(self.tasks), device=losses.device).index_add(
             0, self._read_edit, losses * self._weights
         )
-
-    def essence_log_probs(self, offsets: Tensor) -> Tensor:
-        """Next-token log-probabilities right after the subject, `[n_edits, vocabulary]`."""
-        return self.essence.logits(offsets).float().log_softmax(dim=-1)
+        return negative_log_likelihood, essence.float().log_softmax(dim=-1)
 
 
 class TargetOptimizer:
@@ -173,10 +196,10 @@ class TargetOptimizer:
         original: Tensor | None = None
         for step in range(1, settings.n_steps + 1):
             offsets.requires_grad_()
-            log_probs = batch.essence_log_probs(offsets)
+            likelihoods, log_probs = batch.measure(offsets)
             original = log_probs.detach().clone() if original is None else original
             losses = (
-                batch.negative_log_likelihood(offsets)
+                likelihoods
                 + settings.kl_weight * (log_probs.exp() * (log_probs - original)).sum(dim=1)
                 + settings.offset_decay * torch.linalg.vector_norm(offsets, dim=1) / norms.square()
             )
@@ -207,7 +230,7 @@ class TargetOptimizer:
                 places = [places[row] for row in going]
                 initial, norms, offsets = initial[going], norms[going], offsets[going]
                 mean, square, original = mean[going], square[going], original[going]
-                batch = self._prepare([batch.tasks[row] for row in going])
+                batch = self._prepare([batch.tasks[row] for row in going], batch.known_prefixes)
         return [finished[place] for place in range(len(tasks))]
 
     def _learning_rates(self, norms: Tensor) -> Tensor:
@@ -216,10 +239,13 @@ class TargetOptimizer:
             return rate * norms / self._model.architecture.d_model**0.5
         return torch.full_like(norms, rate)
 
-    def _prepare(self, tasks: Sequence[TargetTask]) -> _Batch:
+    def _prepare(self, tasks: Sequence[TargetTask], known: Sequence[PrefixStates] = ()) -> _Batch:
         if self.replays:
+            if not self._verified:
+                self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
             try:
-                batch = _Batch(self._model, self._site, self._settings, tasks, self._replay)
+                replay = partial(SuffixReplay, verify=not self._verified, known=known)
+                batch = _Batch(self._model, self._site, self._settings, tasks, replay)
                 self._verified = True
             except ReplayMismatchError as error:
                 self.replays, self.replay_failure = False, str(error)
@@ -227,8 +253,10 @@ class TargetOptimizer:
                 return batch
         return _Batch(self._model, self._site, self._settings, tasks, FullForward)
 
-    def _replay(self, *args: object) -> SuffixReplay:
-        return SuffixReplay(*args, verify=not self._verified)  # type: ignore[arg-type]
+
+def _count_tokens(rows: Sequence[OffsetRow]) -> int:
+    """Padded tokens from the offset on."""
+    return len(rows) * max(len(row.token_ids) - row.offset_position for row in rows)
 
 
 def _count_shared(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -1,0 +1,125 @@
+"""Keys and values of what stands before the offsets, run once and used by many replays."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from editbench.editors.parts.offset_forward import OffsetRow
+from editbench.models.editable import EditableModel
+
+
+class PrefixStates:
+    """The cache of some rows' tokens before their offset.
+
+    An offset reaches none of them, so they hold as long as the weights do, for any batch that is
+    made up of these rows.
+
+    Args:
+        cache: The keys and values; never written to.
+        mask: Which of its places are no padding, `[n_rows, n_cached]`; padding stands before each
+            part of a row that was run at once.
+        place: Which row of the cache holds which tokens.
+    """
+
+    def __init__(
+        self, cache: DynamicCache, mask: Tensor, place: Mapping[tuple[int, ...], int]
+    ) -> None:
+        self.mask = mask
+        self._cache = cache
+        self._place = place
+
+    @classmethod
+    def run(cls, model: EditableModel, rows: Sequence[OffsetRow]) -> "PrefixStates":
+        """Run what stands before the offsets; what rows share, once for all of them."""
+        cache = DynamicCache(config=model.model.config)
+        # A sliding window counts padding between two parts of a row as distance.
+        slides = any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+        n_shared = [0 if slides else row.n_shared for row in rows]
+        shared = [row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)]
+        distinct = list(dict.fromkeys(shared))
+        inputs = model.batch(distinct, "left")
+        _fill(cache, model, inputs)
+        place = {tokens: index for index, tokens in enumerate(distinct)}
+        index = torch.tensor([place[tokens] for tokens in shared], device=model.device)
+        for cache_layer in cache.layers:
+            _take_rows(cache_layer, index)
+        mask = inputs["attention_mask"][index]
+
+        own = [
+            row.token_ids[n : row.offset_position] for row, n in zip(rows, n_shared, strict=True)
+        ]
+        inputs = model.batch(own, "left")
+        move_positions(inputs, n_shared)
+        mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
+        _fill(cache, model, {**inputs, "attention_mask": mask})
+        return cls(cache, mask, {_prefix(row): index for index, row in enumerate(rows)})
+
+    def hold(self, rows: Sequence[OffsetRow]) -> bool:
+        """Whether all of these rows' prefixes are among them."""
+        return all(_prefix(row) in self._place for row in rows)
+
+    def taken(self, rows: Sequence[OffsetRow]) -> "PrefixStates":
+        """Those of `rows`, one row each."""
+        index = torch.tensor([self._place[_prefix(row)] for row in rows], device=self.mask.device)
+        cache = _copy(self._cache)
+        for cache_layer in cache.layers:
+            _take_rows(cache_layer, index)
+        place = {_prefix(row): index for index, row in enumerate(rows)}
+        return PrefixStates(cache, self.mask[index], place)
+
+    def frozen_cache(self) -> DynamicCache:
+        """A cache whose layers hand out what they hold plus new states, and keep nothing."""
+        cache = _copy(self._cache)
+        for cache_layer in cache.layers:
+            _freeze(cache_layer)
+        return cache
+
+
+def move_positions(inputs: dict[str, Tensor], starts: Sequence[int]) -> None:
+    """Let each row's positions count from where it starts, if the model takes positions."""
+    if "position_ids" in inputs:
+        offset = torch.tensor(starts, device=inputs["position_ids"].device)
+        inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
+
+
+def _prefix(row: OffsetRow) -> tuple[int, ...]:
+    return row.token_ids[: row.offset_position]
+
+
+def _copy(cache: DynamicCache) -> DynamicCache:
+    """A cache that holds the same tensors."""
+    same = copy.copy(cache)
+    same.layers = [copy.copy(cache_layer) for cache_layer in cache.layers]
+    return same
+
+
+def _freeze(cache_layer: Any) -> None:
+    """Let a cache layer hand out what it holds plus the new states, and keep nothing of them."""
+
+    def hand_out(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if cache_layer.keys is None or cache_layer.keys.numel() == 0:
+            return keys, values
+        return (
+            torch.cat([cache_layer.keys, keys], dim=-2),
+            torch.cat([cache_layer.values, values], dim=-2),
+        )
+
+    cache_layer.update = hand_out  # of this instance alone: it shadows the method
+
+
+def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) -> None:
+    """Run tokens, if there are any, and keep their keys and values."""
+    if inputs["input_ids"].shape[1]:
+        with torch.no_grad():
+            model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+
+
+def _take_rows(cache_layer: Any, index: Tensor) -> None:
+    """Make a cache's rows those of `index`, each as often as it stands there."""
+    if cache_layer.keys is not None and cache_layer.keys.numel():
+        cache_layer.keys = cache_layer.keys[index.to(cache_layer.keys.device)]
+        cache_layer.values = cache_layer.values[index.to(cache_layer.values.device)]
