@@ -20,9 +20,9 @@ def layer_sets(n_layers: int, chosen: Sequence[int]) -> list[tuple[int, ...]]:
     """Sets of layers to compare with the chosen ones.
 
     Windows as long as theirs at five places, from the second layer to the last; and the chosen ones
-    with their earlier, or their later, half taken away again and again, down to one layer. The first
-    layer is left out: where attention and MLP stand side by side, its MLP has seen nothing but the
-    token itself, and cannot tell subjects apart.
+    with their earlier, or their later, half taken away again and again, down to one layer. The
+    first layer is left out: where attention and MLP stand side by side, its MLP has seen nothing
+    but the token itself, and cannot tell subjects apart.
 
     Args:
         n_layers: How many layers the model has.
