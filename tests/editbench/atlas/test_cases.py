@@ -134,3 +134,28 @@ def test_too_many_cases_are_refused(world: World):
 def test_an_unknown_split_is_refused(world: World):
     with pytest.raises(DataError, match="got 'bystanders'"):
         world.cases(split="bystanders")
+
+
+def test_training_cases_are_about_bystanders_alone(world: World):
+    cases = world.training_cases()
+    bystanders = {subject.name for subject in world.splits["bystanders"]}
+    assert {case.request.subject for case in cases} <= bystanders
+    assert len(cases) > 3 * len(bystanders)
+    assert len({case.request.case_id for case in cases}) == len(cases)
+    assert cases == world.training_cases()
+    for case in cases:
+        facts = {fact.relation: fact for fact in world.facts_of[case.request.subject]}
+        assert case.target_true == facts[case.request.relation].object != case.request.target
+        assert probes_of(case, "paraphrase")
+        neighbors = probes_of(case, "neighborhood")
+        assert neighbors
+        assert all(case.request.subject not in probe.prompt for probe in neighbors)
+
+
+def test_training_cases_differ_where_they_share_a_fact(world: World):
+    asked = [
+        (case.request.subject, case.request.relation, case.request.target)
+        for case in world.training_cases()
+    ]
+    assert len(set(asked)) == len(asked)
+    assert len({place[:2] for place in asked}) <= len(asked) / 3

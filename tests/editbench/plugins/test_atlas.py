@@ -8,7 +8,13 @@ from editbench.editors.memit import Memit
 from editbench.errors import ConfigError
 from editbench.models.loading import load_model
 from editbench.plugins import PluginManager
-from editbench.plugins.atlas import ATLAS, AtlasDataset, atlas_corpus
+from editbench.plugins.atlas import (
+    ATLAS,
+    AtlasDataset,
+    AtlasTraining,
+    AtlasValidation,
+    atlas_corpus,
+)
 from editbench.requests import find_conflicts
 
 
@@ -35,9 +41,35 @@ def test_fingerprint_is_that_of_the_cases(dataset, tmp_path, monkeypatch):
     assert fewer.fingerprint != dataset.fingerprint
 
 
-def test_it_reads_no_file(tmp_path):
-    with pytest.raises(ConfigError, match="it is embedded and reads no file"):
-        AtlasDataset(tmp_path, tmp_path)
+def test_held_out_texts_are_about_nobody_who_is_edited(dataset, tmp_path):
+    texts = dataset.held_out_texts()
+    assert texts == AtlasValidation(None, tmp_path).held_out_texts()
+    subjects = {case.request.subject for case in dataset.cases()}
+    assert not [text for text in texts for subject in subjects if subject in text]
+    assert 100 < len(texts) < 1000
+    assert all(len(text.split()) > 1 for text in texts)
+    # The training split edits those whom the texts are about.
+    assert AtlasTraining(None, tmp_path).held_out_texts() == ()
+
+
+@pytest.mark.parametrize("kind", [AtlasDataset, AtlasValidation, AtlasTraining])
+def test_it_reads_no_file(kind, tmp_path):
+    with pytest.raises(ConfigError, match=f"'{kind.name}': it is embedded and reads no file"):
+        kind(tmp_path, tmp_path)
+
+
+def test_test_cases_are_those_of_the_recorded_results(dataset):
+    """A change of them would make every recorded result one of another dataset."""
+    assert dataset.fingerprint == "7b464ba95dde88d7cc5f29f3fbd9adcd3fa58cb98363bed8bacb2f03940057c2"
+
+
+def test_subjects_that_choose_or_train_are_never_reported_on(dataset, tmp_path):
+    subjects = [
+        {case.request.subject for case in each.cases()}
+        for each in (dataset, AtlasValidation(None, tmp_path), AtlasTraining(None, tmp_path))
+    ]
+    assert sum(map(len, subjects)) == len(set().union(*subjects))
+    assert len(AtlasTraining(None, tmp_path).cases()) > 4000
 
 
 def test_text_can_be_read_more_than_once():

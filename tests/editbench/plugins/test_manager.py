@@ -5,6 +5,7 @@ import pytest
 from editbench.errors import PluginError, UnknownNameError
 from editbench.plugins import PluginManager, load_plugins
 from editbench.plugins.hookspecs import HOOKS
+from editbench.questions import Read
 
 
 def only_failure(manager):
@@ -113,6 +114,30 @@ def test_plugin_that_could_not_work_is_an_error(write_plugin, source, expected):
     assert expected in only_failure(PluginManager([write_plugin("idle", source)]))
 
 
+def test_metrics_of_texts_are_metrics_too(write_plugin):
+    entry_point = write_plugin(
+        "reader",
+        """
+        from editbench.metrics.base import TextMetric
+        from editbench.plugins import hookimpl
+        from editbench.questions import Read
+
+        class Surprise(TextMetric):
+            name = "surprise"
+            produces = ("surprise",)
+            def questions(self, text): return (Read(text),)
+            def values(self, text, answers): return {"surprise": 1.0}
+
+        @hookimpl
+        def editbench_register_metrics():
+            return [Surprise]
+        """,
+    )
+    manager = PluginManager([entry_point])
+    assert manager.failures == ()
+    assert manager.get_metric("surprise")().questions("a b") == (Read("a b"),)
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -121,6 +146,7 @@ def test_plugin_that_could_not_work_is_an_error(write_plugin, source, expected):
         ("return ['success']", "expected a subclass of editbench.metrics.base.Metric"),
         ("return [int]", "expected a subclass of editbench.metrics.base.Metric"),
         ("return [Metric]", "abstract. Implement: questions, values"),
+        ("return [BaseMetric]", "expected a subclass of editbench.metrics.base.Metric or Text"),
         ("return [nameless()]", "no proper name, got None"),
         ("return [named('Not Proper')]", "no proper name, got 'Not Proper'"),
         ("raise OSError('no such luck')", "OSError: no such luck"),
@@ -130,7 +156,7 @@ def test_faulty_registration_is_set_aside(write_plugin, body, expected):
     entry_point = write_plugin(
         "faulty",
         f"""
-        from editbench.metrics.base import Metric
+        from editbench.metrics.base import BaseMetric, Metric
         from editbench.plugins import hookimpl
 
         def nameless():

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +19,8 @@ from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest, Probe
 
 _END = "<|endoftext|>"
+_N_EDITED = 3
+_N_TRAINED_ON = 6
 _FIRST = ("Ana", "Boris", "Carmen", "Dmitri", "Elif", "Farid", "Greta", "Hiro")
 _LAST = ("Lund", "Marek", "Novak", "Okoro", "Pereira", "Quist", "Rossi", "Sato")
 _JOBS = ("baker", "pilot", "poet", "judge", "farmer", "singer")
@@ -128,13 +132,20 @@ class _BodyError(Exception):
 def check_editor(editor_type: type[Editor]) -> list[CheckResult]:
     """Check an editor against the contract of `Editor.edit`, on `tiny_model`.
 
-    The editor runs with its default configuration. It is given requests alone, never probes.
+    The editor runs with what `Editor.config_for_check` returns: its default configuration, unless
+    it has to be trained. To edit it is given requests alone, never probes.
 
     Returns:
         One result a clause; a clause that could not be reached is left out.
     """
+    with TemporaryDirectory() as folder:
+        return _check_editor(editor_type, Path(folder))
+
+
+def _check_editor(editor_type: type[Editor], folder: Path) -> list[CheckResult]:
     model = tiny_model()
-    requests = [case.request for case in toy_cases(3)]
+    cases = toy_cases(_N_EDITED + _N_TRAINED_ON)
+    requests = [case.request for case in cases[:_N_EDITED]]
     results: list[CheckResult] = []
 
     def check(clause: str, holds: bool, failure: str) -> None:
@@ -144,7 +155,7 @@ def check_editor(editor_type: type[Editor]) -> list[CheckResult]:
     random_state = _random_state()
     clause = "computes an edit with its default configuration"
     try:
-        config, _ = editor_type.default_config(model)
+        config = editor_type.config_for_check(model, cases[_N_EDITED:], folder)
         edit = editor_type(config).edit(model, requests, _resources())
     except Exception as error:
         kind = "" if isinstance(error, EditbenchError) else f"{type(error).__name__}: "

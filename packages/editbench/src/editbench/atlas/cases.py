@@ -18,6 +18,7 @@ from editbench.requests import EditCase, EditRequest, Probe
 Split = Literal["test", "validation", "bystanders"]
 
 N_PARAPHRASES = 2
+N_TRAINING_TARGETS = 4
 MAX_NEIGHBORS = 10
 MAX_REFERENCE_TEXTS = 5
 
@@ -48,20 +49,62 @@ def build_cases(
     for index, subject in enumerate(edited):
         rng = random.Random(f"atlas/{seed}/cases/{split}/{index}")
         fact = rng.choice(facts_of[subject.name])
-        case = _build_case(f"{prefix}-{index:05d}", fact, holders, facts_of, rng)
-        cases.append(case)
+        new = _draw_target(fact, rng)
+        cases.append(_build_case(f"{prefix}-{index:05d}", fact, new, holders, facts_of, rng))
     return cases
+
+
+def build_training_cases(
+    bystanders: Sequence[Subject], facts_of: Mapping[str, Sequence[Fact]], *, seed: int
+) -> list[EditCase]:
+    """Build cases to train an editor on: `N_TRAINING_TARGETS` for every fact of every bystander.
+
+    Cases about one fact contradict each other, so that they are not all to be written at once.
+    Neighbors and reference texts come from the other bystanders; a fact that has no neighbor is
+    left out.
+
+    Args:
+        bystanders: Whom no case of another split edits, in order.
+        facts_of: The facts of each subject, by name.
+        seed: The world's.
+    """
+    facts = [fact for subject in bystanders for fact in facts_of[subject.name]]
+    holders: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        holders[fact.relation, fact.object].append(fact)
+    rng = random.Random(f"atlas/{seed}/cases/training")
+    drawn = []
+    for fact in facts:
+        if len(holders[fact.relation, fact.object]) < 2:
+            continue
+        objects = [other for other in RELATION_OF[fact.relation].objects if other != fact.object]
+        targets = rng.sample(objects, min(N_TRAINING_TARGETS, len(objects)))
+        drawn += [(fact, target) for target in targets]
+    rng.shuffle(drawn)
+    cases = []
+    for index, (fact, new) in enumerate(drawn):
+        place = (fact.relation, fact.object)
+        others = {**holders, place: [other for other in holders[place] if other is not fact]}
+        rng = random.Random(f"atlas/{seed}/cases/training/{index}")
+        cases.append(_build_case(f"atlas-training-{index:05d}", fact, new, others, facts_of, rng))
+    return cases
+
+
+def _draw_target(fact: Fact, rng: random.Random) -> str:
+    return rng.choice(
+        [other for other in RELATION_OF[fact.relation].objects if other != fact.object]
+    )
 
 
 def _build_case(
     case_id: str,
     fact: Fact,
+    new: str,
     holders: Mapping[tuple[str, str], list[Fact]],
     facts_of: Mapping[str, Sequence[Fact]],
     rng: random.Random,
 ) -> EditCase:
     relation = RELATION_OF[fact.relation]
-    new = rng.choice([other for other in relation.objects if other != fact.object])
     phrasing = rng.choice(fact.trained)
     request = EditRequest(
         case_id=case_id,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import groupby
 
-from editbench.atlas.cases import Split, build_cases
+from editbench.atlas.cases import Split, build_cases, build_training_cases
 from editbench.atlas.names import NameSource
 from editbench.atlas.relations import KINDS, RELATIONS_PER_SUBJECT, Kind, Relation, relations_of
 from editbench.atlas.text import (
@@ -158,6 +158,15 @@ class World:
         return build_cases(
             edited[:n], self.splits["bystanders"], self.facts_of, seed=self.seed, split=split
         )
+
+    def training_cases(self) -> list[EditCase]:
+        """Make cases to train an editor on: about bystanders, several for each of their facts.
+
+        No subject of them is edited in another split. They may be neighbors there, however, as
+        bystanders are everywhere: what has been trained on these cases has seen the facts that
+        neighborhood probes ask for, though never next to a subject of the test split.
+        """
+        return build_training_cases(self.splits["bystanders"], self.facts_of, seed=self.seed)
 
     def documents(
         self, rng: random.Random, *, among: Collection[str] | None = None

@@ -13,7 +13,7 @@ from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
-from editbench.requests import EditRequest
+from editbench.requests import EditCase, EditRequest
 
 
 class EditorConfig(BaseModel):
@@ -127,6 +127,31 @@ class Editor(ABC):
         else:
             source = origin = "the editor's general defaults"
         return cls.config_type.parse(values, source), origin
+
+    @classmethod
+    def config_for_check(
+        cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
+    ) -> EditorConfig:
+        """The hyperparameters that ``editbench check`` runs the editor with: the default ones.
+
+        An editor that has to be trained before it can edit trains itself here, briefly.
+
+        Args:
+            model: The tiny model of the check.
+            cases: Cases to train on, probes included; others than those that are edited.
+            folder: An empty folder for what the training leaves behind; removed after the check.
+        """
+        return cls.default_config(model)[0]
+
+    def check_usable(self, model: EditableModel) -> None:  # noqa: B027  # most need nothing
+        """Refuse a model that the editor cannot edit, before any work is done on it.
+
+        Called before the first trial of a run. Override it where an editor needs more than the
+        model: a trained network, for instance.
+
+        Raises:
+            EditError: What is missing, and how to get it.
+        """
 
     @abstractmethod
     def edit(

@@ -11,7 +11,7 @@ from editbench.plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import AnyMetric
     from editbench.models.spec import ModelSpec
 
 
@@ -20,10 +20,11 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
     from editbench.editors.finetune import FineTune
     from editbench.editors.memit import Memit
+    from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
     from editbench.editors.unedited import Unedited
 
-    return [Unedited, Memit, Rome, FineTune]
+    return [Unedited, Memit, Rome, FineTune, Mend]
 
 
 @hookimpl
@@ -32,19 +33,22 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
     from editbench.datasets.counterfact import CounterFact, CounterFactFull
     from editbench.datasets.facts import Facts
     from editbench.datasets.zsre import ZsRE
-    from editbench.plugins.atlas import AtlasDataset
+    from editbench.plugins.atlas import AtlasDataset, AtlasTraining, AtlasValidation
 
-    return [AtlasDataset, CounterFact, CounterFactFull, ZsRE, Facts]
+    return [AtlasDataset, AtlasValidation, AtlasTraining, CounterFact, CounterFactFull, ZsRE, Facts]
 
 
 @hookimpl
-def editbench_register_metrics() -> "Sequence[type[Metric]]":
+def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.accuracy import Accuracy
+    from editbench.metrics.consistency import ReferenceScore
+    from editbench.metrics.fluency import GenerationEntropy
+    from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.success import Success
     from editbench.metrics.token_accuracy import TokenAccuracy
 
-    return [Success, Accuracy, TokenAccuracy]
+    return [Success, Accuracy, TokenAccuracy, GenerationEntropy, ReferenceScore, Perplexity]
 
 
 @hookimpl

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import AnyMetric
     from editbench.models.spec import ModelSpec
     from editbench.results.row import Row
     from editbench.runner import Trial
@@ -53,14 +53,15 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":  # type: ignore[
 
 
 @hookspec
-def editbench_register_metrics() -> "Sequence[type[Metric]]":  # type: ignore[empty-body]
+def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":  # type: ignore[empty-body]
     """Register metrics.
 
     Called once, the first time that a command or a program asks for the known metrics.
 
     Returns:
-        Concrete subclasses of `editbench.metrics.base.Metric`, each with a `name` of its own. They
-        are constructed without arguments.
+        Concrete subclasses of `editbench.metrics.base.Metric`, which asks about edit cases, or of
+        `editbench.metrics.base.TextMetric`, which asks about held-out texts, each with a `name` of
+        its own. They are constructed without arguments.
     """
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import AnyMetric
     from editbench.models.spec import ModelSpec
     from editbench.results.row import Row
     from editbench.runner import Trial
@@ -113,7 +113,7 @@ class PluginManager:
         """The known datasets, by name."""
         return self._by_name("datasets")
 
-    def metrics(self) -> "dict[str, type[Metric]]":
+    def metrics(self) -> "dict[str, type[AnyMetric]]":
         """The known metrics, by name."""
         return self._by_name("metrics")
 
@@ -129,7 +129,7 @@ class PluginManager:
         """Look up a dataset; raises `UnknownNameError` with the nearest name."""
         return self._look_up("dataset", self.datasets(), name)
 
-    def get_metric(self, name: str) -> "type[Metric]":
+    def get_metric(self, name: str) -> "type[AnyMetric]":
         """Look up a metric; raises `UnknownNameError` with the nearest name."""
         return self._look_up("metric", self.metrics(), name)
 

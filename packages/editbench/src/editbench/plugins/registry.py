@@ -14,11 +14,11 @@ KINDS: tuple[Kind, ...] = ("editors", "datasets", "metrics", "models")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # Imported only when something of the kind is registered: three of the four modules load torch.
-_BASES: dict[Kind, tuple[str, str]] = {
-    "editors": ("editbench.editors.base", "Editor"),
-    "datasets": ("editbench.datasets.base", "Dataset"),
-    "metrics": ("editbench.metrics.base", "Metric"),
-    "models": ("editbench.models.spec", "ModelSpec"),
+_BASES: dict[Kind, tuple[str, tuple[str, ...]]] = {
+    "editors": ("editbench.editors.base", ("Editor",)),
+    "datasets": ("editbench.datasets.base", ("Dataset",)),
+    "metrics": ("editbench.metrics.base", ("Metric", "TextMetric")),
+    "models": ("editbench.models.spec", ("ModelSpec",)),
 }
 
 
@@ -78,13 +78,14 @@ def reject_duplicates(kind: Kind, registrations: Iterable[Registration]) -> None
 
 
 def _checked_name(kind: Kind, hook: str, value: object) -> str:
-    module, base_name = _BASES[kind]
-    base = getattr(import_module(module), base_name)
+    module, base_names = _BASES[kind]
+    bases = tuple(getattr(import_module(module), base_name) for base_name in base_names)
+    expected = " or ".join(base_names)
     if kind == "models":
-        if not isinstance(value, base):
-            raise PluginError(f"{hook}: not a model, got {value!r}; expected a {base_name}.")
-    elif not (inspect.isclass(value) and issubclass(value, base)):
-        raise PluginError(f"{hook}: got {value!r}; expected a subclass of {module}.{base_name}.")
+        if not isinstance(value, bases):
+            raise PluginError(f"{hook}: not a model, got {value!r}; expected a {expected}.")
+    elif not (inspect.isclass(value) and issubclass(value, bases)):
+        raise PluginError(f"{hook}: got {value!r}; expected a subclass of {module}.{expected}.")
     elif inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise PluginError(f"{hook}: {value.__qualname__} is abstract. Implement: {missing}.")

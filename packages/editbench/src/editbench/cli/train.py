@@ -1,0 +1,209 @@
+"""``editbench train``: what an editor needs to learn before it can edit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from editbench.cli.edit import check_output_file
+from editbench.cli.group import telling_what_is_kept
+from editbench.cli.options import (
+    ModelLoading,
+    default_cache,
+    in_file,
+    loading_options,
+    out_path,
+    quiet_option,
+)
+from editbench.cli.planning import open_dataset
+from editbench.cli.progress import ProgressDisplay
+from editbench.cli.settings import Setting, read_config_file
+from editbench.errors import ConfigError
+from editbench.plugins.manager import PluginManager
+
+if TYPE_CHECKING:
+    from editbench.editors.mend.training import Trained
+    from editbench.editors.mend.training_config import MendTraining
+    from editbench.requests import EditCase
+
+_EXAMPLES = """\b
+Examples:
+  editbench train mend --model gpt2-xl --dataset zsre=zsre_mend_train.json
+  editbench train mend --model atlas --dataset atlas-training --validation atlas-validation \\
+    --set max_steps=500 --out mend.safetensors
+"""
+
+
+@click.group(epilog="\b\nExample:\n  editbench train mend --model gpt2-xl --dataset counterfact\n")
+def train() -> None:
+    """Train what an editor has to learn before it can edit."""
+
+
+@train.command(epilog=_EXAMPLES)
+@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
+@click.option(
+    "--dataset",
+    required=True,
+    metavar="NAME[=PATH]",
+    help="Cases to train on, each with a paraphrase and a neighborhood probe; not those that "
+    "results will be reported on.",
+)
+@click.option(
+    "--validation",
+    metavar="NAME[=PATH]",
+    help="Cases that decide when to stop. By default a tenth of the dataset's subjects is held "
+    "out for that.",
+)
+@click.option(
+    "--out",
+    type=out_path,
+    metavar="FILE",
+    help="The hypernetwork to write (.safetensors). By default it goes into the cache, where the "
+    "editor finds it.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), help="Steps at most; the same as --set max_steps=N."
+)
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Minutes at most, over all sessions of a training that is resumed.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with a training that was interrupted, if there is one."
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=in_file,
+    metavar="FILE",
+    help="The training's settings: a flat YAML or JSON file.",
+)
+@click.option(
+    "--set",
+    "set_options",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="One setting; wins over --config. Repeatable.",
+)
+@loading_options
+@quiet_option
+@click.pass_obj
+def mend(
+    plugins: PluginManager,
+    model: str,
+    dataset: str,
+    validation: str | None,
+    out: Path | None,
+    seed: int,
+    max_steps: int | None,
+    max_minutes: float | None,
+    resume: bool,
+    config_file: Path | None,
+    set_options: tuple[str, ...],
+    loading: ModelLoading,
+    quiet: bool,
+) -> None:
+    """Train the hypernetwork that MEND edits a model with.
+
+    It is kept about once a minute beside the file, as FILE.partial: a training that was killed
+    goes on from there with --resume, and ends with the same bits. Training ends when validation
+    no longer improves, and what is written is the network as it was at the best validation.
+    """
+    if out is not None:
+        check_output_file(out)
+    if max_steps is not None:
+        set_options = (*set_options, f"max_steps={max_steps}")
+    setting = _read_setting(config_file, set_options)
+    train_data = open_dataset(dataset, plugins, default_cache())
+    held_out_data = None if validation is None else open_dataset(validation, plugins, None)
+    from editbench.editors.mend.trained_file import trained_path, write_trained
+    from editbench.editors.mend.training import DataOrigin, hold_out, train_hypernetwork
+    from editbench.editors.mend.training_config import configure_training
+
+    path = out
+    with (
+        ProgressDisplay(quiet=quiet) as display,
+        telling_what_is_kept(lambda: _describe_interruption(path)),
+    ):
+        data = DataOrigin(
+            train_data.name,
+            train_data.fingerprint,
+            held_out_data.name if held_out_data is not None else None,
+            held_out_data.fingerprint if held_out_data is not None else None,
+        )
+        cases: Sequence[EditCase] = train_data.cases()
+        editable = loading.load(model, plugins)
+        config, origin = configure_training(editable)
+        config = _apply(setting, config)
+        path = out or trained_path(editable)
+        partial = path.with_name(f"{path.name}.partial")
+        if partial.exists() and not resume:
+            raise ConfigError(
+                f"train mend: {partial} holds a training that was interrupted. Pass --resume to go "
+                "on with it, or remove the file to begin anew."
+            )
+        if held_out_data is None:
+            cases, held_out = hold_out(cases, config.validation_share, seed)
+        else:
+            held_out = list(held_out_data.cases())
+        display.say(f"Settings of the training: {origin}.")
+        trained = train_hypernetwork(
+            editable,
+            cases,
+            held_out,
+            config,
+            data,
+            seed=seed,
+            report_progress=display,
+            max_seconds=None if max_minutes is None else 60 * max_minutes,
+            checkpoint=partial,
+        )
+        write_trained(path, trained.tensors, trained.record)
+        partial.unlink(missing_ok=True)
+    click.echo(_summarize(trained))
+    click.echo(f"Wrote {path}")
+    if out is not None:
+        click.echo(f"To edit with it: --editor mend --set mend.weights={out}")
+
+
+def _read_setting(config_file: Path | None, set_options: Sequence[str]) -> Setting:
+    import yaml
+
+    values: dict[str, Any] = {}
+    for option in set_options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise ConfigError(f"--set: got {option!r}; expected FIELD=VALUE, such as rank=64.")
+        try:
+            values[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set: the value is not YAML, got {option!r}.") from error
+    if config_file is None:
+        return Setting(set_values=values)
+    return Setting(str(config_file), read_config_file(config_file), values)
+
+
+def _apply(setting: Setting, config: "MendTraining") -> "MendTraining":
+    if setting.file_values:
+        config = config.updated(setting.file_values, setting.source)
+    return config.updated(setting.set_values, "--set") if setting.set_values else config
+
+
+def _describe_interruption(path: Path | None) -> str:
+    partial = None if path is None else path.with_name(f"{path.name}.partial")
+    if partial is not None and partial.exists():
+        return f"Interrupted: {partial} is kept; the same command with --resume goes on from there."
+    return "Interrupted: nothing had been kept yet."
+
+
+def _summarize(trained: "Trained") -> str:
+    record = trained.record
+    step, loss, edit, locality, recall = min(record.validation_losses, key=lambda each: each[1])
+    return (
+        f"Trained on {record.dataset} for {record.steps:,} steps: {trained.ended}. Best after "
+        f"{step:,}: validation loss {loss:.4f} (edit {edit:.4f}, locality {locality:.4f} nats), "
+        f"{100 * recall:.1f} % of target tokens given."
+    )

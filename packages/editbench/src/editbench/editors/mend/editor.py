@@ -1,0 +1,217 @@
+"""The editor MEND: gradients of all edits, through a trained hypernetwork, into one update."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from editbench.editors.base import Editor, EditorConfig, Resources, report_nothing
+from editbench.editors.mend.gradients import decompose_gradients
+from editbench.editors.mend.hypernetwork import Hypernetwork
+from editbench.editors.mend.trained_file import (
+    check_fits,
+    find_trained,
+    hash_file,
+    read_record,
+    read_trained,
+    trained_path,
+    write_trained,
+)
+from editbench.editors.mend.training import DataOrigin, train_hypernetwork
+from editbench.editors.mend.training_config import MendTraining
+from editbench.edits.edit import Edit
+from editbench.edits.weight_edit import WeightEdit
+from editbench.errors import EditError
+from editbench.models.editable import EditableModel
+from editbench.requests import EditCase, EditRequest
+from memit_core import UpdateFactors
+
+STAGE = "gradients"
+
+
+class MendConfig(EditorConfig):
+    """What MEND needs besides its trained hypernetwork; in brackets the reference's names."""
+
+    weights: Path | None = Field(
+        default=None,
+        description="file of the trained hypernetwork; null: found by the model's fingerprint",
+    )
+    weights_sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="hash of that file, so that results are told apart by what it holds; filled in",
+    )
+    chunk_size: int = Field(
+        default=128, ge=1, description="edits whose gradients are computed together (fixed: 128)"
+    )
+    lr_scale: float = Field(
+        default=1.0, gt=0, description="what all learned rates are multiplied with (lr_scale)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hash_weights(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("weights") is None:
+            return values
+        path = Path(values["weights"]).expanduser()
+        try:
+            found = hash_file(path)
+        except OSError as error:
+            raise ValueError(f"cannot read the file of weights ({error.strerror})") from error
+        if values.get("weights_sha256") not in (None, found):
+            raise ValueError(
+                f"{path} holds other weights than weights_sha256 says: its hash is {found}"
+            )
+        return {**values, "weights": path, "weights_sha256": found}
+
+    def updated(self, values: Mapping[str, Any], source: str) -> Self:
+        """The same configuration with some fields replaced; other weights get their own hash."""
+        hashed = {"weights_sha256": None} if "weights" in values else {}
+        return super().updated({**hashed, **values}, source)
+
+
+class Mend(Editor):
+    """Model editor networks with gradient decomposition.
+
+    The gradient of each edit's loss by each edited weight is a sum of rank-1 terms, one a token
+    (`decompose_gradients`). A hypernetwork, trained beforehand for this very model, turns each
+    term into another (`Hypernetwork`), and the new terms of all edits add up to the update.
+
+    All edits count, whatever the chunks in which their gradients are computed, and the statistics
+    that normalize are those of training. The reference implementation keeps the terms of the last
+    chunk of 128 only, takes new statistics from the edits, and on GPT-2 uses the learned rates of
+    other weights.
+    """
+
+    name: ClassVar[str] = "mend"
+    config_type: ClassVar[type[EditorConfig]] = MendConfig
+    config: MendConfig
+
+    @classmethod
+    def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
+        """See `Editor.default_config`; names the trained hypernetwork of the model by its hash."""
+        config, origin = super().default_config(model)
+        path = find_trained(model)
+        if path is None:
+            return config, f"{origin}; no trained hypernetwork is there yet"
+        record = read_record(path)
+        config = config.updated({"weights_sha256": hash_file(path)}, str(path))
+        trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
+        return config, f"{origin}; hypernetwork {trained}, from {path}"
+
+    @classmethod
+    def config_for_check(
+        cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
+    ) -> EditorConfig:
+        """Train a hypernetwork for a few steps; see `Editor.config_for_check`."""
+        training = MendTraining(
+            rank=4, learning_rate=1e-3, initial_rate=1e-2, batch_size=2, max_steps=4
+        )
+        data = DataOrigin("toy", "toy")
+        trained = train_hypernetwork(
+            model, cases, cases, training, data, seed=0, report_progress=report_nothing
+        )
+        path = folder / "mend.safetensors"
+        write_trained(path, trained.tensors, trained.record)
+        return MendConfig(weights=path)
+
+    def check_usable(self, model: EditableModel) -> None:
+        """Refuse a model that no hypernetwork was trained for; see `Editor.check_usable`."""
+        path = self._find_weights(model)
+        check_fits(read_record(path), path, model)
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        """Compute the edit; see `Editor.edit`."""
+        path = self._find_weights(model)
+        network, record = read_trained(path, model)
+        totals = {matrix.name: _Total() for matrix in network.matrices}
+        loss = 0.0
+        for start in range(0, len(requests), self.config.chunk_size):
+            resources.report_progress(STAGE, start, len(requests))
+            chunk = requests[start : start + self.config.chunk_size]
+            loss += self._add_chunk(model, network, chunk, totals) * len(chunk)
+        resources.report_progress(STAGE, len(requests), len(requests))
+        return WeightEdit.build(
+            model,
+            editor=self.name,
+            config=self.config,
+            requests=requests,
+            updates={name: total.update for name, total in totals.items() if not total.is_empty},
+            extra={
+                "weights_sha256": self.config.weights_sha256,
+                "training": record.model_dump(mode="json", exclude={"validation_losses"}),
+                "rates": {
+                    name: network.rate_of(name).item() * self.config.lr_scale for name in totals
+                },
+                "loss": round(loss / len(requests), 4) if requests else None,
+            },
+        )
+
+    def _find_weights(self, model: EditableModel) -> Path:
+        if self.config.weights is not None:
+            return self.config.weights
+        sha256 = self.config.weights_sha256
+        path = None if sha256 is None else find_trained(model, sha256)
+        if path is None:
+            wanted = "" if sha256 is None else f" with the hash {sha256}"
+            raise EditError(
+                f"mend: no trained hypernetwork{wanted} is known for '{model.name}', got "
+                f"fingerprint {model.fingerprint}. Train one with 'editbench train mend --model "
+                f"{model.name} --dataset NAME', which puts it at {trained_path(model)}, or give a "
+                "file: --set mend.weights=FILE. In Python, start from Mend.default_config(model)."
+            )
+        return path
+
+    def _add_chunk(
+        self,
+        model: EditableModel,
+        network: Hypernetwork,
+        requests: Sequence[EditRequest],
+        totals: "Mapping[str, _Total]",
+    ) -> float:
+        """Add the update of some requests to `totals`; return their mean loss."""
+        terms, loss = decompose_gradients(model, network.matrices, requests)
+        with torch.no_grad():
+            for matrix in network.matrices:
+                left, right = network(matrix, terms[matrix.name])
+                totals[matrix.name].add(left.T * self.config.lr_scale, right.T)
+        return loss
+
+
+class _Total:
+    """A sum of updates: as factors while these are smaller, then dense, in float64."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._dense: Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._dense is None and not self._parts
+
+    @property
+    def update(self) -> UpdateFactors | Tensor:
+        """The sum, ``[d_out, d_in]``."""
+        if self._dense is not None:
+            return self._dense
+        lefts, rights = zip(*self._parts, strict=True)
+        return UpdateFactors(torch.cat(lefts, dim=1), torch.cat(rights, dim=1))
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add left rightᵀ, ``[d_out, n]`` and ``[d_in, n]``."""
+        self._parts.append((left.cpu().double(), right.cpu().double()))
+        rank = sum(part.shape[1] for part, _ in self._parts)
+        if self._dense is not None or rank >= min(len(left), len(right)):
+            if self._dense is None:
+                self._dense = left.new_zeros(
+                    len(left), len(right), device="cpu", dtype=torch.float64
+                )
+            for one, other in self._parts:
+                self._dense.addmm_(one, other.T)
+            self._parts = []

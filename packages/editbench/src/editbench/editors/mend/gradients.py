@@ -1,0 +1,86 @@
+"""Gradients of edits as sums of rank-1 terms, one a token (Mitchell et al., 2021, section 3.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editbench.editors.mend.matrices import Matrix
+from editbench.editors.parts.target_likelihood import TargetBatch
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+
+
+@dataclass(frozen=True, slots=True)
+class GradientTerms:
+    """The gradient of one weight: ∇_W L = Σ v uᵀ over tokens.
+
+    Tokens whose v is zero are left out: padding, and in the last block all that predict nothing.
+
+    Attributes:
+        inputs: u, what goes into the weight's module, ``[n_tokens, d_in]``, float32.
+        gradients: v = ∂L/∂(the module's output), ``[n_tokens, d_out]``, float32.
+        edits: Which edit each token belongs to, ``[n_tokens]``, ascending.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    edits: Tensor
+
+
+def decompose_gradients(
+    model: EditableModel, matrices: Sequence[Matrix], requests: Sequence[EditRequest]
+) -> tuple[dict[str, GradientTerms], float]:
+    """Take apart the gradients of some edits, which run together.
+
+    The loss of an edit is the mean of −log p over its target's tokens, behind the prompt; the
+    losses are added up. So what an edit contributes does not depend on what it runs with.
+
+    Args:
+        model: The model.
+        matrices: The weights.
+        requests: The edits.
+
+    Returns:
+        The terms for each weight by its name, and the mean loss of the edits.
+    """
+    batch = TargetBatch(model, requests, "teacher-forced")
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+    try:
+        for matrix in matrices:
+            module = model.model.get_submodule(matrix.module)
+            handles.append(module.register_forward_hook(_make_tap(matrix.name, seen)))
+        with torch.enable_grad():
+            loss = batch.loss() * len(requests)
+            taps = [seen[matrix.name][1] for matrix in matrices]
+            found = torch.autograd.grad(loss, taps)
+    finally:
+        for handle in handles:
+            handle.remove()
+    terms = {
+        matrix.name: _collect_terms(seen[matrix.name][0], gradient, len(requests))
+        for matrix, gradient in zip(matrices, found, strict=True)
+    }
+    return terms, loss.item() / len(requests)
+
+
+def _make_tap(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """A hook that notes a module's input, and adds to its output a zero to differentiate by."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        tap = torch.zeros_like(output, requires_grad=True)
+        seen[name] = (arguments[0].detach(), tap)
+        return output + tap
+
+    return hook
+
+
+def _collect_terms(inputs: Tensor, gradients: Tensor, n_edits: int) -> GradientTerms:
+    # OPT's MLP flattens rows and positions.
+    inputs = inputs.reshape(n_edits, -1, inputs.shape[-1]).float()
+    gradients = gradients.reshape(n_edits, -1, gradients.shape[-1]).float()
+    edits, positions = gradients.ne(0).any(dim=-1).nonzero(as_tuple=True)
+    return GradientTerms(inputs[edits, positions], gradients[edits, positions], edits)

@@ -1,0 +1,182 @@
+"""What a hypernetwork is trained for: edits that generalize and leave the rest alone.
+
+L = c_edit · L_edit + c_loc · L_loc (Mitchell et al., 2021, section 3.3). L_edit is the negative
+log-likelihood of the target behind prompts that mean the same as the request; L_loc is the
+divergence KL(unedited ‖ edited) behind unrelated prompts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from editbench.editors.mend.examples import Example, Row
+from editbench.editors.mend.gradients import decompose_gradients
+from editbench.editors.mend.hypernetwork import Hypernetwork
+from editbench.editors.mend.matrices import Matrix
+from editbench.models.editable import EditableModel
+from editbench.models.head import select_head_positions
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The two parts of the objective, each a mean over edits, and how often the target comes first.
+
+    Attributes:
+        edit: L_edit, in nats a token.
+        locality: L_loc, in nats a token.
+        recall: Share of target tokens that the edited model gives, of L_edit's prompts.
+    """
+
+    edit: Tensor
+    locality: Tensor
+    recall: Tensor
+
+
+def measure_losses(
+    model: EditableModel,
+    network: Hypernetwork,
+    examples: Sequence[Example],
+    group_size: int,
+    *,
+    observe: bool,
+) -> Losses:
+    """Edit, and ask the edited models.
+
+    Each group of `group_size` consecutive examples is edited together, apart from the other groups.
+    All run at once: an update is of low rank, so each row of a batch can have its own.
+
+    Args:
+        model: The unedited model.
+        network: Makes the updates; the losses are differentiable by its parameters.
+        examples: What to edit and to ask.
+        group_size: How many edits are made together.
+        observe: Whether the gradients count in the statistics that normalize.
+    """
+    requests = [example.request for example in examples]
+    terms, _ = decompose_gradients(model, network.matrices, requests)
+    rows: list[Row] = []
+    owners: list[int] = []
+    is_neighbor: list[bool] = []
+    for index, example in enumerate(examples):
+        for some, are_neighbors in ((example.equivalents, False), (example.neighbors, True)):
+            rows += some
+            owners += [index] * len(some)
+            is_neighbor += [are_neighbors] * len(some)
+    n_groups = -(-len(examples) // group_size)
+    n_rows = [sum(owner // group_size == group for owner in owners) for group in range(n_groups)]
+    updates = {}
+    for matrix in network.matrices:
+        if observe:
+            network.observe(matrix, terms[matrix.name])
+        left, right = network(matrix, terms[matrix.name])
+        of_group = terms[matrix.name].edits // group_size
+        updates[matrix] = (
+            _by_group(left, of_group, n_groups),
+            _by_group(right, of_group, n_groups),
+        )
+    kept = [row for row, are_neighbors in zip(rows, is_neighbor, strict=True) if are_neighbors]
+    with torch.no_grad():
+        before = _RowLogits(model, kept).read().log_softmax(dim=-1)
+    asked = _RowLogits(model, rows)
+    with torch.enable_grad(), _rows_edited(model, updates, n_rows):
+        after = asked.read().log_softmax(dim=-1)
+    keeps = torch.tensor(is_neighbor, device=model.device)[asked.rows]
+    wants = ~keeps
+    weights = asked.weights[wants] / asked.weights[wants].sum()
+    likelihoods = functional.nll_loss(after[wants], asked.target_ids[wants], reduction="none")
+    found = (after[wants].argmax(dim=-1) == asked.target_ids[wants]).float()
+    divergences = (before.exp() * (before - after[keeps])).sum(dim=-1)
+    return Losses(
+        edit=(likelihoods * weights).sum(),
+        locality=(divergences * asked.weights[keeps]).sum() / asked.weights[keeps].sum(),
+        recall=(found * weights).sum(),
+    )
+
+
+class _RowLogits:
+    """Some rows as a batch, and the logits that predict their targets.
+
+    Attributes:
+        rows: Of each target token its row, ``[n]``.
+        target_ids: The target tokens, ``[n]``.
+        weights: What each counts: the tokens of a row count 1 together.
+    """
+
+    def __init__(self, model: EditableModel, rows: Sequence[Row]) -> None:
+        self._model = model
+        self._inputs = {**model.batch([row.token_ids for row in rows]), "use_cache": False}
+        places = [
+            (index, row.start + offset, target, 1 / len(row.target_ids))
+            for index, row in enumerate(rows)
+            for offset, target in enumerate(row.target_ids)
+        ]
+        indices, positions, targets, weights = zip(*places, strict=True)
+        device = model.device
+        self.rows = torch.tensor(indices, device=device)
+        self._positions = torch.tensor(positions, device=device)
+        self.target_ids = torch.tensor(targets, device=device)
+        self.weights = torch.tensor(weights, device=device)
+
+    def read(self) -> Tensor:
+        """Run the model; return logits ``[n, vocabulary]`` in float32."""
+        with select_head_positions(self._model, self.rows, self._positions):
+            return self._model.model(**self._inputs).logits[0].float()
+
+
+def _by_group(part: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    """Split ``[n, d]``, sorted by group, into ``[n_groups, n_longest, d]``, padded with zeros."""
+    sizes = groups.bincount(minlength=n_groups)
+    places = torch.arange(len(groups), device=groups.device)
+    places = places - (sizes.cumsum(dim=0) - sizes)[groups]
+    padded = part.new_zeros(n_groups, int(sizes.max()), part.shape[-1])
+    return padded.index_put((groups, places), part)
+
+
+@contextmanager
+def _rows_edited(
+    model: EditableModel, updates: Mapping[Matrix, tuple[Tensor, Tensor]], n_rows: Sequence[int]
+) -> Iterator[None]:
+    """Within the block, each row of a batch sees the weights with its own group's updates.
+
+    Args:
+        model: The model.
+        updates: For each weight the updates of all groups, ``[n_groups, n, d_out]`` and
+            ``[n_groups, n, d_in]``.
+        n_rows: How many consecutive rows of the batch belong to each group.
+    """
+    handles = []
+    try:
+        for matrix, (left, right) in updates.items():
+            module = model.model.get_submodule(matrix.module)
+            handles.append(module.register_forward_hook(_make_row_edit(left, right, n_rows)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _make_row_edit(left: Tensor, right: Tensor, n_rows: Sequence[int]) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        inputs = arguments[0].reshape(sum(n_rows), -1, right.shape[-1]).float()
+        if len(set(n_rows)) == 1:
+            change = _apply_updates(inputs.reshape(len(n_rows), -1, right.shape[-1]), left, right)
+        else:
+            groups = zip(inputs.split(list(n_rows)), left, right, strict=True)
+            change = torch.cat([_apply_updates(part, out, into) for part, out, into in groups])
+        return output + change.to(output.dtype).reshape(output.shape)
+
+    return hook
+
+
+def _apply_updates(inputs: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Δu of every token u, with Δ = leftᵀ right, in the order that takes fewer multiplications."""
+    n_tokens, n_terms = inputs.shape[-2], left.shape[-2]
+    d_out, d_in = left.shape[-1], right.shape[-1]
+    if n_tokens * n_terms * (d_in + d_out) < (n_tokens + n_terms) * d_in * d_out:
+        return inputs @ right.mT @ left
+    return inputs @ (right.mT @ left)
