@@ -45,6 +45,10 @@ class RunError(EditbenchError):
     """A run folder cannot be created, resumed or read."""
 
 
+class TraceError(EditbenchError):
+    """Nothing can be traced, or a trace folder cannot be created, resumed or read."""
+
+
 class UnknownNameError(EditbenchError):
     """A name that no plugin registers; the message suggests the nearest one."""
 

@@ -1,0 +1,61 @@
+"""The usual way to trace: one cell at a time, the whole model on whole rows, logits everywhere.
+
+Written straight from the definition, sharing no code with the package's replay, so that it serves
+as the slow side of the benchmark and as an independent check of the fast one.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from editbench.models.editable import EditableModel
+from editbench.tracing.settings import window_around
+from editbench.tracing.traces import TracedPrompt
+
+
+def trace_one(
+    model: EditableModel,
+    prompt: TracedPrompt,
+    noise: Tensor,
+    *,
+    kind: Literal["hidden", "mlp", "attention"],
+    token: int,
+    layer: int,
+    window: int,
+) -> float:
+    """Return the score of one cell: mean probability of the answer over the noise samples."""
+    network, architecture = model.model, model.architecture
+    n_rows = 1 + len(noise)
+    inputs = model.batch([prompt.token_ids] * n_rows)
+    first, last = layer, layer
+    paths = [architecture.block(index) for index in range(architecture.n_layers)]
+    if kind != "hidden":
+        first, last = window_around(layer, window, architecture.n_layers)
+        paths = list(
+            architecture.mlp_projections if kind == "mlp" else architecture.attention_projections
+        )
+    begin, end = prompt.subject.start, prompt.subject.stop
+
+    def corrupt(module: torch.nn.Module, args: object, output: Tensor) -> Tensor:
+        output[1:, begin:end] += noise
+        return output
+
+    def restore(module: torch.nn.Module, args: object, output: object) -> object:
+        states = output[0] if isinstance(output, tuple) else output
+        assert isinstance(states, Tensor)
+        states[1:, token] = states[0, token]
+        return output
+
+    handles = [network.get_submodule(architecture.embedding).register_forward_hook(corrupt)]
+    handles += [
+        network.get_submodule(path).register_forward_hook(restore)
+        for path in paths[first : last + 1]
+    ]
+    try:
+        with torch.no_grad():
+            logits = network(**inputs, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(logits[1:, -1].softmax(dim=-1)[:, prompt.answer].mean())

@@ -1,0 +1,228 @@
+"""``--layers``: critical layers as numbers, or found by causal tracing."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from editbench.cli.options import Command
+from editbench.cli.planning import open_dataset
+from editbench.cli.progress import ProgressDisplay
+from editbench.cli.settings import Setting
+from editbench.errors import ConfigError, EditbenchError
+from editbench.plugins.manager import PluginManager
+
+if TYPE_CHECKING:
+    from editbench.editors.base import Editor
+    from editbench.models.editable import EditableModel
+    from editbench.tracing.facts import KnownFact
+
+FIELD = "critical_layers"
+N_TRACED_FACTS = 50
+
+_AUTO = "auto"
+_SEED = 0
+_VALIDATION = "-validation"
+
+
+@dataclass(frozen=True)
+class FactSource:
+    """Where facts to trace come from.
+
+    Attributes:
+        name: What to call it.
+        read: Reads them.
+    """
+
+    name: str
+    read: "Callable[[], list[KnownFact]]"
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What ``--layers`` says.
+
+    Attributes:
+        text: As it was given; None where it was not.
+    """
+
+    text: str | None
+
+    def check(
+        self,
+        editors: "Mapping[str, type[Editor]]",
+        settings: Mapping[str, Sequence[Setting]],
+    ) -> None:
+        """Refuse what cannot be meant, before any work is done.
+
+        Raises:
+            ConfigError: It is malformed, no editor has critical layers, or ``--set`` gives them,
+                too.
+        """
+        if self.text is None:
+            return
+        if not any(FIELD in editor.config_type.model_fields for editor in editors.values()):
+            listing = ", ".join(f"'{name}'" for name in editors)
+            raise ConfigError(
+                f"--layers: no editor of this command has critical layers, got {listing}. Leave it "
+                "out, or choose 'memit'."
+            )
+        if any(FIELD in setting.set_values for group in settings.values() for setting in group):
+            raise ConfigError(
+                f"--layers: --set gives {FIELD}, too, got {self.text!r}. Give one of them."
+            )
+        if self._facts_file is not None and not self._facts_file.is_file():
+            raise ConfigError(
+                f"--layers: there is no such file, got {str(self._facts_file)!r}. Check the path."
+            )
+        if not self._is_auto and not parse_layers(self.text):
+            raise ConfigError(
+                f"--layers: got {self.text!r}; expected numbers from 0, such as 3-8 or 3,5,8, or "
+                "'auto'."
+            )
+
+    def settle(
+        self,
+        settings: Mapping[str, Sequence[Setting]],
+        editors: "Mapping[str, type[Editor]]",
+        model: "EditableModel",
+        source: FactSource,
+        cache: Path | None,
+        display: ProgressDisplay,
+    ) -> Mapping[str, Sequence[Setting]]:
+        """Give every editor that has critical layers those of the option.
+
+        Args:
+            settings: Settings of each editor.
+            editors: The editors, by name.
+            model: The model that they edit.
+            source: Known facts of the model, for ``auto`` without a file.
+            cache: Where suggestions are kept.
+            display: Told about tracing, and what came of it.
+
+        Returns:
+            The settings; as they were where the option was not given.
+
+        Raises:
+            ConfigError: There is nothing to trace.
+            TraceError: The traces suggest no layers.
+        """
+        if self.text is None:
+            return settings
+        if self._is_auto:
+            layers = self._trace(model, source, cache, display)
+        else:
+            layers = tuple(parse_layers(self.text))
+        return {
+            name: [
+                replace(setting, set_values={**setting.set_values, FIELD: list(layers)})
+                for setting in group
+            ]
+            if FIELD in editors[name].config_type.model_fields
+            else group
+            for name, group in settings.items()
+        }
+
+    @property
+    def _is_auto(self) -> bool:
+        return self.text is not None and self.text.partition("=")[0] == _AUTO
+
+    @property
+    def _facts_file(self) -> Path | None:
+        if self.text is None or not self.text.startswith(f"{_AUTO}="):
+            return None
+        return Path(self.text.partition("=")[2]).expanduser()
+
+    def _trace(
+        self,
+        model: "EditableModel",
+        source: FactSource,
+        cache: Path | None,
+        display: ProgressDisplay,
+    ) -> tuple[int, ...]:
+        from editbench.tracing.facts import read_known_facts
+        from editbench.tracing.suggest import suggest_layers
+
+        file = self._facts_file
+        name = source.name if file is None else file.name
+        facts = source.read() if file is None else read_known_facts(file)
+        if not facts:
+            raise ConfigError(
+                f"--layers auto: {name} names no true objects, got 0 facts to trace. Give a file "
+                "of known facts with --layers auto=FILE, or numbers."
+            )
+        try:
+            suggestion = suggest_layers(
+                model,
+                facts,
+                n_facts=N_TRACED_FACTS,
+                seed=_SEED,
+                cache=cache,
+                on_progress=display,
+            )
+        except EditbenchError as error:
+            error.add_note("(--layers auto; give numbers to do without it.)")
+            raise
+        listing = ", ".join(str(layer) for layer in suggestion.layers)
+        display.say(
+            f"Critical layers of {model.name}: {listing}, suggested by causal tracing of "
+            f"{suggestion.n_prompts} facts of {name}."
+        )
+        return suggestion.layers
+
+
+def layers_option(command: Command) -> Command:
+    """Add ``--layers``, passed on as ``layers``: a `LayerChoice`."""
+
+    @click.option(
+        "--layers",
+        metavar="LAYERS",
+        help="Critical layers: numbers such as 3-8 or 3,5,8; or 'auto', found by causal tracing of "
+        "the facts' true objects, or 'auto=FILE', of a file of known facts.",
+    )
+    @functools.wraps(command)
+    def with_layers(*arguments: object, layers: str | None, **options: object) -> object:
+        return command(*arguments, layers=LayerChoice(layers), **options)
+
+    return with_layers  # type: ignore[return-value]  # wraps() keeps the command's own signature
+
+
+def parse_layers(text: str) -> list[int]:
+    """Read layer numbers: ``3-8``, ``3,5,8``, any mix; ``all`` gives an empty list.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if text == "all":
+        return []
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            layers.update(range(int(first), int(last if dash else first) + 1))
+        except ValueError as error:
+            raise ConfigError(
+                f"--layers: got {text!r}; expected numbers from 0, such as 3-8 or 3,5,8, or 'all'."
+            ) from error
+    if not layers:
+        raise ConfigError(f"--layers: the range is empty, got {text!r}.")
+    return sorted(layers)
+
+
+def facts_of_dataset(option: str, plugins: PluginManager, cache: Path | None) -> FactSource:
+    """The facts of a ``--dataset NAME[=PATH]`` to trace: of its validation split if it has one.
+
+    So that the facts on which results are reported choose nothing, where that can be.
+    """
+    if "=" not in option and f"{option}{_VALIDATION}" in plugins.datasets():
+        option += _VALIDATION
+
+    def read() -> "list[KnownFact]":
+        from editbench.tracing.facts import facts_of_cases
+
+        return facts_of_cases(open_dataset(option, plugins, cache).cases())
+
+    return FactSource(option, read)

@@ -1,0 +1,320 @@
+"""``editbench trace``: causal tracing, and the critical layers that follow from it."""
+
+import math
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from editbench.cli.group import telling_what_is_kept
+from editbench.cli.options import (
+    ModelLoading,
+    cache_options,
+    in_file,
+    loading_options,
+    out_path,
+    quiet_option,
+)
+from editbench.cli.planning import open_dataset
+from editbench.cli.progress import ProgressDisplay
+from editbench.errors import ConfigError, TraceError
+from editbench.plugins.manager import PluginManager
+
+if TYPE_CHECKING:
+    from editbench.tracing.effects import EffectLine, Effects
+    from editbench.tracing.facts import KnownFact
+    from editbench.tracing.manifest import Trace
+    from editbench.tracing.settings import Kind, SeveredKind
+    from editbench.tracing.suggestion import Suggestion
+
+_DEFAULT_DATASET = "atlas"
+_UNLIMITED_WIDTH = 10_000
+_EXAMPLES = """\b
+Examples:
+  editbench trace
+  editbench trace --model gpt2-xl --facts known_1000.json --out traces/gpt2-xl
+  editbench trace --model ./llama --dataset facts=mine.jsonl --n-facts 50 --heat-maps 5
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option(
+    "--model",
+    default="atlas",
+    show_default=True,
+    metavar="NAME",
+    help="Short name, hub name or folder.",
+)
+@click.option(
+    "--facts",
+    "facts_file",
+    type=in_file,
+    metavar="FILE",
+    help="Known facts: a JSON list of objects with subject, attribute and prompt.",
+)
+@click.option(
+    "--dataset",
+    metavar="NAME[=PATH]",
+    help="Take the true objects of a dataset's facts instead. [default: atlas]",
+)
+@click.option(
+    "--n-facts",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Trace the first N facts that the model predicts; the others are skipped.",
+)
+@click.option(
+    "--noise",
+    default="3s",
+    show_default=True,
+    metavar="LEVEL",
+    help="Standard deviation of the noise on the subject's embeddings: a number, or a multiple of "
+    "their own over all subjects, such as 3s.",
+)
+@click.option(
+    "--n-samples",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many noise samples to average over.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many layers of MLP or attention outputs are restored together. [default: 10, and "
+    "fewer in models of fewer than 28 layers]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--preset",
+    type=click.Choice(["reference"]),
+    help="Draw the same noise for every prompt, and take windows of 10, as the reference does.",
+)
+@click.option(
+    "--heat-maps",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many prompts get a heat map of their own.",
+)
+@click.option("--no-figures", is_flag=True, help="Draw nothing.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Tables to read; CSV; or a JSON object.",
+)
+@click.option(
+    "--out", type=out_path, metavar="DIR", help="The trace folder. [default: traces/<time>]"
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the trace in --out, skipping what is done."
+)
+@cache_options
+@loading_options
+@quiet_option
+@click.pass_obj
+def trace(
+    plugins: PluginManager,
+    model: str,
+    facts_file: Path | None,
+    dataset: str | None,
+    n_facts: int,
+    noise: str,
+    n_samples: int,
+    window: int | None,
+    seed: int,
+    preset: str | None,
+    heat_maps: int,
+    no_figures: bool,
+    output_format: str,
+    out: Path | None,
+    resume: bool,
+    cache: Path | None,
+    loading: ModelLoading,
+    quiet: bool,
+) -> None:
+    """Find out where a model keeps its facts.
+
+    The subject of a known fact is blurred with noise, and one state of the clean run is put back,
+    at every token and in every layer: how much of the answer's probability comes back says whether
+    the fact passes there. At the last subject token this is done with MLPs and attention severed,
+    too. From that follows a range of critical layers, which '--layers auto' uses.
+
+    Results are kept in a folder, prompt by prompt, with tables and figures.
+    """
+    from editbench.tracing.folder import refuse_folder, refuse_other_trace
+    from editbench.tracing.settings import parse_noise
+    from editbench.tracing.study import TraceOptions, plan_trace, trace_into
+
+    parse_noise(noise)
+    folder = _choose_folder(out, resume=resume)
+    refuse_folder(folder, resume=resume)
+    source, facts = _read_facts(facts_file, dataset, plugins, cache)
+    is_read_by_people = output_format == "table"
+    with (
+        ProgressDisplay(quiet=quiet) as display,
+        telling_what_is_kept(lambda: _describe_interruption(folder)),
+    ):
+        editable = loading.load(model, plugins)
+        manifest, known = plan_trace(
+            editable,
+            facts,
+            TraceOptions(noise, n_samples, window, seed, as_reference=preset == "reference"),
+            source=source,
+            limit=n_facts,
+            provenance={"command": sys.argv},
+            on_progress=display,
+        )
+        refuse_other_trace(folder, manifest)
+        if is_read_by_people:
+            display.say(
+                f"{len(known.prompts)} of {known.n_asked} facts of {source} are predicted by "
+                f"'{model}' and traced; {known.n_skipped} skipped."
+            )
+            spread = "" if manifest.spread is None else f" ({noise}, σ = {manifest.spread:.4g})"
+            display.say(
+                f"Noise {manifest.settings.noise_level:.4g}{spread}, {n_samples} samples; "
+                f"windows of {manifest.settings.window} layers."
+            )
+            display.say(f"Trace folder: {folder}")
+        finished = trace_into(folder, editable, manifest, known, resume=resume, on_progress=display)
+    if finished.replay_failure is not None:
+        click.echo(
+            f"Warning: cells were traced one at a time ({finished.replay_failure})", err=True
+        )
+    _show(folder, finished, output_format, None if no_figures else heat_maps)
+
+
+def _choose_folder(out: Path | None, *, resume: bool) -> Path:
+    if out is None and resume:
+        raise TraceError("--resume: which trace? Name its folder with --out DIR.")
+    return out or Path("traces") / f"{datetime.now():%Y-%m-%d-%H%M%S}"
+
+
+def _read_facts(
+    facts_file: Path | None, dataset: str | None, plugins: PluginManager, cache: Path | None
+) -> "tuple[str, list[KnownFact]]":
+    """The facts, and what to call their source."""
+    from editbench.tracing.facts import facts_of_cases, read_known_facts
+
+    if facts_file is not None:
+        if dataset is not None:
+            raise ConfigError("trace: --facts and --dataset exclude each other. Give one of them.")
+        return facts_file.name, read_known_facts(facts_file)
+    option = dataset or _DEFAULT_DATASET
+    facts = facts_of_cases(open_dataset(option, plugins, cache).cases())
+    if not facts:
+        raise TraceError(
+            f"trace: dataset '{option}' names no true objects, got 0 facts to trace. Choose "
+            "another dataset, or a file of known facts with --facts."
+        )
+    return option, facts
+
+
+def _show(folder: Path, finished: "Trace", output_format: str, heat_maps: int | None) -> None:
+    """Write tables and figures into the folder, and the table that is asked for to stdout."""
+    from editbench.tracing.effects import average_effects
+    from editbench.tracing.folder import write_file
+    from editbench.tracing.suggestion import suggest_from_traces
+    from editbench.tracing.tables import write_effects_csv, write_effects_json
+
+    effects = average_effects(finished.prompts)
+    suggestion, refusal = None, ""
+    try:
+        suggestion = suggest_from_traces(finished.prompts)
+    except TraceError as error:
+        refusal = str(error)
+    texts = {
+        "csv": write_effects_csv(effects),
+        "json": write_effects_json(effects, suggestion),
+    }
+    for suffix, text in texts.items():
+        write_file(folder / f"effects.{suffix}", text.encode())
+    if heat_maps is not None:
+        from editbench.tracing.figures import write_figures
+
+        suggested = () if suggestion is None else suggestion.layers
+        write_figures(folder, finished, effects, suggested, n_prompts=heat_maps)
+    if output_format != "table":
+        click.echo(texts[output_format], nl=False)
+        return
+    click.echo(_format_tables(effects), nl=False)
+    click.echo(_describe_suggestion(suggestion) if suggestion is not None else refusal)
+    click.echo(f"Results: {folder}")
+
+
+def _describe_suggestion(suggestion: "Suggestion") -> str:
+    listing = ", ".join(str(layer) for layer in suggestion.layers)
+    return f"Suggested critical layers: {listing}\n  ({suggestion.rule})"
+
+
+def _describe_interruption(folder: Path) -> str:
+    n_traced = len(list(folder.glob("prompts/[0-9]*.safetensors")))
+    if not (folder / "trace.json").exists():
+        return "Interrupted before the first prompt: nothing had been kept yet."
+    return (
+        f"Interrupted: {n_traced} prompts are traced and kept in {folder}. Go on with the same "
+        f"options and --out {folder} --resume."
+    )
+
+
+def _format_tables(effects: "Effects") -> str:
+    """Layers as rows: a table for each kind by role, and one with modules severed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from editbench.tracing.effects import ROLE_NAMES, ROLES
+    from editbench.tracing.settings import KINDS
+
+    clean, corrupted = effects.clean, effects.corrupted
+    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+    tables = []
+    for kind in KINDS:
+        columns = {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
+        tables.append((_TITLES[kind], {name: lines for name, lines in columns.items() if lines}))
+    severed = {
+        name: effects.profile(kind, "last_subject") for kind, name in _SEVERED_COLUMNS.items()
+    }
+    tables.append((_SEVERED_TITLE, {name: lines for name, lines in severed.items() if lines}))
+    with console.capture() as capture:
+        console.print(
+            f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
+            f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:"
+        )
+        for title, columns in tables:
+            table = Table(title=title, title_justify="left", pad_edge=False)
+            table.add_column("layer", justify="right")
+            for name, lines in columns.items():
+                table.add_column(f"{name}\nn = {lines[0].n}", justify="right")
+            for layer in range(effects.n_layers):
+                cells = [_format_effect(lines[layer]) for lines in columns.values()]
+                table.add_row(str(layer), *cells)
+            console.print(table)
+    return capture.get()
+
+
+def _format_effect(line: "EffectLine") -> str:
+    spread = line.ci_high - line.effect
+    effect = f"{line.effect:.3f}".replace("-0.000", "0.000")
+    return effect if math.isnan(spread) else f"{effect} ± {spread:.3f}"
+
+
+_TITLES = {
+    "hidden": "One state restored",
+    "mlp": "A window of MLP outputs restored",
+    "attention": "A window of attention outputs restored",
+}
+_SEVERED_TITLE = "One state restored at the last subject token, modules severed"
+_SEVERED_COLUMNS: "dict[Kind | SeveredKind, str]" = {
+    "hidden": "nothing severed",
+    "severed_mlp": "MLPs severed",
+    "severed_attention": "attention severed",
+}

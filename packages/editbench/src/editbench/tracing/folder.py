@@ -1,0 +1,252 @@
+"""The trace folder: every traced prompt on disk as soon as it is traced, whole or not at all.
+
+::
+
+    <folder>/trace.json                     what is traced, and how
+    <folder>/prompts/<number>.safetensors   one traced prompt
+    <folder>/effects.csv, effects.json      averages, once all are traced
+    <folder>/figures/                       pictures of them
+
+Each file is written under another name, flushed to disk and renamed; a process that is killed at
+any point leaves a leftover that the next one removes. A lock keeps a second process out.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from editbench.errors import TraceError
+from editbench.tracing.facts import KnownFact
+from editbench.tracing.manifest import TraceManifest
+from editbench.tracing.traces import PromptTrace, TracedPrompt
+
+_LOCK = ".lock"
+_UNFINISHED = ".unfinished-"
+_METADATA_KEY = "editbench"
+
+
+class TraceStore:
+    """A trace folder that this process holds the lock of; made by `TraceStore.open`."""
+
+    def __init__(self, folder: Path, manifest: TraceManifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, manifest: TraceManifest, *, resume: bool) -> Iterator["TraceStore"]:
+        """Begin a trace in `folder`, or go on with the one it holds, for the length of a block.
+
+        Args:
+            folder: The trace folder; made if missing.
+            manifest: What is traced.
+            resume: Go on with the trace that the folder holds, if it holds one.
+
+        Raises:
+            TraceError: The folder holds a trace and `resume` is False; it holds a trace of
+                something else; it holds something that is no trace; another process is writing to
+                it; or it cannot be written.
+        """
+        refuse_folder(folder, resume=resume)
+        is_new = not folder.exists()
+        with _explained("create the trace folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / _LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise TraceError(
+                    "open trace: another process is writing to the folder, got "
+                    f"{str(folder)!r}. Wait for it to end, or choose another folder."
+                ) from error
+        try:
+            yield cls(folder, _begin(folder, manifest))
+        finally:
+            lock.release()
+            if is_new and not (folder / "trace.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def is_traced(self, number: int) -> bool:
+        """Whether the prompt of that number is stored."""
+        return _prompt_path(self.folder, number).exists()
+
+    def write(self, number: int, trace: PromptTrace) -> None:
+        """Store a traced prompt.
+
+        Raises:
+            TraceError: The disk is full or the folder cannot be written; nothing is stored then.
+        """
+        prompt = trace.prompt
+        content = {
+            "fact": asdict(prompt.fact),
+            "token_ids": list(prompt.token_ids),
+            "texts": list(prompt.texts),
+            "subject": [prompt.subject.start, prompt.subject.stop],
+            "answer": prompt.answer,
+            "answer_text": prompt.answer_text,
+            "high_score": trace.high_score,
+            "low_score": trace.low_score,
+        }
+        # One key alone: safetensors writes several in random order.
+        metadata = {_METADATA_KEY: json.dumps(content, ensure_ascii=False)}
+        tensors = {str(kind): scores for kind, scores in trace.scores.items()}
+        write_file(_prompt_path(self.folder, number), save(tensors, metadata))
+
+
+def refuse_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a place where no trace can be begun, or resumed, before any work is done.
+
+    Raises:
+        TraceError: It is no folder, holds something that is no trace, or holds a trace and `resume`
+            is False.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TraceError(f"open trace: not a folder, got {str(folder)!r}. Choose another place.")
+    if (folder / "trace.json").exists():
+        if not resume:
+            raise TraceError(
+                f"open trace: the folder holds a trace already, got {str(folder)!r}. Choose "
+                "another folder, or give --resume to go on with it."
+            )
+        return
+    for found in folder.iterdir() if folder.exists() else ():
+        if found.name != _LOCK and not found.name.startswith(_UNFINISHED):
+            raise TraceError(
+                "open trace: the folder holds something that is no trace, got "
+                f"{str(folder)!r} with {found.name!r} in it. Choose an empty or new folder."
+            )
+
+
+def refuse_other_trace(folder: Path, manifest: TraceManifest) -> None:
+    """Refuse to go on with a trace of something else.
+
+    Raises:
+        TraceError: The folder holds a trace, and `manifest` describes another one.
+    """
+    if not (folder / "trace.json").exists():
+        return
+    if differences := read_manifest(folder).differences(manifest):
+        raise TraceError(
+            f"resume trace: the trace in {str(folder)!r} is of something else, "
+            f"{'; '.join(differences)}. Repeat the options of that trace, or choose another folder."
+        )
+
+
+def read_manifest(folder: Path) -> TraceManifest:
+    """Read the ``trace.json`` of a trace folder.
+
+    Raises:
+        TraceError: There is none, or it is damaged.
+    """
+    path = folder / "trace.json"
+    try:
+        return TraceManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise TraceError(
+            f"read trace: the folder holds no trace, got {str(folder)!r}; expected one with "
+            "'trace.json' in it. Give the folder that was the trace's --out."
+        ) from error
+    except (OSError, ValidationError) as error:
+        first = str(error).split("\n", 1)[0]
+        raise TraceError(f"read trace: cannot read {str(path)!r} ({first}).") from error
+
+
+def read_traces(folder: Path) -> list[PromptTrace]:
+    """Read all prompts that a trace folder holds so far, in order.
+
+    Raises:
+        TraceError: One is damaged.
+    """
+    return [_read_prompt(path) for path in sorted(folder.glob("prompts/[0-9]*.safetensors"))]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file of a trace folder, whole or not at all; its folder is made if missing.
+
+    Raises:
+        TraceError: It cannot be written.
+    """
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
+    try:
+        with _explained("store", path):
+            path.parent.mkdir(exist_ok=True)
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+            _flush_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _begin(folder: Path, manifest: TraceManifest) -> TraceManifest:
+    for leftover in [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"*/{_UNFINISHED}*")]:
+        leftover.unlink(missing_ok=True)
+    if not (folder / "trace.json").exists():
+        content = manifest.model_dump_json(indent=2) + "\n"
+        write_file(folder / "trace.json", content.encode())
+        return manifest
+    refuse_other_trace(folder, manifest)
+    return read_manifest(folder)
+
+
+def _prompt_path(folder: Path, number: int) -> Path:
+    return folder / "prompts" / f"{number:05d}.safetensors"
+
+
+def _read_prompt(path: Path) -> PromptTrace:
+    try:
+        with safe_open(path, framework="np") as file:
+            content = json.loads((file.metadata() or {})[_METADATA_KEY])
+            scores: dict[Any, Any] = {
+                name: np.asarray(file.get_tensor(name))
+                for name in file.keys()  # noqa: SIM118
+            }
+        prompt = TracedPrompt(
+            fact=KnownFact(**content["fact"]),
+            token_ids=tuple(content["token_ids"]),
+            subject=range(*content["subject"]),
+            answer=content["answer"],
+            texts=tuple(content["texts"]),
+            answer_text=content["answer_text"],
+        )
+        return PromptTrace(prompt, content["high_score"], content["low_score"], scores)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(
+            f"read trace: cannot read {str(path)!r} ({error}). Delete it, and resume the trace to "
+            "compute it again."
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _explained(operation: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TraceError(
+            f"{operation}: cannot write, got {str(path)!r} ({error.strerror or error}). Everything "
+            "finished before is kept: make room or choose another folder, and resume."
+        ) from error

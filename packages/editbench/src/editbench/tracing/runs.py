@@ -1,0 +1,140 @@
+"""The clean and the corrupted run of one prompt, and all that they leave behind."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from editbench.models.editable import EditableModel
+from editbench.models.head import select_head_positions
+from editbench.tracing.settings import KINDS, Kind, SeveredKind
+from editbench.tracing.traces import TracedPrompt
+from memit_core import capture, intervene
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What one forward of the clean prompt and its corrupted copies leaves behind.
+
+    Attributes:
+        high_score: Probability of the answer in the clean run.
+        low_score: Its mean over the corrupted copies.
+        clean: By kind and layer, what the clean run puts out, `[n_tokens, d_model]`: blocks
+            (``hidden``), and the output projections of MLPs and attention.
+        entering: By layer, the corrupted states that enter a block, `[n_samples, n_tokens,
+            d_model]`.
+        corrupted: By kind of module and layer, what the output projections put out in the
+            corrupted run, `[n_samples, n_tokens, d_model]`.
+        keys_values: By layer, keys and values of the corrupted run, each
+            `[n_samples, n_heads, n_tokens, d_head]`.
+    """
+
+    high_score: float
+    low_score: float
+    clean: dict[Kind, list[Tensor]]
+    entering: list[Tensor]
+    corrupted: dict[Kind, list[Tensor]]
+    keys_values: list[tuple[Tensor, Tensor]]
+
+    @property
+    def n_samples(self) -> int:
+        """How many corrupted copies there are."""
+        return len(self.entering[0])
+
+
+def module_paths(model: EditableModel, kind: Kind | SeveredKind) -> tuple[str, ...]:
+    """The modules whose outputs are restored, one a layer.
+
+    Of MLPs and attention it is what their output projections say, in front of any norm that stands
+    between them and the residual stream. With modules severed it is blocks that are restored.
+    """
+    architecture = model.architecture
+    if kind == "mlp":
+        return architecture.mlp_projections
+    if kind == "attention":
+        return architecture.attention_projections
+    return tuple(architecture.block(layer) for layer in range(architecture.n_layers))
+
+
+def stack_rows(model: EditableModel, prompt: TracedPrompt, n_samples: int) -> dict[str, Tensor]:
+    """The arguments of one forward: the clean prompt in row 0, and its copies."""
+    return model.batch([prompt.token_ids] * (1 + n_samples))
+
+
+def add_noise(embeddings: Tensor, prompt: TracedPrompt, noise: Tensor) -> Tensor:
+    """Blur the subject's embeddings in all rows but the first.
+
+    The sum is formed in the noise's float64, then cast.
+
+    Args:
+        embeddings: `[1 + n_samples, n_tokens, d]`.
+        prompt: Says where the subject is.
+        noise: `[n_samples, n_subject_tokens, d]`.
+    """
+    blurred = embeddings.clone()
+    own = slice(prompt.subject.start, prompt.subject.stop)
+    noise = noise.to(embeddings.device)
+    blurred[1:, own] = (embeddings[1:, own] + noise).to(embeddings.dtype)
+    return blurred
+
+
+def answer_probabilities(logits: Tensor, answer: int) -> Tensor:
+    """Probability of the answer in each row of logits, float32."""
+    return logits.float().softmax(dim=-1)[:, answer]
+
+
+def run_clean_and_corrupted(model: EditableModel, prompt: TracedPrompt, noise: Tensor) -> Runs:
+    """Run the prompt and its corrupted copies once, and keep everything.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        noise: `[n_samples, n_subject_tokens, d_embedding]`.
+    """
+    n_layers, n_rows = model.architecture.n_layers, 1 + len(noise)
+    paths = {kind: module_paths(model, kind) for kind in KINDS}
+    # Without a configuration, a sliding window is left to the masks, and nothing is forgotten.
+    cache = DynamicCache()
+    last = torch.full((n_rows,), -1)
+    with (
+        torch.no_grad(),
+        intervene(
+            model.model,
+            {model.architecture.embedding: lambda given: add_noise(given, prompt, noise)},
+        ),
+        capture(
+            model.model,
+            inputs_of=[paths["hidden"][0]],
+            outputs_of=[path for group in paths.values() for path in group],
+        ) as seen,
+        select_head_positions(model, torch.arange(n_rows), last),
+    ):
+        inputs = stack_rows(model, prompt, len(noise))
+        output = model.model(**inputs, past_key_values=cache, use_cache=True)
+    probabilities = answer_probabilities(output.logits[0], prompt.answer)
+
+    def rows_of(tensor: Tensor) -> Tensor:
+        return tensor.reshape(n_rows, -1, tensor.shape[-1])  # OPT's MLP flattens
+
+    outputs = {
+        kind: [rows_of(seen.outputs[path]) for path in group] for kind, group in paths.items()
+    }
+    entering = [seen.inputs[paths["hidden"][0]], *outputs["hidden"]]
+    return Runs(
+        high_score=float(probabilities[0]),
+        low_score=float(probabilities[1:].mean()),
+        clean={kind: [found[0] for found in layers] for kind, layers in outputs.items()},
+        entering=[states[1:] for states in entering[:n_layers]],
+        corrupted={
+            kind: [found[1:] for found in layers]
+            for kind, layers in outputs.items()
+            if kind != "hidden"
+        },
+        keys_values=[_without_first(layer) for layer in cache.layers],
+    )
+
+
+def _without_first(cache_layer: Any) -> tuple[Tensor, Tensor]:
+    return cache_layer.keys[1:], cache_layer.values[1:]

@@ -1,0 +1,121 @@
+"""Critical layers of a model: traced once, and kept."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from editbench.errors import TraceError
+from editbench.models.editable import EditableModel
+from editbench.tracing.facts import KnownFact, hash_facts
+from editbench.tracing.noise import measure_spread
+from editbench.tracing.prompts import choose_known
+from editbench.tracing.settings import TraceSettings
+from editbench.tracing.suggestion import Suggestion, suggest_from_traces
+from editbench.tracing.tracer import Tracer
+
+_VERSION = 1  # raised whenever the same inputs give another suggestion
+
+
+def suggest_layers(
+    model: EditableModel,
+    facts: Sequence[KnownFact],
+    *,
+    n_facts: int,
+    seed: int,
+    n_samples: int = 10,
+    cache: Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Suggestion:
+    """Trace a model's facts at their last subject tokens, and suggest critical layers.
+
+    Args:
+        model: The model.
+        facts: Facts that it may know; those that it does not predict are left out.
+        n_facts: How many that it predicts are traced, at most.
+        seed: Source of the noise.
+        n_samples: How many noise samples an effect is the mean over.
+        cache: Folder in which a suggestion is kept by content of all of the above; None keeps none.
+        on_progress: Told stage, prompts done and prompts in all.
+
+    Raises:
+        TraceError: The model predicts none of the facts; the traces show no site; or the cache
+            cannot be written.
+    """
+    path = None if cache is None else _cache_path(cache, model, facts, n_facts, seed, n_samples)
+    if path is not None and (kept := _read(path)) is not None:
+        return kept
+    known = choose_known(model, facts, limit=n_facts)
+    settings = TraceSettings(
+        noise_level=3 * measure_spread(model, facts),
+        n_samples=n_samples,
+        window=1,
+        noise_source="prompt",
+        seed=seed,
+        kinds=("hidden",),
+    )
+    tracer = Tracer(model, settings)
+    traces = []
+    for done, prompt in enumerate(known.prompts):
+        if on_progress is not None:
+            on_progress("tracing for critical layers", done, len(known.prompts))
+        traces.append(tracer.trace(prompt, only_last_subject=True))
+    if on_progress is not None:
+        on_progress("tracing for critical layers", len(known.prompts), len(known.prompts))
+    suggestion = suggest_from_traces(traces)
+    if path is not None:
+        _write(path, suggestion)
+    return suggestion
+
+
+def _cache_path(
+    cache: Path,
+    model: EditableModel,
+    facts: Sequence[KnownFact],
+    n_facts: int,
+    seed: int,
+    n_samples: int,
+) -> Path:
+    content = {
+        "version": _VERSION,
+        "model": model.fingerprint,
+        "tokenizer": model.tokens.fingerprint,
+        "facts": hash_facts(facts),
+        "n_facts": n_facts,
+        "seed": seed,
+        "n_samples": n_samples,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache / "critical_layers" / f"{digest}.json"
+
+
+def _read(path: Path) -> Suggestion | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Suggestion(
+            layers=tuple(content["layers"]),
+            rule=content["rule"],
+            severed_effects=tuple(content["severed_effects"]),
+            n_prompts=content["n_prompts"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: computed anew
+
+
+def _write(path: Path, suggestion: Suggestion) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(asdict(suggestion), indent=2), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise TraceError(
+            f"suggest layers: cannot write {str(path)!r} ({error.strerror or error}). Free space, "
+            "choose another folder with --cache, or go without by --no-cache."
+        ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()

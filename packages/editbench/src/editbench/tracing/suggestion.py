@@ -1,0 +1,109 @@
+"""From traces to critical layers: where MLPs at the subject's last token do their work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from editbench.errors import TraceError
+from editbench.tracing.effects import average_effects, estimate_mean
+from editbench.tracing.traces import PromptTrace
+
+RULE = (
+    "from behind the last layer where the effect of the last subject token's state, with MLPs "
+    "severed, is at most a fifth of its peak, to the first layer where it is at least nine tenths"
+)
+
+_FOOT = 0.2
+_TOP = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A range of critical layers, and what it was read off.
+
+    Attributes:
+        layers: R, ascending and contiguous.
+        rule: How they follow from the effects, in words.
+        severed_effects: By layer, the mean effect of the last subject token's state with MLPs
+            severed: what the rule looks at.
+        n_prompts: How many prompts the effects are averages over.
+    """
+
+    layers: tuple[int, ...]
+    rule: str
+    severed_effects: tuple[float, ...]
+    n_prompts: int
+
+
+def suggest_range(severed_effects: Sequence[float]) -> tuple[int, ...]:
+    """Apply the rule: the layers over which the effect with severed MLPs climbs.
+
+    Restoring the last subject token's state behind a low layer helps little when the MLPs above it
+    are frozen: they had work to do. Behind a layer where all of that work is done, freezing them
+    changes nothing. What lies between are the layers whose MLPs complete the subject.
+
+    Args:
+        severed_effects: By layer, effect of the last subject token's state with MLPs severed.
+
+    Returns:
+        The range, ascending.
+
+    Raises:
+        TraceError: No layer has a positive effect.
+    """
+    peak = max(severed_effects)
+    if not peak > 0:
+        raise TraceError(
+            "suggest layers: no state of the last subject token has an effect with MLPs severed, "
+            f"got at most {peak:.3g}. Choose layers by other means."
+        )
+    last = next(layer for layer, effect in enumerate(severed_effects) if effect >= _TOP * peak)
+    feet = [layer for layer in range(last) if severed_effects[layer] <= _FOOT * peak]
+    return tuple(range(feet[-1] + 1 if feet else 0, last + 1))
+
+
+def suggest_from_traces(traces: Sequence[PromptTrace]) -> Suggestion:
+    """Suggest critical layers from traces.
+
+    Args:
+        traces: Traces of one model with severed kinds.
+
+    Raises:
+        TraceError: The traces show no site at the last subject token, or no part of MLPs in it.
+    """
+    effects = average_effects(traces)
+    severed = effects.profile("severed_mlp", "last_subject")
+    hidden = effects.profile("hidden", "last_subject")
+    if not severed or not hidden:
+        raise TraceError(
+            "suggest layers: the traces lack what the rule looks at, got no severed MLPs; expected "
+            "traces with 'severed'. Trace again with all kinds."
+        )
+    layers = suggest_range([line.effect for line in severed])
+    site = severed[layers[-1]]
+    if site.n > 1 and not site.ci_low > 0:
+        raise TraceError(
+            "suggest layers: the effect at the last subject token cannot be told from zero, got "
+            f"{site.effect:.3g} in [{site.ci_low:.3g}, {site.ci_high:.3g}] at layer {site.layer} "
+            f"over {site.n} prompts. Trace more facts, or choose layers by other means."
+        )
+    gaps = np.stack(
+        [
+            trace.scores["hidden"][trace.prompt.subject[-1]] - trace.scores["severed_mlp"]
+            for trace in traces
+        ]
+    )
+    gap = estimate_mean(gaps[:, int(gaps.mean(axis=0).argmax())])
+    if gap.n > 1 and not gap.ci_low > 0:
+        raise TraceError(
+            "suggest layers: severing MLPs makes no difference at the last subject token, got a "
+            f"gap of {gap.value:.3g} in [{gap.ci_low:.3g}, {gap.ci_high:.3g}] over {gap.n} "
+            "prompts. Trace more facts, or choose layers by other means."
+        )
+    return Suggestion(
+        layers=layers,
+        rule=RULE,
+        severed_effects=tuple(line.effect for line in severed),
+        n_prompts=len(traces),
+    )

@@ -1,0 +1,134 @@
+"""Tracing one prompt: every (token, layer) cell of every kind."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from editbench.errors import ModelError
+from editbench.models.editable import EditableModel
+from editbench.tracing.block_replay import ReplayArguments
+from editbench.tracing.noise import draw_noise
+from editbench.tracing.plain import score_plainly
+from editbench.tracing.replay import PromptReplay, Route
+from editbench.tracing.runs import Runs, run_clean_and_corrupted
+from editbench.tracing.settings import (
+    SEVERED_KINDS,
+    Kind,
+    SeveredKind,
+    TraceSettings,
+    window_around,
+)
+from editbench.tracing.traces import PromptTrace, Scores, TracedPrompt
+
+
+class ReplayMismatchError(RuntimeError):
+    """Replaying this model's blocks does not give what its own forward gives."""
+
+
+class Tracer:
+    """Traces prompts of one model.
+
+    Cells are computed together by replay. For the first prompt of each length some are computed
+    plainly as well; where the two disagree, everything is computed plainly from then on.
+
+    Attributes:
+        replay_failure: Why replay was given up; None where it was not.
+    """
+
+    def __init__(self, model: EditableModel, settings: TraceSettings) -> None:
+        self.replay_failure: str | None = None
+        self._model = model
+        self._settings = settings
+        self._n_layers = model.architecture.n_layers
+        self._arguments = ReplayArguments(model)
+        self._checked_lengths: set[int] = set()
+
+    def trace(self, prompt: TracedPrompt, *, only_last_subject: bool = False) -> PromptTrace:
+        """Trace one prompt.
+
+        Args:
+            prompt: The prompt.
+            only_last_subject: Leave out all tokens but the last of the subject; their scores are
+                NaN.
+        """
+        noise = draw_noise(self._model, prompt, self._settings)
+        runs = run_clean_and_corrupted(self._model, prompt, noise)
+        tokens = prompt.subject[-1:] if only_last_subject else range(len(prompt.token_ids))
+        routes = {
+            (kind, token): self._routes(kind, token)
+            for kind in self._settings.traced_kinds
+            for token in (prompt.subject[-1:] if kind in SEVERED_KINDS else tokens)
+        }
+        wanted = [route for group in routes.values() for route in group]
+        found = self._score(prompt, noise, runs, wanted)
+        scores: dict[Kind | SeveredKind, Scores] = {}
+        for (kind, token), group in routes.items():
+            row = [found[route] for route in group]
+            if kind in SEVERED_KINDS:
+                scores[kind] = np.array(row)
+            else:
+                shape = (len(prompt.token_ids), self._n_layers)
+                scores.setdefault(kind, np.full(shape, np.nan))[token] = row
+        return PromptTrace(prompt, runs.high_score, runs.low_score, scores)
+
+    def _routes(self, kind: Kind | SeveredKind, token: int) -> list[Route]:
+        """The route of each layer's cell at a token."""
+        layers = range(self._n_layers)
+        if kind in ("mlp", "attention"):
+            window = self._settings.window
+            return [
+                Route(kind, token, *window_around(each, window, self._n_layers)) for each in layers
+            ]
+        return [Route(kind, token, each, each) for each in layers]
+
+    def _score(
+        self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]
+    ) -> dict[Route, float]:
+        if self.replay_failure is None:
+            try:
+                return self._score_by_replay(prompt, noise, runs, routes)
+            except ReplayMismatchError as error:
+                self.replay_failure = str(error)
+        return {
+            route: score_plainly(self._model, prompt, noise, runs, route)
+            for route in dict.fromkeys(routes)
+        }
+
+    def _score_by_replay(
+        self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]
+    ) -> dict[Route, float]:
+        is_new_length = len(prompt.token_ids) not in self._checked_lengths
+        try:
+            replay = PromptReplay(self._model, prompt, runs, self._arguments)
+            found = replay.scores(routes)
+        except (ModelError, RuntimeError, ValueError, TypeError) as error:
+            # Whatever an architecture does to a cache or a shape that it did not expect; where its
+            # replay has worked before, the same error is a defect.
+            if not is_new_length or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ReplayMismatchError(f"replay: {error}") from error
+        if is_new_length:
+            self._check(prompt, noise, runs, found)
+            self._checked_lengths.add(len(prompt.token_ids))
+        return found
+
+    def _check(
+        self, prompt: TracedPrompt, noise: Tensor, runs: Runs, found: dict[Route, float]
+    ) -> None:
+        """Compute one cell of each kind plainly, at the last subject token.
+
+        Raises:
+            ReplayMismatchError: One of them differs.
+        """
+        tolerance = max(1e-4, 8 * torch.finfo(self._model.model.dtype).eps)
+        for kind in self._settings.traced_kinds:
+            route = self._routes(kind, prompt.subject[-1])[self._n_layers // 2]
+            plain = score_plainly(self._model, prompt, noise, runs, route)
+            worst = abs(found[route] - plain)
+            if not worst <= tolerance:
+                raise ReplayMismatchError(
+                    f"replay: a score of kind '{kind}' differs from the model's own by "
+                    f"{worst:.2e}; expected at most {tolerance:.2e}."
+                )
