@@ -154,7 +154,7 @@ def test_the_best_number_of_a_metric_is_bold(run):
     bold = [part.split("\x1b[0m")[0] for part in table.split("\x1b[1m")[1:]]
     # Efficacy and score of the strong variant, neighborhood of both, and (the lower the better)
     # perplexity of the weak one; the unedited model, whose perplexity is 20.0, does not compete.
-    assert {"100.0", "90.9", "83.3", "22.0"} <= set(bold)
+    assert {"100.0", "90.9", "83.3", "22.00"} <= set(bold)
     assert not {"20.0", "50.0"} & set(bold)
 
 

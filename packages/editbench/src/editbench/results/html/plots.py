@@ -25,7 +25,7 @@ from editbench.results.tables.model import format_number
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _POINTS_PER_INCH = 72
-_PIXELS_PER_POINT = 1.5
+_PIXELS_PER_POINT = 1.4
 _MARGIN = 3.0  # points: a browser's letters may be wider than those that were measured
 _COLORS = {
     "#000000": "ink",
@@ -85,14 +85,15 @@ class PlottedNumber:
     @property
     def value(self) -> str:
         """The number as it is read."""
-        return format_number(self.point.value)
+        return format_number(self.point.value, self.point.metric)
 
     @property
     def interval(self) -> str:
         """Its confidence interval; empty if there is none."""
         if self.point.ci_low is None or self.point.ci_high is None:
             return ""
-        return f"{format_number(self.point.ci_low)} … {format_number(self.point.ci_high)}"
+        ends = (self.point.ci_low, self.point.ci_high)
+        return " … ".join(format_number(end, self.point.metric) for end in ends)
 
     @property
     def text(self) -> str:

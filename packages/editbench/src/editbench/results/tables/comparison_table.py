@@ -85,19 +85,20 @@ def _numbers(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _write_numbers(difference: Difference) -> Iterable[Cell]:
-    yield Cell(format_number(difference.value))
-    yield Cell(format_number(difference.baseline_value))
-    yield Cell(_signed(difference.difference), bold=difference.better is not None)
+    metric = difference.metric
+    yield Cell(format_number(difference.value, metric))
+    yield Cell(format_number(difference.baseline_value, metric))
+    yield Cell(_signed(difference.difference, metric), bold=difference.better is not None)
     if difference.ci_low is None or difference.ci_high is None or difference.p_value is None:
         yield from [Cell(_NO_NUMBER)] * 2
     else:
-        yield Cell(f"{_signed(difference.ci_low)} … {_signed(difference.ci_high)}")
+        yield Cell(f"{_signed(difference.ci_low, metric)} … {_signed(difference.ci_high, metric)}")
         yield Cell("< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}")
     yield Cell(str(difference.n))
 
 
-def _signed(value: float) -> str:
-    text = format_number(abs(value))
+def _signed(value: float, metric: str) -> str:
+    text = format_number(abs(value), metric)
     if float(text) == 0:
         return text
     return f"{'−' if value < 0 else '+'}{text}"

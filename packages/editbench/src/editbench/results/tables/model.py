@@ -60,6 +60,12 @@ class Table:
         return not any(self.sections)
 
 
-def format_number(value: float) -> str:
-    """One decimal, as in the paper; three significant digits where that would be endless."""
-    return f"{value:.1f}" if abs(value) < 1e6 else f"{value:.2e}"
+def format_number(value: float, metric: str = "") -> str:
+    """One decimal, as in the paper; three significant digits where that would be endless.
+
+    Args:
+        value: A number.
+        metric: What it is a number of: a perplexity, which moves little, has two decimals.
+    """
+    decimals = 2 if metric == "perplexity" else 1
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.2e}"

@@ -91,7 +91,7 @@ def _best(lines: Sequence[SummaryLine], label: MetricLabel) -> str | None:
     values = [line.value for line in lines if line.metric == label.metric and _competes(line)]
     if len(values) < 2:
         return None
-    return format_number(max(values) if label.higher_is_better else min(values))
+    return format_number(max(values) if label.higher_is_better else min(values), label.metric)
 
 
 def _name(line: SummaryLine) -> Cell:
@@ -104,10 +104,11 @@ def _name(line: SummaryLine) -> Cell:
 def _number(line: SummaryLine | None, best: str | None) -> Cell:
     if line is None:
         return _NO_NUMBER
-    text = format_number(line.value)
+    text = format_number(line.value, line.metric)
     margin = ""
     if line.ci_low is not None and line.ci_high is not None:
-        margin = format_number(max(line.value - line.ci_low, line.ci_high - line.value))
+        half_width = max(line.value - line.ci_low, line.ci_high - line.value)
+        margin = format_number(half_width, line.metric)
     return Cell(text, margin, bold=_competes(line) and text == best)
 
 
