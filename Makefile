@@ -4,7 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint docs clean install
+EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
+MAX_EDITS_table2 := 300
+MAX_EDITS_scaling := 1000
+MAX_EDITS_weight-decay := 300
+MAX_EDITS_layers := 300
+MAX_EDITS_attention := 1000
+MAX_EDITS_lambda := 1000
+
+.PHONY: demo test lint results docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -17,6 +25,13 @@ lint: $(INSTALLED)  ## Style, types and layers.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+results: $(INSTALLED) $(EXPERIMENTS:%=docs/results/%.md)  ## Run the paper's experiments on Atlas again (two hours).
+
+# Interrupt it and run it again: a run that was begun is resumed.
+docs/results/%.md: | $(INSTALLED)
+	$(BIN)/editbench reproduce $* $(if $(MAX_EDITS_$*),--max-edits $(MAX_EDITS_$*)) --out runs/atlas/$* --resume
+	$(BIN)/editbench report runs/atlas/$* --format markdown --output $@ --figures docs/results/figures
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

@@ -22,14 +22,22 @@ from editbench.datasets.facts import COLUMNS, FIELDS
 from editbench.editors.base import EditorConfig
 from editbench.editors.finetune import FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.editors.mend.editor import MendConfig
+from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.rome import RomeConfig
 from editbench.edits.card import EditCard
 from editbench.plugins import PluginManager
 from editbench.requests import EditRequest
+from editbench.results.comparison import Difference
+from editbench.results.figures.drawing import FIGURES
+from editbench.results.figures.selection import Point
 from editbench.results.manifest import MetricDescription, RunManifest, TrialDescription
 from editbench.results.report import SummaryLine
 from editbench.results.row import Row
 from editbench.results.store import TrialRecord
+from editbench.tracing.effects import EffectLine
+from editbench.tracing.manifest import TraceManifest
+from editbench.tracing.settings import TraceSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -37,7 +45,6 @@ READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "examples"} & set(page.parts))
 PLUGINS = PluginManager()
 CLI = build_cli(PLUGINS)
-NOT_PRODUCED_YET = {"generation_entropy", "reference_score", "perplexity"}
 
 
 def read(page: str) -> str:
@@ -106,7 +113,15 @@ class TestConfiguration:
         if stated:
             assert codes(row[2]) == [stated[1]]
 
-    @pytest.mark.parametrize(("title", "config"), [("ROME", RomeConfig), ("FT-W", FineTuneConfig)])
+    @pytest.mark.parametrize(
+        ("title", "config"),
+        [
+            ("ROME", RomeConfig),
+            ("FT-W", FineTuneConfig),
+            ("MEND", MendConfig),
+            ("Training of MEND", MendTraining),
+        ],
+    )
     def test_fields_of_the_other_editors(self, title: str, config: type[EditorConfig]) -> None:
         (rows,) = tables(section("reference/configuration.md", title))
         expected = [
@@ -148,12 +163,6 @@ class TestMetrics:
             )
             for name, metric in PLUGINS.metrics().items()
         }
-
-    def test_reserved_names(self) -> None:
-        (sentence,) = re.findall(r"The names (.*) are reserved", read("reference/metrics.md"))
-        assert set(codes(sentence)) == NOT_PRODUCED_YET
-        for metric in PLUGINS.metrics().values():
-            assert not NOT_PRODUCED_YET & {*metric.produces, *metric.aggregates}
 
 
 class TestModels:
@@ -220,8 +229,26 @@ class TestFileFormats:
         assert first_column(trial) == list(TrialRecord.model_fields)
 
     def test_report(self) -> None:
-        lines = tables(section(self.PAGE, "Report"))[0]
-        assert first_column(lines) == [field.name for field in dataclasses.fields(SummaryLine)]
+        for heading, kind in (
+            ("Report", SummaryLine),
+            ("Comparison", Difference),
+            ("Figures", Point),
+        ):
+            lines = tables(section(self.PAGE, heading))[0]
+            assert first_column(lines) == [field.name for field in dataclasses.fields(kind)]
+
+    def test_figures(self) -> None:
+        rows = tables(section("how-to/compare-runs.md", "Draw figures"))[0]
+        assert set(first_column(rows)) == set(FIGURES) - {"editors"}
+
+    def test_traces(self) -> None:
+        manifest = tables(section(self.PAGE, "trace.json"))[0]
+        assert first_column(manifest) == list(TraceManifest.model_fields)
+        (settings,) = (row for row in manifest if row[0] == "`settings`")
+        stated = [code for code in codes(settings[1]) if code not in ("prompt", "reference")]
+        assert stated == list(TraceSettings.model_fields)
+        effects = tables(section(self.PAGE, "Effects"))[0]
+        assert first_column(effects) == [field.name for field in dataclasses.fields(EffectLine)]
 
     @pytest.mark.parametrize(
         ("page", "heading"),
@@ -321,7 +348,7 @@ def test_bounds_of_fidelity_are_asserted() -> None:
 
 
 def test_paths_in_explanations_exist() -> None:
-    for page in ("method", "suffix-replay"):
+    for page in ("method", "suffix-replay", "causal-tracing"):
         for line in read(f"explanation/{page}.md").splitlines():
             if line.lstrip().startswith("→"):
                 for path in codes(line):

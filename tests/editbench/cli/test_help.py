@@ -15,7 +15,10 @@ REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "command-line.md"
 CLI = build_cli(PluginManager())
 COMMANDS = sorted(CLI.commands)
 
-HEAVY = ["torch", "transformers", "pandas", "numpy", "pydantic", "rich", "yaml", "safetensors"]
+HEAVY = [
+    "torch", "transformers", "pandas", "numpy", "pydantic", "rich", "yaml", "safetensors", "jinja2",
+    "matplotlib",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []])
@@ -44,7 +47,7 @@ def test_help_is_quick():
 
 
 def test_all_commands_are_there():
-    assert COMMANDS == ["apply", "check", "edit", "list", "report", "run", "stats"]
+    assert COMMANDS == ["apply", "check", "edit", "list", "report", "run", "stats", "train"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -54,9 +57,16 @@ def test_every_command_helps_with_an_example(invoke, name):
     assert f"editbench {name}" in result.stdout.partition("Options:")[2]  # the examples
 
 
+def options_of(command):
+    """The options of a command, and of the commands in it."""
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    own = [each for each in command.params if isinstance(each, click.Option)]
+    return own + [option for each in inner for option in options_of(each)]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_text(name):
-    options = [each for each in CLI.commands[name].params if isinstance(each, click.Option)]
+    options = options_of(CLI.commands[name])
     assert [each.name for each in options if not each.help] == []
 
 
@@ -67,17 +77,16 @@ def test_every_command_and_option_is_documented(name):
     assert section, f"{REFERENCE} has no section on {name}"
     shared = "".join(re.findall(r"^## Options .*?$(.*?)(?=^## |\Z)", text, re.M | re.S))
     documented = set(re.findall(r"`(-[-\w]+)", section[1])) | set(re.findall(r"`(-[-\w]+)", shared))
-    for parameter in CLI.commands[name].params:
-        if isinstance(parameter, click.Option):
-            for option in [*parameter.opts, *parameter.secondary_opts]:
-                assert option in documented, f"{name} {option} is not in {REFERENCE}"
+    for parameter in options_of(CLI.commands[name]):
+        for option in [*parameter.opts, *parameter.secondary_opts]:
+            assert option in documented, f"{name} {option} is not in {REFERENCE}"
 
 
 def test_nothing_is_documented_that_is_not_there():
     text = REFERENCE.read_text(encoding="utf-8")
     known = {"--help", "-h", "--version"}
     for command in CLI.commands.values():
-        for parameter in command.params:
+        for parameter in options_of(command):
             known |= {*parameter.opts, *parameter.secondary_opts}
     sections = text[text.index("## `editbench") :]
     assert set(re.findall(r"`(--[-\w]+)", sections)) <= known

@@ -61,6 +61,30 @@ def test_report_has_what_the_contract_says(invoke, nudge):
             assert 0 <= line["ci_low"] <= line["value"] <= line["ci_high"] <= 100
 
 
+def test_metrics_of_what_a_model_writes_and_reads(invoke):
+    metrics = ["generation-entropy", "reference-score", "perplexity"]
+    options = ["run", "--editor", "unedited", "--n-edits", 2, "--metrics", ",".join(metrics)]
+    assert invoke(*options, "--out", "here").exit_code == 0
+    lines = {line["metric"]: line for line in read_json(invoke, "here")}
+    assert list(lines) == [name.replace("-", "_") for name in metrics]
+    for line in lines.values():
+        assert line["ci_low"] < line["value"] < line["ci_high"]
+    assert [line["n"] for line in lines.values()][:2] == [2, 2]
+    assert 300 < lines["generation_entropy"]["value"] < 1000
+    assert 0 < lines["reference_score"]["value"] < 100
+    assert 1 < lines["perplexity"]["value"] < 10  # of a model that knows the world well
+    assert lines["perplexity"]["n"] > 100
+
+
+def test_a_dataset_without_held_out_text_has_no_perplexity(refuses, on_facts):
+    options = ["run", "--editor", "unedited", *on_facts, "--metrics", "perplexity"]
+    refuses(
+        *options,
+        *("--out", "here"),
+        says=["'perplexity'", "nothing to ask about dataset 'facts', got 0 held-out texts"],
+    )
+
+
 def test_report_as_csv_and_into_a_file(invoke, nudge, tmp_path):
     nudge("--out", "here")
     lines = read_json(invoke, "here")

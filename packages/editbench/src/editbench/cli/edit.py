@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.group import telling_what_is_kept
+from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.options import (
     CONFLICT_POLICIES,
     EditorInputs,
@@ -72,6 +73,7 @@ Examples:
     metavar="EDITOR.FIELD=VALUE",
     help="One hyperparameter; wins over --config. Repeatable.",
 )
+@layers_option
 @click.option(
     "--on-conflict",
     type=click.Choice(CONFLICT_POLICIES),
@@ -98,6 +100,7 @@ def edit(
     editor: str,
     config_file: str | None,
     set_options: tuple[str, ...],
+    layers: LayerChoice,
     on_conflict: ConflictPolicy,
     seed: int,
     check_targets: bool,
@@ -110,9 +113,12 @@ def edit(
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
     from editbench.datasets.facts import read_facts
+    from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
     setting = _only_setting(editor, editor_type, config_file, set_options)
+    editor_types = {editor: editor_type}
+    layers.check(editor_types, {editor: [setting]})
     check_output_file(out)
     cases, conflicts = resolve_conflicts(read_facts(facts), on_conflict)
     requests = [case.request for case in cases]
@@ -125,6 +131,10 @@ def edit(
         if not requests:
             raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
         editable = loading.load(model, plugins)
+        source = FactSource(facts.name, lambda: facts_of_cases(cases))
+        (setting,) = layers.settle(
+            {editor: [setting]}, editor_types, editable, source, inputs.cache, display
+        )[editor]
         config, origin = setting.configure(editor_type, editable)
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":

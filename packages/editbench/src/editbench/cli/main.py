@@ -12,6 +12,7 @@ from editbench.cli.report import report
 from editbench.cli.reproduce import reproduce
 from editbench.cli.run import run
 from editbench.cli.stats import stats
+from editbench.cli.trace import trace
 from editbench.cli.train import train
 from editbench.plugins.manager import PluginManager
 
@@ -58,7 +59,7 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    for command in (run, edit, apply, reproduce, report, stats, train, list_, check):
+    for command in (run, edit, apply, reproduce, report, stats, trace, train, list_, check):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
     from editbench.editors.base import Editor
     from editbench.experiments import Experiment
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import AnyMetric
     from editbench.models.editable import EditableModel
 
 _EMBEDDED_MODEL = "atlas"
@@ -220,7 +220,7 @@ def _configure(
 
 def _find_metrics(
     experiment: "Experiment", dataset: "Dataset", plugins: PluginManager
-) -> "dict[str, Metric]":
+) -> "dict[str, AnyMetric]":
     """The experiment's metrics that the dataset has cases for; accuracy as the dataset means it."""
     means = {"accuracy": "token-accuracy"} if "token-accuracy" in dataset.default_metrics else {}
     name_of = {means.get(name, name): name for name in experiment.metrics}

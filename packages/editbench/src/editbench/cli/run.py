@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from editbench.cli.execution import choose_folder, run_trials, show_result, showing_progress
+from editbench.cli.layers import LayerChoice, facts_of_dataset, layers_option
 from editbench.cli.options import (
     CONFLICT_POLICIES,
     EditorInputs,
@@ -121,6 +122,7 @@ Examples:
     metavar="[EDITOR=]FILE",
     help="An editor's hyperparameters: a flat YAML or JSON file.",
 )
+@layers_option
 @click.option(
     "--metrics",
     multiple=True,
@@ -152,6 +154,7 @@ def run(
     sample: Literal["first", "shuffled"],
     set_options: tuple[str, ...],
     config_files: tuple[str, ...],
+    layers: LayerChoice,
     metrics: tuple[str, ...],
     on_conflict: ConflictPolicy,
     out: Path | None,
@@ -175,6 +178,8 @@ def run(
     assert plugins is not None
     editor_types = {name: plugins.get_editor(name) for name in editors}
     settings = read_settings(editor_types, config_files, set_options)
+    layers.check(editor_types, settings)
+    known_facts = facts_of_dataset(datasets[0], plugins, inputs.cache)
     chosen_metrics = find_metrics(metrics, plugins)
     folder = choose_folder(out, resume=resume)
     sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
@@ -186,7 +191,12 @@ def run(
 
         editables = [loading.load(name, plugins) for name in dict.fromkeys(models)]
         configured = {
-            id(model): configure_editors(model, editor_types, settings, display)
+            id(model): configure_editors(
+                model,
+                editor_types,
+                layers.settle(settings, editor_types, model, known_facts, inputs.cache, display),
+                display,
+            )
             for model in editables
         }
         for model in editables:
