@@ -47,7 +47,9 @@ def test_help_is_quick():
 
 
 def test_all_commands_are_there():
-    assert COMMANDS == ["apply", "check", "edit", "list", "report", "run", "stats", "train"]
+    assert COMMANDS == [
+        "apply", "check", "edit", "list", "report", "reproduce", "run", "stats", "trace", "train",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -209,5 +209,5 @@ def test_figures(traced: tuple[Path, Trace]) -> None:
     assert all("n = 4 prompts" in text for name, text in texts.items() if name != "prompt-00000")
     for text in trace.prompts[0].prompt.texts:
         assert text.strip() in texts["prompt-00000"]
-    write_figures(folder, trace, effects, (1, 2), n_prompts=1)
+    write_figures(folder, trace, effects, (1, 2), n_prompts=0)
     assert before == {path: path.read_bytes() for path in drawn}
