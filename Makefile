@@ -26,10 +26,10 @@ lint: $(INSTALLED)  ## Style, types and layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results: $(INSTALLED) $(EXPERIMENTS:%=docs/results/%.md)  ## Run the paper's experiments on Atlas again (two hours).
+results: $(INSTALLED) $(EXPERIMENTS:%=docs/results/tables/%.md)  ## Run the paper's experiments on Atlas again (about an hour).
 
 # Interrupt it and run it again: a run that was begun is resumed.
-docs/results/%.md: | $(INSTALLED)
+docs/results/tables/%.md: | $(INSTALLED)
 	$(BIN)/editbench reproduce $* $(if $(MAX_EDITS_$*),--max-edits $(MAX_EDITS_$*)) --out runs/atlas/$* --resume
 	$(BIN)/editbench report runs/atlas/$* --format markdown --output $@ --figures docs/results/figures
 

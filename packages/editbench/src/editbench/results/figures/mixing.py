@@ -108,7 +108,7 @@ def _zoom_in(panels: Sequence[Axes], points: Sequence[Point]) -> None:
     bottom, top = max(0.0, float(low.min())), min(100.0, float(high.max()))
     room = 0.05 * max(top - bottom, _LEAST_RANGE)
     for axes in panels:
-        axes.set_ylim(bottom - room, top + room)
+        axes.set_ylim(bottom - room, min(top + room, 100 + room / 2))
 
 
 def _at(draws: Draws, sizes: set[int]) -> Draws:
