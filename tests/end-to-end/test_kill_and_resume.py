@@ -20,7 +20,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def test_kill_at_any_point(editbench, start, report, tmp_path) -> None:
     options = [
         "run", "--n-edits", "3", "--n-edits", "6", "--seed", "0", "--seed", "1",
-        "--set", "memit.second_moment_tokens=3000",
+        "--set", "memit.second_moment_tokens=3000", "--metrics", "success,accuracy",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
