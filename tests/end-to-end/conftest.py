@@ -14,7 +14,7 @@ Editbench = Callable[..., subprocess.CompletedProcess[str]]
 
 
 PROGRAM = [sys.executable, "-m", "editbench.cli"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
