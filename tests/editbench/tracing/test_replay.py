@@ -136,7 +136,7 @@ def test_large_batches_are_cut(
     prompt = make_prompt(tiny, "Ana Lund", "Everybody knows that {} is a")
     whole = Tracer(tiny, settings).trace(prompt)
     monkeypatch.setattr("editbench.tracing.replay._CPU_TOKENS", 1)
-    monkeypatch.setattr("editbench.tracing.replay._ENOUGH_TOKENS", 0)
+    monkeypatch.setattr("editbench.tracing.replay._ENOUGH_WORK", 0)
     monkeypatch.setattr("editbench.tracing.replay._MAX_LOGITS", 1)
     cut = Tracer(tiny, settings).trace(prompt)
     for kind, scores in whole.scores.items():

@@ -5,7 +5,8 @@ architecture passes in its own way. One forward of one row from that position on
 the blocks are then called with the same for many rows, all of the same length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +52,18 @@ class _PrefixLayer(DynamicLayer):
         keys, values = self._past
         if keys.shape[-2] == 0:
             return key_states, value_states
-        copies = torch.arange(len(key_states), device=keys.device) % len(keys)
-        return (
-            torch.cat([keys[copies], key_states], dim=-2),
-            torch.cat([values[copies], value_states], dim=-2),
-        )
+        return _put_before(key_states, keys), _put_before(value_states, values)
+
+
+def _put_before(states: Tensor, past: Tensor) -> Tensor:
+    """Put the past of each copy before new states, `[n_rows, n_heads, n_positions, d_head]`."""
+    n_rows, n_past = len(states), past.shape[-2]
+    if n_rows % len(past):
+        past = past[torch.arange(n_rows, device=past.device) % len(past)]
+    whole = states.new_empty(*states.shape[:-2], n_past + states.shape[-2], states.shape[-1])
+    whole.unflatten(0, (-1, len(past)))[..., :n_past, :] = past  # copied once, not gathered first
+    whole[..., n_past:, :] = states
+    return whole
 
 
 class BlockReplay:
@@ -126,7 +134,13 @@ class ReplayArguments:
         self._blocks = list(model.model.get_submodule(model.architecture.blocks).children())
         self._repeated: frozenset[_Place] = frozenset()
         self._is_shared: bool | None = None  # nobody knows yet
+        self._besides: list[tuple[Any, ...] | None] | None = None
         self._replays: dict[tuple[int, int], BlockReplay] = {}
+
+    def replay_whole(self, token_ids: Sequence[int]) -> BlockReplay:
+        """The blocks on a whole prompt, with nothing before it."""
+        nothing = torch.zeros(1, 1, 0, 1, dtype=self._model.model.dtype, device=self._model.device)
+        return self.replay_from(0, token_ids, [(nothing, nothing)] * len(self._blocks))
 
     def replay_from(
         self, start: int, token_ids: Sequence[int], keys_values: KeysValues
@@ -179,28 +193,63 @@ class ReplayArguments:
     def _record(
         self, token_ids: Sequence[int], start: int, layers: Sequence[_PrefixLayer], n_rows: int
     ) -> list[_Call]:
-        """Run a prompt from `start` on, and keep how the model called its blocks."""
+        """Run a prompt from `start` on, and keep how the model called its blocks.
+
+        The first time the blocks are run; from then on they hand on what they are given.
+        """
         inputs = self._model.batch([token_ids] * n_rows)
         for name in ("input_ids", "position_ids"):
             if name in inputs:
                 inputs[name] = inputs[name][:, start:]
         cache = Cache(layers=list(layers))
         calls: list[_Call] = []
+        seen: list[object] = []
 
         def record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rest = {name: value for name, value in kwargs.items() if name != _HIDDEN}
             calls.append(_Call(args if _HIDDEN in kwargs else args[1:], rest))
 
-        handles = [
-            block.register_forward_pre_hook(record_call, with_kwargs=True) for block in self._blocks
-        ]
-        try:
-            with torch.no_grad():
-                self._model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
-        finally:
-            for handle in handles:
-                handle.remove()
+        def record_output(module: nn.Module, args: object, output: object) -> None:
+            seen.append(output)
+
+        with ExitStack() as hooks:
+            for block in self._blocks:
+                handle = block.register_forward_pre_hook(record_call, with_kwargs=True)
+                hooks.callback(handle.remove)
+                if self._besides is None:
+                    hooks.callback(block.register_forward_hook(record_output).remove)
+            if self._besides is not None:
+                hooks.enter_context(_handing_on(self._blocks, self._besides))
+            hooks.enter_context(torch.no_grad())
+            self._model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        if self._besides is None:
+            self._besides = [each[1:] if isinstance(each, tuple) else None for each in seen]
         return calls
+
+
+@contextmanager
+def _handing_on(
+    blocks: Sequence[nn.Module], besides: Sequence[tuple[Any, ...] | None]
+) -> Iterator[None]:
+    """Let blocks return the hidden states they are given, with what they return besides them."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block, rest in zip(blocks, besides, strict=True):
+
+            def hand_on(
+                *args: Any, rest: tuple[Any, ...] | None = rest, **kwargs: Any
+            ) -> Tensor | tuple[Any, ...]:
+                hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
+                return hidden if rest is None else (hidden, *rest)
+
+            vars(block)["forward"] = hand_on  # it shadows the class's method
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
 
 
 def _map_call(call: _Call, layer: int, change: Callable[[_Place, Tensor], Tensor]) -> _Call:

@@ -19,14 +19,14 @@ def fixed_at(
     Args:
         module: Puts out rows for all lines, line after line.
         fixed: By line and position, its values: `[d]`, or `[n_samples, d]`. Positions count from
-            the end, so that they hold where only the last ones are computed.
+            the end; where a single position is computed, it is the one that is meant.
         shape: Numbers of lines and of samples.
     """
 
     def replace(module: nn.Module, args: object, output: Tensor) -> Tensor:
         rows = output.reshape(*shape, -1, output.shape[-1]).clone()
         for (line, position), values in fixed.items():
-            rows[line, :, position] = values
+            rows[line, :, position if rows.shape[2] > 1 else 0] = values
         return rows.view(output.shape)
 
     handle = module.register_forward_hook(replace)
@@ -53,14 +53,11 @@ def put_out(module: nn.Module, values: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def only_last(mlp: nn.Module | None) -> Iterator[None]:
-    """Let an MLP, which treats each position alone, work on the last; elsewhere it puts out zero.
+def only_last(module: nn.Module) -> Iterator[None]:
+    """Let a module that treats each position alone work on the last; elsewhere it puts out zero.
 
-    One that is handed more than its input (BLOOM's adds the residual by itself) is left alone.
+    One that is handed more than its input (BLOOM's MLP adds the residual by itself) is left alone.
     """
-    if mlp is None:
-        yield
-        return
     shape: list[int] = []
 
     def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -77,7 +74,7 @@ def only_last(mlp: nn.Module | None) -> Iterator[None]:
         everywhere[:, -1:] = output
         return everywhere
 
-    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(put_back)]
+    handles = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)]
     try:
         yield
     finally:

@@ -9,8 +9,9 @@ small batches share a sweep.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,13 @@ from editbench.tracing.module_outputs import fixed_at, only_last, put_out
 from editbench.tracing.runs import Runs, answer_probabilities, module_paths
 from editbench.tracing.settings import SEVERED_MODULE, Kind, SeveredKind
 from editbench.tracing.traces import TracedPrompt
+from editbench.tracing.unmoved import only_at
 
 _MODULES: tuple[Kind, Kind] = ("mlp", "attention")
-# Rows times positions of one call. Beyond the first, a batch leaves a processor's cache; below the
-# second, the call itself costs more than what it computes.
-_CPU_TOKENS = 1_024
-_ENOUGH_TOKENS = 256
+# Rows times positions of one call; beyond it, a batch leaves a processor's cache and gains nothing.
+_CPU_TOKENS = 2_048
+# Multiplications below which calling a block costs more than what it computes.
+_ENOUGH_WORK = 100_000_000
 _MAX_LOGITS = 2**24
 
 
@@ -69,6 +71,7 @@ class PromptReplay:
         prompt: The prompt.
         runs: Its clean and corrupted run.
         arguments: What the model's blocks are called with.
+        unmoved: By layer, modules that see each position's own state alone.
     """
 
     def __init__(
@@ -77,15 +80,21 @@ class PromptReplay:
         prompt: TracedPrompt,
         runs: Runs,
         arguments: ReplayArguments,
+        unmoved: Sequence[Sequence[nn.Module]],
     ) -> None:
         self._model = model
         self._prompt = prompt
         self._runs = runs
         self._arguments = arguments
+        self._unmoved = unmoved
         self._n_tokens = len(prompt.token_ids)
         self._last_layer = model.architecture.n_layers - 1
         self._paths = {kind: module_paths(model, kind) for kind in _MODULES}
+        block = model.model.get_submodule(model.architecture.block(0))
+        n_weights = sum(parameter.numel() for parameter in block.parameters())
+        self._enough_tokens = _ENOUGH_WORK // max(1, n_weights)
         self._token_budget = _CPU_TOKENS if model.device.type == "cpu" else model.token_budget
+        self._read_alone = self._find_read_alone()
         self._entries: dict[tuple[Kind, int], Tensor] = {}
 
     def scores(self, routes: Sequence[Route]) -> dict[Route, float]:
@@ -120,7 +129,7 @@ class PromptReplay:
         group: list[Route] = []
         for token in sorted(by_token, reverse=True):
             n_rows = self._runs.n_samples * (len(group) + len(by_token[token]))
-            if group and n_rows * (self._n_tokens - token) > 2 * _ENOUGH_TOKENS:
+            if group and n_rows * (self._n_tokens - token) > 2 * self._enough_tokens:
                 yield group
                 group = []
             group += by_token[token]
@@ -135,7 +144,7 @@ class PromptReplay:
         states = self._runs.entering[0].new_empty(0)
         for layer in range(min(route.first for route in routes) + 1, self._last_layer + 1):
             lines, states = self._advance(start, early, lines, states, layer)
-            states = self._run_block(replay, lines, states, layer)
+            states = self._run_block(replay, start, lines, states, layer)
         ends = [states[lines.index(_Line.of(route, self._last_layer)), :, -1] for route in early]
         # At the last token, what is restored in the last layer is read out right away.
         late = [route for route in routes if route.first == self._last_layer]
@@ -176,24 +185,48 @@ class PromptReplay:
         return [*parent, *entering], parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _run_block(
-        self, replay: BlockReplay, lines: Sequence[_Line], states: Tensor, layer: int
+        self, replay: BlockReplay, start: int, lines: Sequence[_Line], states: Tensor, layer: int
     ) -> Tensor:
-        """Send all lines through one block, a few at a time."""
+        """Send all lines through one block, a few at a time, and new ones by themselves."""
         _, n_samples, n_positions, _ = states.shape
         size = max(1, self._token_budget // (n_samples * n_positions))
+        n_old = sum(line.first < layer - 1 for line in lines)  # they stand in front
+        n_new = len(lines) - n_old
+        if n_positions == 1 or n_new * n_samples * n_positions < self._enough_tokens:
+            n_old = len(lines)
+        begins = [*range(0, n_old, size), *range(n_old, len(lines), size), len(lines)]
         outputs = []
-        for begin in range(0, len(lines), size):
-            some = lines[begin : begin + size]
+        for begin, end in pairwise(begins):
+            some = lines[begin:end]
             with ExitStack() as hooks:
                 for kind in _MODULES:
                     if fixed := self._fixed_values(kind, some, layer):
                         module = self._module(self._paths[kind][layer])
                         hooks.enter_context(fixed_at(module, fixed, (len(some), n_samples)))
                 if layer == self._last_layer and n_positions > 1:
-                    hooks.enter_context(only_last(self._last_mlp()))
-                rows = states[begin : begin + size].flatten(0, 1)
+                    for module in self._read_alone:
+                        hooks.enter_context(only_last(module))
+                if begin >= n_old:
+                    hooks.enter_context(self._only_new(some, start, layer))
+                rows = states[begin:end].flatten(0, 1)
                 outputs.append(replay.run(layer, rows).unflatten(0, (-1, n_samples)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _only_new(
+        self, lines: Sequence[_Line], start: int, layer: int
+    ) -> AbstractContextManager[None]:
+        """Within the block, what the new states cannot move is not computed again."""
+        positions = [line.token - start for line in lines for _ in range(self._runs.n_samples)]
+        modules = [
+            module
+            for module in self._unmoved[layer]
+            if module in self._runs.kept
+            and not (layer == self._last_layer and module in self._read_alone)
+        ]
+        return only_at(
+            {module: self._runs.kept[module][:, start:] for module in modules},
+            torch.tensor(positions, device=self._runs.entering[0].device),
+        )
 
     def _fixed_values(
         self, kind: Kind, lines: Sequence[_Line], layer: int
@@ -256,8 +289,9 @@ class PromptReplay:
     def _module(self, path: str) -> nn.Module:
         return self._model.model.get_submodule(path)
 
-    def _last_mlp(self) -> nn.Module | None:
-        """The MLP of the last block, if it is a module of its own."""
-        path = self._paths["mlp"][-1].rpartition(".")[0]
-        is_block = path == self._model.architecture.block(self._last_layer)
-        return None if is_block else self._module(path)
+    def _find_read_alone(self) -> list[nn.Module]:
+        """What treats each position alone in the last block, of which only the last is read."""
+        mlp = self._paths["mlp"][-1].rpartition(".")[0]
+        is_block = mlp == self._model.architecture.block(self._last_layer)
+        paths = [self._paths["attention"][-1], *([] if is_block else [mlp])]
+        return [self._module(path) for path in paths]

@@ -1,16 +1,18 @@
 """The clean and the corrupted run of one prompt, and all that they leave behind."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.tracing.settings import KINDS, Kind, SeveredKind
 from editbench.tracing.traces import TracedPrompt
+from editbench.tracing.unmoved import recorded
 from memit_core import capture, intervene
 
 
@@ -29,6 +31,7 @@ class Runs:
             corrupted run, `[n_samples, n_tokens, d_model]`.
         keys_values: By layer, keys and values of the corrupted run, each
             `[n_samples, n_heads, n_tokens, d_head]`.
+        kept: What some other modules put out in the corrupted run, `[n_samples, n_tokens, d]`.
     """
 
     high_score: float
@@ -37,6 +40,7 @@ class Runs:
     entering: list[Tensor]
     corrupted: dict[Kind, list[Tensor]]
     keys_values: list[tuple[Tensor, Tensor]]
+    kept: dict[nn.Module, Tensor]
 
     @property
     def n_samples(self) -> int:
@@ -85,13 +89,16 @@ def answer_probabilities(logits: Tensor, answer: int) -> Tensor:
     return logits.float().softmax(dim=-1)[:, answer]
 
 
-def run_clean_and_corrupted(model: EditableModel, prompt: TracedPrompt, noise: Tensor) -> Runs:
+def run_clean_and_corrupted(
+    model: EditableModel, prompt: TracedPrompt, noise: Tensor, keep: Sequence[nn.Module] = ()
+) -> Runs:
     """Run the prompt and its corrupted copies once, and keep everything.
 
     Args:
         model: The model.
         prompt: The prompt.
         noise: `[n_samples, n_subject_tokens, d_embedding]`.
+        keep: Further modules whose outputs to keep.
     """
     n_layers, n_rows = model.architecture.n_layers, 1 + len(noise)
     paths = {kind: module_paths(model, kind) for kind in KINDS}
@@ -109,6 +116,7 @@ def run_clean_and_corrupted(model: EditableModel, prompt: TracedPrompt, noise: T
             inputs_of=[paths["hidden"][0]],
             outputs_of=[path for group in paths.values() for path in group],
         ) as seen,
+        recorded(keep) as kept,
         select_head_positions(model, torch.arange(n_rows), last),
     ):
         inputs = stack_rows(model, prompt, len(noise))
@@ -133,6 +141,7 @@ def run_clean_and_corrupted(model: EditableModel, prompt: TracedPrompt, noise: T
             if kind != "hidden"
         },
         keys_values=[_without_first(layer) for layer in cache.layers],
+        kept={module: output[1:] for module, output in kept.items()},
     )
 
 

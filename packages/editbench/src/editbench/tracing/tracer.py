@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editbench.errors import ModelError
 from editbench.models.editable import EditableModel
@@ -21,6 +21,10 @@ from editbench.tracing.settings import (
     window_around,
 )
 from editbench.tracing.traces import PromptTrace, Scores, TracedPrompt
+from editbench.tracing.unmoved import UnmovedModules
+
+# What an architecture may do about a cache or a shape that it does not expect.
+_UNEXPECTED = (ModelError, RuntimeError, ValueError, TypeError)
 
 
 class ReplayMismatchError(RuntimeError):
@@ -30,7 +34,7 @@ class ReplayMismatchError(RuntimeError):
 class Tracer:
     """Traces prompts of one model.
 
-    Cells are computed together by replay. For the first prompt of each length some are computed
+    Cells are computed together by replay. For the first prompt of each length one is computed
     plainly as well; where the two disagree, everything is computed plainly from then on.
 
     Attributes:
@@ -43,6 +47,7 @@ class Tracer:
         self._settings = settings
         self._n_layers = model.architecture.n_layers
         self._arguments = ReplayArguments(model)
+        self._unmoved = UnmovedModules(model)
         self._checked_lengths: set[int] = set()
 
     def trace(self, prompt: TracedPrompt, *, only_last_subject: bool = False) -> PromptTrace:
@@ -54,7 +59,7 @@ class Tracer:
                 NaN.
         """
         noise = draw_noise(self._model, prompt, self._settings)
-        runs = run_clean_and_corrupted(self._model, prompt, noise)
+        runs = run_clean_and_corrupted(self._model, prompt, noise, self._find_unmoved(prompt))
         tokens = prompt.subject[-1:] if only_last_subject else range(len(prompt.token_ids))
         routes = {
             (kind, token): self._routes(kind, token)
@@ -96,16 +101,28 @@ class Tracer:
             for route in dict.fromkeys(routes)
         }
 
+    def _find_unmoved(self, prompt: TracedPrompt) -> list[nn.Module]:
+        """Modules whose outputs in the corrupted run are worth keeping."""
+        if self.replay_failure is None and not self._unmoved.is_found:
+            try:
+                with torch.no_grad():
+                    whole = self._arguments.replay_whole(prompt.token_ids)
+                    self._unmoved.find(whole, len(prompt.token_ids))
+            except _UNEXPECTED as error:
+                self.replay_failure = f"replay: {error}"
+        return [module for modules in self._unmoved.by_layer for module in modules]
+
     def _score_by_replay(
         self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]
     ) -> dict[Route, float]:
         is_new_length = len(prompt.token_ids) not in self._checked_lengths
         try:
-            replay = PromptReplay(self._model, prompt, runs, self._arguments)
+            replay = PromptReplay(
+                self._model, prompt, runs, self._arguments, self._unmoved.by_layer
+            )
             found = replay.scores(routes)
-        except (ModelError, RuntimeError, ValueError, TypeError) as error:
-            # Whatever an architecture does to a cache or a shape that it did not expect; where its
-            # replay has worked before, the same error is a defect.
+        except _UNEXPECTED as error:
+            # Where the architecture's replay has worked before, the same error is a defect.
             if not is_new_length or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ReplayMismatchError(f"replay: {error}") from error
@@ -117,13 +134,15 @@ class Tracer:
     def _check(
         self, prompt: TracedPrompt, noise: Tensor, runs: Runs, found: dict[Route, float]
     ) -> None:
-        """Compute one cell of each kind plainly, at the last subject token.
+        """Compute one cell plainly, of the first prompt one of each kind.
 
         Raises:
             ReplayMismatchError: One of them differs.
         """
         tolerance = max(1e-4, 8 * torch.finfo(self._model.model.dtype).eps)
-        for kind in self._settings.traced_kinds:
+        # How kinds differ has nothing to do with length; masks and caches have.
+        kinds = self._settings.traced_kinds
+        for kind in kinds[:1] if self._checked_lengths else kinds:
             route = self._routes(kind, prompt.subject[-1])[self._n_layers // 2]
             plain = score_plainly(self._model, prompt, noise, runs, route)
             worst = abs(found[route] - plain)
