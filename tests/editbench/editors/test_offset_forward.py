@@ -69,7 +69,7 @@ def test_prefixes_that_are_known_are_not_run_again(family_model: EditableModel) 
     runs: list[int] = []
     block = family_model.model.get_submodule(family_model.architecture.block(0))
     handle = block.register_forward_hook(lambda *_: runs.append(1))
-    narrowed = SuffixReplay(family_model, site, some, verify=False, known=[whole.prefixes])
+    narrowed = SuffixReplay(family_model, site, some, spared=whole.spared, known=[whole.prefixes])
     handle.remove()
     assert len(runs) == 1  # of the suffix
     for found, true in zip(logits_and_gradient(narrowed, offsets), expected, strict=True):

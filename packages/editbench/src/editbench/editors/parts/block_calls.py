@@ -5,7 +5,8 @@ passes them in its own way. Recording the arguments of one real forward and call
 them again works for all of them, without a line about any.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,12 +51,15 @@ class BlockCalls:
     ) -> "BlockCalls":
         """Run `forward` without gradients and keep how it called blocks `first` … `last`.
 
+        A block's arguments besides the hidden states do not depend on them. With `stop`, the
+        recorded blocks therefore compute nothing: each hands on what it got.
+
         Args:
             model: The model whose blocks are recorded.
             forward: Runs the model once.
             first: Index of the first block to record.
             last: Index of the last block to record.
-            stop: End the forward before block `last` computes anything.
+            stop: Compute no recorded block (but block 0), and end the forward before block `last`.
         """
         modules = [
             model.model.get_submodule(model.architecture.block(layer))
@@ -77,7 +81,7 @@ class BlockCalls:
             module.register_forward_pre_hook(record_call, with_kwargs=True) for module in modules
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _handing_on(model, modules[:-1] if stop else [], first):
                 forward()
         except _Reached:
             pass
@@ -102,3 +106,34 @@ class BlockCalls:
             output = self._blocks[layer - self.first](hidden, *call["args"], **call["kwargs"])
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
+
+
+@contextmanager
+def _handing_on(model: EditableModel, modules: Sequence[nn.Module], first: int) -> Iterator[None]:
+    """Let blocks `first` and after hand on their input in the form in which a block answers."""
+    if not modules:
+        yield
+        return
+    answers: list[object] = []
+
+    def keep_answer(module: nn.Module, args: object, output: object) -> None:
+        answers.append(output)
+
+    def hand_on(*args: Any, **kwargs: Any) -> object:
+        hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
+        return (hidden, *answers[0][1:]) if isinstance(answers[0], tuple) else hidden
+
+    before = model.model.get_submodule(model.architecture.block(max(0, first - 1)))
+    silent = [module for module in modules if module is not before]
+    own = [vars(module).get("forward") for module in silent]  # offloading puts one there
+    handle = before.register_forward_hook(keep_answer)
+    try:
+        for module in silent:
+            vars(module)["forward"] = hand_on  # it shadows the class's method
+        yield
+    finally:
+        handle.remove()
+        for module, forward in zip(silent, own, strict=True):
+            del vars(module)["forward"]
+            if forward is not None:
+                vars(module)["forward"] = forward

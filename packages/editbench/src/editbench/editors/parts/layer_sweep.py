@@ -1,15 +1,14 @@
 """Keys and hidden states of all facts, measured layer by layer while the weights change."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
+from editbench.editors.parts.chosen_positions import Places, find_mlps, only_at
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.mlp_positions import find_mlp, only_at
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects, key_row
 from editbench.models.architecture import ProjectionKind
@@ -127,9 +126,9 @@ class LayerSweep:
 
     def _run_block(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
         """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
-        mlp = None if everywhere else find_mlp(self._model, layer)
         rows = torch.arange(len(batch.last), device=batch.last.device)
-        with nullcontext() if mlp is None else only_at(mlp, rows, batch.last):
+        places = None if everywhere else Places(rows, batch.last)
+        with only_at(find_mlps(self._model, [layer]), places):
             return batch.calls.run(states, layer, layer)
 
     def _start(self, rows: Sequence[tuple[int, PromptRow, float]], is_bare: bool) -> _Batch:

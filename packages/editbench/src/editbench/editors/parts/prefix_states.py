@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editbench.editors.parts.chosen_positions import (
+    Places,
+    find_position_wise,
+    find_read_modules,
+    only_at,
+)
 from editbench.editors.parts.offset_forward import OffsetRow
+from editbench.models.activations import fused_activations
 from editbench.models.editable import EditableModel
 
 
@@ -112,10 +119,29 @@ def _freeze(cache_layer: Any) -> None:
 
 
 def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) -> None:
-    """Run tokens, if there are any, and keep their keys and values."""
-    if inputs["input_ids"].shape[1]:
-        with torch.no_grad():
-            model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+    """Run tokens, if there are any, and keep their keys and values.
+
+    Padding is left out, and so is what the last block does with its keys and values.
+    """
+    if not (width := inputs["input_ids"].shape[1]):
+        return
+    last = model.architecture.n_layers - 1
+    unread = find_read_modules(model, last)
+    maps = [
+        module
+        for layer in range(last + 1)
+        for module in find_position_wise(model, layer)
+        if module not in unread
+    ]
+    unpadded = Places.without_padding(inputs["attention_mask"][:, -width:])
+    nowhere = Places(*torch.empty(2, 0, dtype=torch.long, device=model.device))
+    with (
+        torch.no_grad(),
+        fused_activations(model),
+        only_at(maps, unpadded),
+        only_at(unread, nowhere),
+    ):
+        model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
 
 
 def _take_rows(cache_layer: Any, index: Tensor) -> None:

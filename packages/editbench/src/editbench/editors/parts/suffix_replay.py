@@ -1,15 +1,21 @@
 """Offsets by replay: only what an offset can reach is run again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.mlp_positions import find_mlp, only_at
+from editbench.editors.parts.chosen_positions import (
+    Places,
+    find_mlps,
+    only_at,
+)
 from editbench.editors.parts.offset_forward import OffsetForward, OffsetRow, OffsetSite
 from editbench.editors.parts.prefix_states import PrefixStates, move_positions
+from editbench.editors.parts.spared_modules import SparedModules
 from editbench.editors.parts.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
 from editbench.models.activations import find_composed_activations, fused
@@ -37,14 +43,16 @@ class SuffixReplay(OffsetForward):
         site: Where the offsets are added.
         rows: The batch.
         read_layer: The block that is read out.
-        verify: Compare with the model's own forward.
+        spared: What an earlier replay of this model and site found out; None finds it out, and
+            compares with the model's own forward.
         known: What is known of prefixes: of those that hold all rows', none is run again.
 
     Attributes:
         prefixes: What stands before the offsets.
+        spared: What need not be computed everywhere, for later replays of this model and site.
 
     Raises:
-        ReplayMismatchError: With `verify`, if a replay without offsets is not the model's own
+        ReplayMismatchError: Without `spared`, if a replay without offsets is not the model's own
             forward: its cache cannot be frozen, or its blocks are not called in a plain sequence.
     """
 
@@ -55,7 +63,7 @@ class SuffixReplay(OffsetForward):
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
         *,
-        verify: bool = True,
+        spared: SparedModules | None = None,
         known: Sequence[PrefixStates] = (),
     ) -> None:
         super().__init__(model, site, rows, read_layer)
@@ -65,20 +73,23 @@ class SuffixReplay(OffsetForward):
         cache = self.prefixes.frozen_cache()
         suffix = model.batch([row.token_ids[row.offset_position :] for row in rows])
         move_positions(suffix, [row.offset_position for row in rows])
+        self._unpadded = Places.without_padding(suffix["attention_mask"])
         masks = [self.prefixes.mask, suffix["attention_mask"]]
         suffix["attention_mask"] = torch.cat(masks, dim=1)
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
         last = model.architecture.n_layers - 1
         self._first = site.layer + 1 if site.leaves_block else site.layer
         self._activations = find_composed_activations(model)
-        check = verify and self._reads_ordinary_logits
+        check = spared is None and self._reads_ordinary_logits
         own_logits: list[Tensor] = []
         states: list[Tensor] = []
 
         def run_suffix() -> None:
             with intervene(model.model, {model.architecture.block(site.layer): keep_states}):
                 if not check:
-                    model.model.base_model(**inputs)
+                    mlps = find_mlps(model, range(site.layer))
+                    with fused(self._activations), only_at(mlps, self._unpadded):
+                        model.model.base_model(**inputs)
                     return
                 with select_head_positions(model, self.read_rows, self._read_index):
                     own_logits.append(model.model(**inputs).logits[0])
@@ -97,8 +108,13 @@ class SuffixReplay(OffsetForward):
         self._states = states[0] if site.leaves_block else self._calls.entry
         for cache_layer in cache.layers[: self._first]:
             _empty(cache_layer)
-        self._last_mlp = self._find_last_mlp()
-        self._unmoved = self._find_unmoved()
+        self.spared = self._find_spared(spared)
+        self._unmoved = UnmovedMaps(
+            self.spared.unmoved,
+            lambda states: self._calls.run(states, self._first, self._first),
+            self._states,
+        )
+        self._mlps = self._find_mlps()
         if own_logits:
             self._check(own_logits[0])
 
@@ -121,30 +137,37 @@ class SuffixReplay(OffsetForward):
     def _run(self, states: Tensor) -> Tensor:
         """Replay the blocks, but what an offset cannot reach or nobody reads in the outer two."""
         first, last = self._first, self.read_layer
-        if self._unmoved is not None:
-            with self._unmoved.reused():
-                states = self._calls.run(states, first, first)
-            first += 1
-        if self._last_mlp is None:
-            return self._calls.run(states, first, last)
-        states = self._calls.run(states, first, last - 1)
-        with only_at(self._last_mlp, self.read_rows, self._read_index):
+        if first > last:
+            return states
+        with only_at(self._mlps, self._unpadded):
+            if first < last:
+                with self._unmoved.reused():
+                    states = self._calls.run(states, first, first)
+            states = self._calls.run(states, first + 1, last - 1)
+        with only_at(self.spared.read, Places(self.read_rows, self._read_index)):
             return self._calls.run(states, last, last)
 
-    def _find_unmoved(self) -> UnmovedMaps | None:
-        """What stays as it was in the first block behind the offset, unless that is the last."""
-        if not self.site.leaves_block or self._first >= self.read_layer:
-            return None
-        block = self.model.model.get_submodule(self.model.architecture.block(self._first))
-        return UnmovedMaps(
-            block, lambda states: self._calls.run(states, self._first, self._first), self._states
-        )
+    def _find_spared(self, known: SparedModules | None) -> SparedModules:
+        """What is known, if it is of the blocks at hand; else it is found out."""
+        first, last = self._first, self.read_layer
+        if known is not None and known.last == last:
+            return known
+        if first > last:
+            return SparedModules(first, last, (), ())
+        found = SparedModules.find(self.model, first, last)
+        if self.site.leaves_block:
+            return found
+        # The offset is added inside of block `first`, behind some of its modules.
+        return replace(found, unmoved=(), read=found.read if first < last else ())
 
-    def _find_last_mlp(self) -> nn.Module | None:
-        """The MLP of the block that is read out, if it is a module and no offset is added in it."""
-        if self.read_layer < self._first or self.site.layer == self.read_layer:
-            return None
-        return find_mlp(self.model, self.read_layer)
+    def _find_mlps(self) -> list[nn.Module]:
+        """MLPs that would only waste time on padding: neither read out, nor spared, nor the site's.
+
+        The block behind the site has them if it comes before the one that is read out.
+        """
+        start = self._first if self.site.leaves_block else self._first + 1
+        mlps = find_mlps(self.model, range(start, self.read_layer))
+        return [mlp for mlp in mlps if mlp not in self.spared.unmoved]
 
     def _check(self, expected: Tensor) -> None:
         try:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from editbench.editors.parts.offset_forward import FullForward, OffsetForward, OffsetRow, OffsetSite
 from editbench.editors.parts.prefix_states import PrefixStates
+from editbench.editors.parts.spared_modules import SparedModules
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.target_settings import TargetSettings
@@ -129,6 +130,11 @@ class _Batch:
         forwards = (self._prompts, self._essence)
         return [forward.prefixes for forward in forwards if isinstance(forward, SuffixReplay)]
 
+    @property
+    def spared(self) -> SparedModules | None:
+        """What later batches need not find out again."""
+        return self._prompts.spared if isinstance(self._prompts, SuffixReplay) else None
+
     def measure(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Run all rows with `offsets` `[n_edits, d_model]`.
 
@@ -164,7 +170,7 @@ class TargetOptimizer:
         self._model = model
         self._site = site
         self._settings = settings
-        self._verified = False
+        self._spared: SparedModules | None = None
         self.replays = replay
         self.replay_failure: str | None = None
 
@@ -240,18 +246,21 @@ class TargetOptimizer:
         return torch.full_like(norms, rate)
 
     def _prepare(self, tasks: Sequence[TargetTask], known: Sequence[PrefixStates] = ()) -> _Batch:
+        if self.replays and self._spared is None:
+            self._try_replay(tasks[:: max(1, len(tasks) - 1)])
+        build: Callable[..., OffsetForward] = FullForward
         if self.replays:
-            if not self._verified:
-                self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
-            try:
-                replay = partial(SuffixReplay, verify=not self._verified, known=known)
-                batch = _Batch(self._model, self._site, self._settings, tasks, replay)
-                self._verified = True
-            except ReplayMismatchError as error:
-                self.replays, self.replay_failure = False, str(error)
-            else:
-                return batch
-        return _Batch(self._model, self._site, self._settings, tasks, FullForward)
+            build = partial(SuffixReplay, spared=self._spared, known=known)
+        return _Batch(self._model, self._site, self._settings, tasks, build)
+
+    def _try_replay(self, tasks: Sequence[TargetTask]) -> None:
+        """Compare replay with the model's own forward, on the shortest and the longest edit."""
+        self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
+        try:
+            tried = _Batch(self._model, self._site, self._settings, tasks, SuffixReplay)
+            self._spared = tried.spared
+        except ReplayMismatchError as error:
+            self.replays, self.replay_failure = False, str(error)
 
 
 def _count_tokens(rows: Sequence[OffsetRow]) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.mlp_positions import find_mlp, only_at
+from editbench.editors.parts.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.activations import find_composed_activations, fused
 from editbench.models.editable import EditableModel
 from editbench.models.readout import apply_head
@@ -43,9 +43,9 @@ class TrainedSuffix:
     ) -> None:
         self._model = model
         self._rows, self._positions = rows, positions
-        self._places = torch.stack([rows, positions]).unique(dim=1)
+        self._places = Places(*torch.stack([rows, positions]).unique(dim=1))
         self._last = model.architecture.n_layers - 1
-        self._last_mlp = find_mlp(model, self._last)
+        self._read_modules = find_read_modules(model, self._last)
         self._activations = find_composed_activations(model)
         self._calls = BlockCalls.record(
             model, lambda: model.model(**inputs), first=layer, last=self._last, stop=True
@@ -80,10 +80,8 @@ class TrainedSuffix:
         if self._keys is not None:
             states = states + self._projection(self._keys).reshape(states.shape)
         with fused(self._activations):
-            if self._first > self._last or self._last_mlp is None:
-                states = self._calls.run(states, self._first, self._last)
-            else:
-                states = self._calls.run(states, self._first, self._last - 1)
-                with only_at(self._last_mlp, *self._places):
-                    states = self._calls.run(states, self._last, self._last)
-        return apply_head(self._model, states[self._rows, self._positions])
+            states = self._calls.run(states, self._first, self._last - 1)
+            with only_at(self._read_modules, self._places):
+                states = self._calls.run(states, max(self._first, self._last), self._last)
+        rows, positions = self._rows.to(states.device), self._positions.to(states.device)
+        return apply_head(self._model, states[rows, positions])

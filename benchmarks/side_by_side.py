@@ -1,0 +1,84 @@
+"""What all benchmarks share: sides that run in turns in one process, and a record of the outcome.
+
+Absolute times wander on shared machines. The sides of a comparison therefore take turns, `repeats`
+times each, and the ratio of their medians is what counts.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line with what every benchmark takes: ``--repeats``, ``--threads``, ``--out``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="where to write the record, a JSON file")
+    return parser
+
+
+def time_in_turns(
+    sides: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, tuple[float, object]]:
+    """Run the sides one after the other, `repeats` times.
+
+    Returns:
+        For each side, the median of its seconds, and what it returned last.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    returned: dict[str, object] = {}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            returned[name] = run()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: (statistics.median(seconds[name]), returned[name]) for name in sides}
+
+
+def record(
+    args: argparse.Namespace, settings: Mapping[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Print the rows, and write them with the command and the machine if ``--out`` was given.
+
+    Args:
+        args: The parsed command line.
+        settings: What the rows have in common: model, sizes, dtype.
+        rows: One for each comparison: ``what`` is compared, the seconds of the ``slow`` and the
+            ``fast`` side, their ``ratio``, and what else is worth knowing, such as ``difference``.
+    """
+    for row in rows:
+        cells = (
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
+        )
+        print(", ".join(cells))
+    content = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": args.threads,
+            "torch": torch.__version__,
+        },
+        "repeats": args.repeats,
+        "settings": dict(settings),
+        "rows": rows,
+    }
+    if args.out is not None:
+        args.out.write_text(json.dumps(content, indent=2) + "\n")
