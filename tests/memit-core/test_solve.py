@@ -21,6 +21,7 @@ from memit_core import (
     ShapeError,
     UpdateFactors,
     _float64,
+    _systems,
     solve_equality_factors,
     solve_update,
     solve_update_factors,
@@ -311,6 +312,47 @@ def test_no_edits_give_an_update_of_rank_zero() -> None:
             assert torch.equal(factors.dense(), torch.zeros(5, 7, dtype=torch.float64))
 
 
+def test_many_edits_are_solved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(23, 7, 5)
+    factorized = FactorizedSecondMoment(problem.second_moment)
+    monkeypatch.setattr(_systems, "_ENTRIES_PER_CHUNK", 5 * 7)
+    for second_moment in (problem.second_moment, factorized):
+        update = solve_update(
+            problem.keys, problem.residuals, second_moment, preservation_weight=problem.weight
+        )
+        factors = solve_update_factors(
+            problem.keys, problem.residuals, second_moment, preservation_weight=problem.weight
+        )
+        assert_close(update, factors.dense())
+        assert_close(update @ problem.system, problem.residuals.mT @ problem.keys)
+
+
+def test_memory_does_not_grow_with_the_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_systems, "_ENTRIES_PER_CHUNK", 2**18)
+    peaks = []
+    for n_edits in (2_048, 8_192):
+        keys, residuals = torch.ones(n_edits, 256), torch.ones(n_edits, 16)
+        moment = torch.eye(256, dtype=torch.float64)
+        arguments = (keys, residuals, moment)
+        peaks.append(peak_bytes(partial(solve_update, *arguments, preservation_weight=1.0)))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_wide_matrices_are_summed_in_strips() -> None:
+    """Wider than a strip: every block of the upper triangle has to be there."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(40, 700, generator=generator, dtype=torch.float64)
+    residuals = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    moment = torch.eye(700, dtype=torch.float64)
+    expected = residuals.mT @ torch.linalg.solve(2 * moment + keys.mT @ keys, keys.mT).mT
+    for second_moment in (moment, FactorizedSecondMoment(moment)):
+        for form in FORMS:
+            factors = solve_update_factors(
+                keys, residuals, second_moment, preservation_weight=2.0, form=form
+            )
+            assert_close(factors.dense(), expected)
+
+
 def test_auto_takes_the_cheaper_form() -> None:
     for n_edits, expected in ((6, "dual"), (40, "primal")):
         problem = make_problem(n_edits, 20, 5)
@@ -336,19 +378,29 @@ def test_devices_without_float64_are_served_by_the_cpu(monkeypatch: pytest.Monke
     assert_close(update.double(), expected, 1e-6)
 
 
-@pytest.mark.parametrize("form", ["primal", "dual"])
-def test_at_most_three_float64_matrices_are_alive(form: Literal["primal", "dual"]) -> None:
-    d_key = 1024
-    keys, residuals = torch.eye(3, d_key), torch.ones(3, 5)
-    second_moment = 2 * torch.eye(d_key, dtype=torch.float64)
+def peak_bytes(run: Callable[[], object]) -> int:
+    """What torch allocates at most while `run` runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        solve_update_factors(keys, residuals, second_moment, preservation_weight=1.0, form=form)
+        run()
     events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     alive = peak = 0
     for _, change in changes:
         alive += change
         peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_at_most_three_float64_matrices_are_alive(form: Literal["primal", "dual"]) -> None:
+    d_key = 1024
+    keys, residuals = torch.eye(3, d_key), torch.ones(3, 5)
+    second_moment = 2 * torch.eye(d_key, dtype=torch.float64)
+    peak = peak_bytes(
+        lambda: solve_update_factors(
+            keys, residuals, second_moment, preservation_weight=1.0, form=form
+        )
+    )
     matrix = 8 * d_key**2
     assert peak > matrix, "the profiler saw nothing"
     assert matrix + peak <= 3 * matrix  # the caller's own second moment is the first

@@ -229,7 +229,7 @@ def test_failure_half_way_changes_nothing() -> None:
         (
             {"codes": torch.ones(2, 2)},
             MemitCoreError,
-            "'codes' must be floating-point and in memory",
+            "'codes' must be floating-point, got torch.int8",
         ),
         (
             {"weight": torch.full((5, 3), math.nan)},
@@ -254,14 +254,3 @@ def test_bad_updates_are_refused_before_anything_changes(
     ):
         pytest.fail("the body must not run")
     assert_same_bits(model, before)
-
-
-def test_offloaded_parameters_are_refused() -> None:
-    model = Toy().to("meta")
-    with (
-        pytest.raises(
-            MemitCoreError, match=r"'bias' must be .* in memory, got torch\.float32 on meta"
-        ),
-        updated_weights(model, {"bias": torch.ones(5)}),
-    ):
-        pytest.fail("the body must not run")

@@ -1,9 +1,17 @@
 """MEMIT's closed-form update, residual spreading, second moments and hooks."""
 
 from memit_core.errors import IllPosedError, MemitCoreError, ShapeError
+from memit_core.factor_files import StoredFactor, load_factor, save_factor
 from memit_core.factorize import FactorizedSecondMoment
 from memit_core.hooks import Captured, capture, intervene
-from memit_core.moment_files import SecondMoments, load_second_moments, save_second_moments
+from memit_core.moment_files import (
+    SecondMomentFile,
+    SecondMoments,
+    load_second_moments,
+    save_second_moments,
+)
+from memit_core.offload import find_device, in_memory
+from memit_core.sampling import estimate_excess
 from memit_core.second_moment import SecondMoment
 from memit_core.solve import solve_equality_factors, solve_update, solve_update_factors
 from memit_core.spread import spread_residuals
@@ -18,12 +26,19 @@ __all__ = [
     "IllPosedError",
     "MemitCoreError",
     "SecondMoment",
+    "SecondMomentFile",
     "SecondMoments",
     "ShapeError",
+    "StoredFactor",
     "UpdateFactors",
     "capture",
+    "estimate_excess",
+    "find_device",
+    "in_memory",
     "intervene",
+    "load_factor",
     "load_second_moments",
+    "save_factor",
     "save_second_moments",
     "solve_equality_factors",
     "solve_update",

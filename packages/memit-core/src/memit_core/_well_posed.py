@@ -127,7 +127,7 @@ def cholesky_in_place(
     scaled to a unit diagonal: no test depends on the units of a coordinate.
 
     Args:
-        matrix: Symmetric, contiguous, float64; destroyed.
+        matrix: Symmetric, contiguous, float64; only its upper triangle is read. Destroyed.
         rounding: Errors that the diagonal entries came with, [d]; what this computation adds in
             float64 is counted anyway.
 

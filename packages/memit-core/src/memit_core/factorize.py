@@ -7,7 +7,7 @@ from torch import Tensor
 from memit_core._float64 import find_float64_device
 from memit_core._shapes import shape_checked
 from memit_core._well_posed import cholesky_in_place, copy_symmetric
-from memit_core.errors import IllPosedError
+from memit_core.errors import IllPosedError, ShapeError
 
 
 @shape_checked
@@ -51,6 +51,32 @@ class FactorizedSecondMoment:
                 f"{d_key} at the very least, and as varied as can be), or solve the primal form "
                 "with the plain matrix, if the keys fill the gap."
             )
+
+    @classmethod
+    @shape_checked
+    def from_factor(cls, factor: Float[Tensor, "d_key d_key"]) -> "FactorizedSecondMoment":
+        """Wrap L, computed earlier; it is not copied.
+
+        Args:
+            factor: Lower triangular, float64, on a device that has it. What is above the diagonal
+                is never read.
+
+        Raises:
+            ShapeError: Not square, or not float64.
+            IllPosedError: Its diagonal is not positive.
+        """
+        operation = "FactorizedSecondMoment.from_factor"
+        if factor.dtype != torch.float64:
+            raise ShapeError(f"{operation}: got {factor.dtype}; expected torch.float64.")
+        diagonal = factor.diagonal()
+        if not bool((diagonal > 0).all()):  # false for NaN, too
+            raise IllPosedError(
+                f"{operation}: the diagonal must be positive, got {float(diagonal.min())}. "
+                "Factorize the second moment again."
+            )
+        wrapped = cls.__new__(cls)
+        wrapped.factor = factor
+        return wrapped
 
     @property
     def d_key(self) -> int:

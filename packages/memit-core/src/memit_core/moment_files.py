@@ -5,22 +5,19 @@ hold, under ``editbench``, a JSON object with ``n_tokens`` (layer → count) and
 model and corpus the tokens came from).
 """
 
-import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-from memit_core.errors import MemitCoreError
+from memit_core._tensor_files import TensorFile, import_safetensors, write_tensors
+from memit_core.errors import MemitCoreError, ShapeError
 from memit_core.second_moment import DTYPES, SecondMoment
 
-_METADATA_KEY: Final = "editbench"
 _TENSOR_NAME: Final = re.compile(r"layers\.(0|[1-9]\d*)")
 
 
@@ -58,7 +55,7 @@ def save_second_moments(
             JSON, `dtype` is another one, the file cannot be written, or safetensors is missing.
     """
     operation = "save_second_moments"
-    safetensors = _import_safetensors(operation)
+    import_safetensors(operation)  # before anything is copied
     if not moments:
         raise MemitCoreError(f"{operation}: there is nothing to save, got no layer.")
     if dtype is not None and dtype not in DTYPES:
@@ -78,32 +75,94 @@ def save_second_moments(
     card: dict[str, Any] = {"n_tokens": {k: n for k, n in counts.items() if n is not None}}
     if provenance is not None:
         card["provenance"] = dict(provenance)
-    try:
-        metadata = {_METADATA_KEY: json.dumps(card, sort_keys=True, allow_nan=False)}
-    except (TypeError, ValueError) as error:
-        raise MemitCoreError(
-            f"{operation}: `provenance` is not JSON, got {provenance!r} ({error}). Use strings, "
-            "numbers, lists and dictionaries only."
-        ) from error
-    target = Path(path)
-    # In the target's own folder, so that the final rename cannot cross file systems.
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise MemitCoreError(
-            f"{operation}: cannot write the file, got {path} ({error}). Check that its folder "
-            "exists, may be written to, and has space."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(operation, path, tensors, card)
+
+
+class SecondMomentFile:
+    """A file of second moments, of which one layer at a time is read.
+
+    At d_key = 16384 a layer takes 2 GiB: where several are needed one after another, read each when
+    its turn has come.
+
+    Attributes:
+        path: The file.
+        provenance: Where the moments come from, as given on saving; None if the file does not say.
+        n_tokens: Tokens that each layer is the mean over, where the file says so.
+        shapes: Shape of each layer's tensor, layers ascending.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read what the file says about itself, and none of its matrices.
+
+        Args:
+            path: File as `save_second_moments` writes it. Without metadata it can be read, too.
+
+        Raises:
+            MemitCoreError: The file cannot be read or breaks the format; the message names it.
+        """
+        self.path = os.fspath(path)
+        operation = f"load_second_moments: {self.path}"
+        self._file = TensorFile("load_second_moments", self.path)
+        shapes = {}
+        for name, (dtype, shape) in self._file.tensors.items():
+            match = _TENSOR_NAME.fullmatch(name)
+            if match is None:
+                raise MemitCoreError(
+                    f"{operation}: not a file of second moments, got tensor '{name}'; expected "
+                    "'layers.<l>' only."
+                )
+            if dtype not in DTYPES:
+                raise MemitCoreError(
+                    f"{operation}: tensor '{name}' has the wrong dtype, got {dtype}; expected "
+                    "torch.float64 or torch.float32."
+                )
+            if len(shape) != 2 or shape[0] != shape[1]:
+                raise ShapeError(
+                    f"{operation}: tensor '{name}' must be square, got "
+                    f"{list(shape)}; expected [d_key, d_key]."
+                )
+            shapes[int(match[1])] = shape
+        if not shapes:
+            raise MemitCoreError(
+                f"{operation}: holds no second moment, got no tensor 'layers.<l>'."
+            )
+        self.shapes = dict(sorted(shapes.items()))
+        card = self._file.read_card(("n_tokens", "provenance"))
+        for layer, count in (card["n_tokens"] or {}).items():
+            if type(count) is not int:
+                raise MemitCoreError(
+                    f"{operation}: metadata 'n_tokens' must hold a count for each layer, got "
+                    f"{count!r} for layer {layer}."
+                )
+        self.n_tokens: dict[str, int] = card["n_tokens"] or {}
+        self.provenance: dict[str, Any] | None = card["provenance"]
+
+    def read(self, layer: int) -> Tensor:
+        """Return a layer's moment as it is in the file, [d_key, d_key], on the CPU.
+
+        The file is mapped into memory, and a page of it read when it is touched. Whether the
+        numbers make sense is left to whoever uses them: every solve checks.
+        """
+        return self._file.read(f"layers.{layer}")
+
+    def load(self, layer: int) -> SecondMoment:
+        """Return a layer's moment as one that can be updated and merged.
+
+        Raises:
+            IllPosedError: Not finite, or not symmetric.
+            MemitCoreError: The count of tokens is not positive.
+        """
+        try:
+            count = self.n_tokens.get(str(layer))
+            return SecondMoment.from_moment(self.read(layer), n_tokens=count)
+        except MemitCoreError as error:
+            raise type(error)(
+                f"load_second_moments: {self.path}: layer {layer}: {error}"
+            ) from error
 
 
 def load_second_moments(path: str | os.PathLike[str]) -> SecondMoments:
-    """Read a file of second moments.
+    """Read a file of second moments, all layers at once.
 
     Args:
         path: File as `save_second_moments` writes it. Without metadata it loads, too: then the
@@ -115,79 +174,5 @@ def load_second_moments(path: str | os.PathLike[str]) -> SecondMoments:
     Raises:
         MemitCoreError: The file cannot be read or breaks the format; the message names it.
     """
-    operation = f"load_second_moments: {path}"
-    safetensors = _import_safetensors("load_second_moments")
-    tensors: dict[int, torch.Tensor] = {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                match = _TENSOR_NAME.fullmatch(name)
-                if match is None:
-                    raise MemitCoreError(
-                        f"{operation}: not a file of second moments, got tensor '{name}'; expected "
-                        "'layers.<l>' only."
-                    )
-                tensors[int(match[1])] = file.get_tensor(name)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise MemitCoreError(
-            f"{operation}: cannot be read as safetensors, got {error}. Check the path, and "
-            "whether the file is complete."
-        ) from error
-    if not tensors:
-        raise MemitCoreError(f"{operation}: holds no second moment, got no tensor 'layers.<l>'.")
-    n_tokens, provenance = _read_card(operation, metadata.get(_METADATA_KEY))
-    moments = {}
-    for layer, tensor in sorted(tensors.items()):
-        if tensor.dtype not in DTYPES:
-            raise MemitCoreError(
-                f"{operation}: tensor 'layers.{layer}' has the wrong dtype, got {tensor.dtype}; "
-                "expected torch.float64 or torch.float32."
-            )
-        try:
-            count = n_tokens.get(str(layer))
-            moments[layer] = SecondMoment.from_moment(tensor, n_tokens=count)
-        except MemitCoreError as error:
-            raise type(error)(f"{operation}: layer {layer}: {error}") from error
-    return SecondMoments(moments, provenance)
-
-
-def _read_card(operation: str, text: str | None) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """Take the file's metadata apart: token counts by layer, and provenance."""
-    if text is None:
-        return {}, None
-    try:
-        card = json.loads(text)
-    except ValueError as error:
-        raise MemitCoreError(
-            f"{operation}: metadata '{_METADATA_KEY}' is not JSON, got {text[:80]!r} ({error})."
-        ) from error
-    if not isinstance(card, dict):
-        raise MemitCoreError(
-            f"{operation}: metadata '{_METADATA_KEY}' must be a JSON object, got {card!r}."
-        )
-    n_tokens, provenance = card.get("n_tokens"), card.get("provenance")
-    for name, value in (("n_tokens", n_tokens), ("provenance", provenance)):
-        if not isinstance(value, dict | None):
-            raise MemitCoreError(
-                f"{operation}: metadata '{name}' must be a JSON object, got {value!r}."
-            )
-    for layer, count in (n_tokens or {}).items():
-        if type(count) is not int:
-            raise MemitCoreError(
-                f"{operation}: metadata 'n_tokens' must hold a count for each layer, got {count!r} "
-                f"for layer {layer}."
-            )
-    return n_tokens or {}, provenance
-
-
-def _import_safetensors(operation: str) -> ModuleType:
-    """Import safetensors on demand: it is an extra, for those who keep moments in files."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MemitCoreError(
-            f"{operation}: needs the package safetensors, got {error}. "
-            "Install it with: pip install 'memit-core[files]'"
-        ) from error
-    return safetensors
+    file = SecondMomentFile(path)
+    return SecondMoments({layer: file.load(layer) for layer in file.shapes}, file.provenance)

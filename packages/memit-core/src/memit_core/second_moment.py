@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memit_core._float64 import find_float64_device
+from memit_core._gram import add_gram
 from memit_core._shapes import shape_checked
 from memit_core._well_posed import copy_symmetric, require_finite
 from memit_core.errors import MemitCoreError, ShapeError
@@ -64,7 +65,8 @@ class SecondMoment:
         place = torch.device("cpu" if device is None else device)
         if dtype == torch.float64:
             place = find_float64_device(place)
-        # The mean, not the sum: a moment that is loaded and saved again keeps its bits.
+        # The mean, not the sum: a moment that is loaded and saved again keeps its bits. Only the
+        # upper triangle is kept up to date.
         self._mean = torch.zeros(d_key, d_key, dtype=dtype, device=place)
         self._n_tokens: int | None = 0
 
@@ -140,7 +142,7 @@ class SecondMoment:
             share_before = n_before / n_after
             for chunk in torch.split(keys, max(1, _ENTRIES_PER_CHUNK // self.d_key)):
                 wide = chunk.to(self.device).to(self.dtype)
-                self._mean.addmm_(wide.mT, wide, beta=share_before, alpha=1 / n_after)
+                add_gram(self._mean, wide, beta=share_before, alpha=1 / n_after)
                 share_before = 1.0
         self._n_tokens = n_after
 
@@ -177,8 +179,8 @@ class SecondMoment:
                 "SecondMoment.moment: a mean needs tokens, got n_tokens=0. Call `update` first."
             )
         # Copying one triangle rounds nothing, so what was symmetric keeps its bits.
-        lower = self._mean.tril()
-        return lower.add_(self._mean.tril(-1).mT)
+        upper = self._mean.triu()
+        return upper.add_(self._mean.triu(1).mT)
 
     def _require_count(self, operation: str) -> int:
         if self._n_tokens is None:

@@ -10,6 +10,7 @@ from memit_core._float64 import find_float64_device
 from memit_core._lookup import look_up
 from memit_core._well_posed import require_finite
 from memit_core.errors import MemitCoreError, ShapeError
+from memit_core.offload import in_memory
 from memit_core.update_factors import UpdateFactors
 
 
@@ -22,7 +23,8 @@ def updated_weights(
     The sum is formed in float64 and then cast to the parameter's dtype. Parameters change in
     place, so whatever shares their memory, such as a tied head, follows. On every exit, also on
     exceptions, all their bits are as before: they come back from a copy, for adding and subtracting
-    again would round.
+    again would round. Parameters that accelerate keeps elsewhere stay in memory within the body,
+    see `in_memory`; what is kept elsewhere is not written to.
 
     Args:
         model: Any module; whether its parameters require gradients does not matter.
@@ -34,8 +36,8 @@ def updated_weights(
         Nothing.
 
     Raises:
-        MemitCoreError: A name is unknown, two names are one tied parameter, or a parameter is not
-            floating-point or has been offloaded. Nothing has been changed then.
+        MemitCoreError: A name is unknown, two names are one tied parameter, a parameter is not
+            floating-point, or it cannot be brought into memory. Nothing has been changed then.
         ShapeError: An update does not have its parameter's shape. Nothing has been changed then.
         IllPosedError: An update is not finite. Nothing has been changed then.
 
@@ -51,15 +53,17 @@ def updated_weights(
     """
     # Tied parameters go by several names.
     available = dict(model.named_parameters(remove_duplicate=False))
-    parameters = look_up("updated_weights", "parameter", updates, available)
-    _require_distinct(parameters)
-    for name, parameter in parameters.items():
+    for name, parameter in look_up("updated_weights", "parameter", updates, available).items():
         _require_fit(name, parameter, updates[name])
-    memory = {name: parameter.detach() for name, parameter in parameters.items()}
-    saved = {name: tensor.clone() for name, tensor in memory.items()}
     with ExitStack() as restoring:
+        brought_in = restoring.enter_context(in_memory(model, updates))
+        parameters = {name: model.get_parameter(name) for name in updates}
+        _require_distinct(parameters)
+        memory = {name: parameter.detach() for name, parameter in parameters.items()}
+        saved = {name: each.clone() for name, each in memory.items() if name not in brought_in}
         for name, tensor in memory.items():
-            restoring.callback(_restore, parameters[name], tensor, saved[name])
+            if name in saved:
+                restoring.callback(_restore, parameters[name], tensor, saved[name])
             _write(tensor, _add(tensor, updates[name]))
         yield
 
@@ -76,11 +80,10 @@ def _require_distinct(parameters: Mapping[str, nn.Parameter]) -> None:
 
 def _require_fit(name: str, parameter: nn.Parameter, update: Tensor | UpdateFactors) -> None:
     """Refuse an update that cannot be added to a parameter."""
-    if parameter.is_meta or not parameter.is_floating_point():
+    if not parameter.is_floating_point():
         raise MemitCoreError(
-            f"updated_weights: parameter '{name}' must be floating-point and in memory, got "
-            f"{parameter.dtype} on {parameter.device}. Load the model without quantization and "
-            "without offloading."
+            f"updated_weights: parameter '{name}' must be floating-point, got {parameter.dtype}. "
+            "Load the model without quantization."
         )
     if isinstance(update, UpdateFactors):
         shape, parts = [update.d_value, update.d_key], [update.left, update.right]

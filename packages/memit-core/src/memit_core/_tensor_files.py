@@ -1,0 +1,157 @@
+"""safetensors files with a card: a JSON object in the metadata, under ``editbench``.
+
+safetensors is an extra, for those who keep things in files; it is imported on demand.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from memit_core.errors import MemitCoreError
+
+_METADATA_KEY: Final = "editbench"
+
+
+def write_tensors(
+    operation: str,
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        operation: Public function to name in messages.
+        path: File to create or replace; its folder must exist.
+        tensors: By name; contiguous, on the CPU.
+        card: JSON object.
+
+    Raises:
+        MemitCoreError: The card's `provenance` is not JSON, the file cannot be written, or
+            safetensors is missing.
+    """
+    safetensors = import_safetensors(operation)
+    try:
+        metadata = {_METADATA_KEY: json.dumps(card, sort_keys=True, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise MemitCoreError(
+            f"{operation}: `provenance` is not JSON, got {card['provenance']!r} ({error}). Use "
+            "strings, numbers, lists and dictionaries only."
+        ) from error
+    target = Path(path)
+    # In the target's own folder, so that the final rename cannot cross file systems.
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        safetensors.torch.save_file(dict(tensors), partial, metadata=metadata)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MemitCoreError(
+            f"{operation}: cannot write the file, got {path} ({error}). Check that its folder "
+            "exists, may be written to, and has space."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class TensorFile:
+    """A file whose tensors are read one at a time.
+
+    Args:
+        operation: Public function to name in messages.
+        path: The file.
+
+    Attributes:
+        tensors: Name to dtype and shape.
+
+    Raises:
+        MemitCoreError: The file cannot be read, or safetensors is missing.
+    """
+
+    def __init__(self, operation: str, path: str | os.PathLike[str]) -> None:
+        self._safetensors = import_safetensors(operation)
+        self._operation = f"{operation}: {path}"
+        self._path = path
+        self.tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        try:
+            with self._safetensors.safe_open(path, framework="pt") as file:
+                self._metadata = file.metadata() or {}
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    tensor = file.get_tensor(name)  # mapped: nothing is read yet
+                    self.tensors[name] = (tensor.dtype, tuple(tensor.shape))
+        except (OSError, self._safetensors.SafetensorError) as error:
+            raise self._unreadable(error) from error
+
+    def read(self, name: str) -> Tensor:
+        """Map a tensor into memory; what is written into it does not reach the file."""
+        try:
+            with self._safetensors.safe_open(self._path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, self._safetensors.SafetensorError) as error:
+            raise self._unreadable(error) from error
+        return tensor
+
+    def read_card(self, objects: Sequence[str]) -> dict[str, Any]:
+        """Take the card apart.
+
+        Args:
+            objects: Keys whose values are JSON objects.
+
+        Returns:
+            For each key its value, or None.
+
+        Raises:
+            MemitCoreError: The card is damaged.
+        """
+        text = self._metadata.get(_METADATA_KEY)
+        if text is None:
+            return dict.fromkeys(objects)
+        try:
+            card = json.loads(text)
+        except ValueError as error:
+            raise MemitCoreError(
+                f"{self._operation}: metadata '{_METADATA_KEY}' is not JSON, got {text[:80]!r} "
+                f"({error})."
+            ) from error
+        if not isinstance(card, dict):
+            raise MemitCoreError(
+                f"{self._operation}: metadata '{_METADATA_KEY}' must be a JSON object, got "
+                f"{card!r}."
+            )
+        for name in objects:
+            if not isinstance(card.get(name), dict | None):
+                raise MemitCoreError(
+                    f"{self._operation}: metadata '{name}' must be a JSON object, got "
+                    f"{card[name]!r}."
+                )
+        return {name: card.get(name) for name in objects}
+
+    def _unreadable(self, error: Exception) -> MemitCoreError:
+        return MemitCoreError(
+            f"{self._operation}: cannot be read as safetensors, got {error}. Check the path, and "
+            "whether the file is complete."
+        )
+
+
+def import_safetensors(operation: str) -> ModuleType:
+    """Import the package.
+
+    Raises:
+        MemitCoreError: It is not installed.
+    """
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MemitCoreError(
+            f"{operation}: needs the package safetensors, got {error}. "
+            "Install it with: pip install 'memit-core[files]'"
+        ) from error
+    return safetensors

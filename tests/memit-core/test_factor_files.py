@@ -1,0 +1,93 @@
+"""Factorized second moments on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from memit_core import (
+    FactorizedSecondMoment,
+    IllPosedError,
+    MemitCoreError,
+    ShapeError,
+    load_factor,
+    save_factor,
+    solve_equality_factors,
+    solve_update,
+    solve_update_factors,
+)
+
+
+@pytest.fixture
+def moment() -> torch.Tensor:
+    keys = torch.randn(40, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return keys.mT @ keys / 40
+
+
+def test_a_loaded_factor_solves_to_the_same_bits(tmp_path: Path, moment: torch.Tensor) -> None:
+    path = tmp_path / "factor.safetensors"
+    factorized = FactorizedSecondMoment(moment)
+    save_factor(path, factorized, {"layer": 3})
+    stored = load_factor(path)
+    assert stored.provenance == {"layer": 3}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    loaded = stored.factorized
+    assert torch.equal(loaded.factor, factorized.factor)
+    torch.testing.assert_close(loaded.factor @ loaded.factor.mT, moment, rtol=1e-13, atol=1e-13)
+    for n_edits in (2, 30):
+        generator = torch.Generator().manual_seed(n_edits)
+        keys, residuals = (torch.randn(n_edits, d, generator=generator) for d in (7, 5))
+        for form in ("primal", "dual"):
+            some, same = (
+                solve_update_factors(keys, residuals, each, preservation_weight=2.0, form=form)
+                for each in (factorized, loaded)
+            )
+            assert torch.equal(some.right, same.right)
+        expected = solve_update(keys, residuals, moment, preservation_weight=2.0)
+        found = solve_update(keys, residuals, loaded, preservation_weight=2.0)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    exact = solve_equality_factors(keys[:3], residuals[:3], loaded)
+    torch.testing.assert_close(exact.dense() @ keys[:3].double().mT, residuals[:3].double().mT)
+
+
+def test_a_loaded_factor_is_mapped_and_its_file_out_of_reach(
+    tmp_path: Path, moment: torch.Tensor
+) -> None:
+    path = tmp_path / "factor.safetensors"
+    save_factor(path, FactorizedSecondMoment(moment), None)
+    stored = load_factor(path)
+    assert stored.provenance is None
+    assert stored.factorized.factor.mT.is_contiguous(), "the file's own order, so nothing is copied"
+    before = path.read_bytes()
+    stored.factorized.factor.zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({"layers.1": torch.eye(3)}, MemitCoreError, r"got tensors \['layers.1'\]; expected 'fac"),
+        ({"factor": torch.eye(3)}, ShapeError, r"got torch.float32; expected torch.float64"),
+        ({"factor": torch.ones(2, 3).double()}, ShapeError, r"got float64 \[3, 2\]"),
+        ({"factor": torch.diag(torch.tensor([1.0, 0.0])).double()}, IllPosedError, "positive"),
+        ({"factor": torch.full((1, 1), torch.nan).double()}, IllPosedError, "positive, got nan"),
+    ],
+)
+def test_files_that_are_no_factors_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "factor.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(error, match=f"^load_factor: {path}: .*{message}"):
+        load_factor(path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path, moment: torch.Tensor) -> None:
+    path = tmp_path / "factor.safetensors"
+    save_factor(path, FactorizedSecondMoment(moment), None)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(MemitCoreError, match="cannot be read as safetensors"):
+        load_factor(path)
+    with pytest.raises(MemitCoreError, match="save_factor: cannot write the file"):
+        save_factor(tmp_path / "none" / "factor", FactorizedSecondMoment(moment), None)
