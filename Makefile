@@ -12,7 +12,9 @@ MAX_EDITS_layers := 300
 MAX_EDITS_attention := 1000
 MAX_EDITS_lambda := 1000
 
-.PHONY: demo test lint results docs clean install
+GALLERY_FIGURES := prompt-00000 average profiles severed
+
+.PHONY: demo test lint results gallery docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -32,6 +34,13 @@ results: $(INSTALLED) $(EXPERIMENTS:%=docs/results/tables/%.md)  ## Run the pape
 docs/results/tables/%.md: | $(INSTALLED)
 	$(BIN)/editbench reproduce $* $(if $(MAX_EDITS_$*),--max-edits $(MAX_EDITS_$*)) --out runs/atlas/$* --resume
 	$(BIN)/editbench report runs/atlas/$* --format markdown --output $@ --figures docs/results/figures
+
+gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a few minutes; needs Chromium).
+	$(BIN)/editbench trace --n-facts 100 --out runs/gallery/trace --resume
+	$(BIN)/editbench reproduce table2 --max-edits 100 --out runs/gallery/table2 --resume
+	$(BIN)/editbench report runs/gallery/table2 runs/gallery/trace --html runs/gallery/report.html
+	$(BIN)/python docs/results/take_screenshots.py runs/gallery/report.html docs/results/gallery
+	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

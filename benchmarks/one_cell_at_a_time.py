@@ -4,14 +4,30 @@ Written straight from the definition, sharing no code with the package's replay,
 as the slow side of the benchmark and as an independent check of the fast one.
 """
 
-from typing import Literal
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from editbench.models.editable import EditableModel
-from editbench.tracing.settings import window_around
+from editbench.tracing.noise import draw_noise
+from editbench.tracing.settings import Kind, TraceSettings, window_around
 from editbench.tracing.traces import TracedPrompt
+
+
+def trace_cells(
+    model: EditableModel, prompt: TracedPrompt, settings: TraceSettings, kind: Kind
+) -> np.ndarray:
+    """Return the scores of all cells of one kind, `[n_tokens, n_layers]`."""
+    noise = draw_noise(model, prompt, settings)
+
+    def trace(token: int, layer: int) -> float:
+        window = settings.window
+        return trace_one(model, prompt, noise, kind=kind, token=token, layer=layer, window=window)
+
+    layers = range(model.architecture.n_layers)
+    return np.array(
+        [[trace(token, layer) for layer in layers] for token in range(len(prompt.token_ids))]
+    )
 
 
 def trace_one(
@@ -19,7 +35,7 @@ def trace_one(
     prompt: TracedPrompt,
     noise: Tensor,
     *,
-    kind: Literal["hidden", "mlp", "attention"],
+    kind: Kind,
     token: int,
     layer: int,
     window: int,

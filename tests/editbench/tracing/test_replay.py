@@ -10,7 +10,7 @@ import torch
 from editbench.models.editable import EditableModel
 from editbench.tracing.noise import draw_noise
 from editbench.tracing.plain import score_plainly
-from editbench.tracing.replay import Route
+from editbench.tracing.routes import Route
 from editbench.tracing.runs import run_clean_and_corrupted
 from editbench.tracing.settings import TraceSettings, window_around
 from editbench.tracing.tracer import Tracer

@@ -78,7 +78,7 @@ class LayerChoice:
             raise ConfigError(
                 f"--layers: there is no such file, got {str(self._facts_file)!r}. Check the path."
             )
-        if not self._is_auto and not parse_layers(self.text):
+        if not self.is_auto and not parse_layers(self.text):
             raise ConfigError(
                 f"--layers: got {self.text!r}; expected numbers from 0, such as 3-8 or 3,5,8, or "
                 "'auto'."
@@ -112,7 +112,7 @@ class LayerChoice:
         """
         if self.text is None:
             return settings
-        if self._is_auto:
+        if self.is_auto:
             layers = self._trace(model, source, cache, display)
         else:
             layers = tuple(parse_layers(self.text))
@@ -127,7 +127,8 @@ class LayerChoice:
         }
 
     @property
-    def _is_auto(self) -> bool:
+    def is_auto(self) -> bool:
+        """Whether they are to be found by tracing."""
         return self.text is not None and self.text.partition("=")[0] == _AUTO
 
     @property

@@ -31,6 +31,13 @@ class Collection:
     values: Mapping[str, pd.DataFrame]
     experiments: Mapping[str, tuple[str, ...]]
 
+    @property
+    def distinct_metrics(self) -> tuple[MetricDescription, ...]:
+        """What is known about the metrics of all trials, each once."""
+        return tuple(
+            {metric.name: metric for known in self.metrics.values() for metric in known}.values()
+        )
+
 
 def collect(folders: Sequence[Path]) -> Collection:
     """Read run folders, finished or not. A trial that several of them hold counts once.

@@ -1,11 +1,8 @@
 """Editors against one another on the same cases."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from editbench.errors import RunError, UnknownNameError
 from editbench.results.collection import Collection, collect
+from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
 from editbench.results.quantities import find_quantities, take_logarithms
@@ -121,7 +119,6 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
             "trials have failed or not been run yet. Resume the run, or compare to another editor."
         )
     variants = find_variants(trials)
-    metrics = {metric.name: metric for known in collection.metrics.values() for metric in known}
     return Comparison(
         baseline=baseline,
         differences=tuple(
@@ -130,24 +127,18 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
             if _cases(trials[trial]) == _cases(trials[base])
             for difference in _compare_trials(collection, variants, trial, base)
         ),
-        metrics=tuple(metrics.values()),
+        metrics=collection.distinct_metrics,
     )
 
 
 def write_comparison_json(comparison: Comparison) -> str:
     """The differences as a JSON list of objects."""
-    objects = [asdict(difference) for difference in comparison.differences]
-    return json.dumps(objects, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return lines_to_json(comparison.differences)
 
 
 def write_comparison_csv(comparison: Comparison) -> str:
     """The differences as CSV with a header; what is undefined is empty."""
-    text = io.StringIO()
-    names = [field.name for field in fields(Difference)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(difference) for difference in comparison.differences)
-    return text.getvalue()
+    return lines_to_csv(Difference, comparison.differences)
 
 
 def _cases(description: TrialDescription) -> tuple[object, ...]:

@@ -1,17 +1,15 @@
 """What a run came to: one line per trial and metric, for programs and for people."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from editbench.results.collection import Collection, collect
+from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
@@ -147,10 +145,9 @@ def summarize_collection(collection: Collection) -> Summary:
         for trial, record in records.items()
         if record.status == "error"
     ]
-    metrics = {metric.name: metric for known in collection.metrics.values() for metric in known}
     return Summary(
         lines=tuple(lines),
-        metrics=tuple(metrics.values()),
+        metrics=collection.distinct_metrics,
         failed=tuple(failed),
         n_missing=len(trials) - len(records),
         trials=trials,
@@ -160,18 +157,12 @@ def summarize_collection(collection: Collection) -> Summary:
 
 def write_json(summary: Summary) -> str:
     """The lines as a JSON list of objects."""
-    objects = [asdict(line) for line in summary.lines]
-    return json.dumps(objects, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return lines_to_json(summary.lines)
 
 
 def write_csv(summary: Summary) -> str:
     """The lines as CSV with a header; an undefined interval is empty."""
-    text = io.StringIO()
-    names = [field.name for field in fields(SummaryLine)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(line) for line in summary.lines)
-    return text.getvalue()
+    return lines_to_csv(SummaryLine, summary.lines)
 
 
 def _estimates(

@@ -5,8 +5,8 @@ architecture passes in its own way. One forward of one row from that position on
 the blocks are then called with the same for many rows, all of the same length.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from editbench.models.editable import EditableModel
+from editbench.tracing.module_outputs import forwards_replaced
 
 KeysValues = Sequence[tuple[Tensor, Tensor]]
 
@@ -87,6 +88,11 @@ class BlockReplay:
         self._calls = calls
         self._past = past
         self._repeated = repeated
+
+    @property
+    def last_layer(self) -> int:
+        """Index of the last block."""
+        return len(self._blocks) - 1
 
     def remember(self, past: KeysValues) -> None:
         """Set what the positions before the first have left, by layer; see `ReplayArguments`."""
@@ -219,7 +225,9 @@ class ReplayArguments:
                 if self._besides is None:
                     hooks.callback(block.register_forward_hook(record_output).remove)
             if self._besides is not None:
-                hooks.enter_context(_handing_on(self._blocks, self._besides))
+                forwards = map(_hand_on, self._besides)
+                idle = dict(zip(self._blocks, forwards, strict=True))
+                hooks.enter_context(forwards_replaced(idle))
             hooks.enter_context(torch.no_grad())
             self._model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
         if self._besides is None:
@@ -227,29 +235,14 @@ class ReplayArguments:
         return calls
 
 
-@contextmanager
-def _handing_on(
-    blocks: Sequence[nn.Module], besides: Sequence[tuple[Any, ...] | None]
-) -> Iterator[None]:
-    """Let blocks return the hidden states they are given, with what they return besides them."""
-    own = [vars(block).get("forward") for block in blocks]
-    try:
-        for block, rest in zip(blocks, besides, strict=True):
+def _hand_on(besides: tuple[Any, ...] | None) -> Callable[..., Any]:
+    """A forward that returns the hidden states it is given, with what a block returns besides."""
 
-            def hand_on(
-                *args: Any, rest: tuple[Any, ...] | None = rest, **kwargs: Any
-            ) -> Tensor | tuple[Any, ...]:
-                hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
-                return hidden if rest is None else (hidden, *rest)
+    def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
+        hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
+        return hidden if besides is None else (hidden, *besides)
 
-            vars(block)["forward"] = hand_on  # it shadows the class's method
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = forward
+    return forward
 
 
 def _map_call(call: _Call, layer: int, change: Callable[[_Place, Tensor], Tensor]) -> _Call:

@@ -6,33 +6,26 @@
     <folder>/prompts/<number>.safetensors   one traced prompt
     <folder>/effects.csv, effects.json      averages, once all are traced
     <folder>/figures/                       pictures of them
-
-Each file is written under another name, flushed to disk and renamed; a process that is killed at
-any point leaves a leftover that the next one removes. A lock keeps a second process out.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from editbench.errors import TraceError
+from editbench.result_folders import FolderKind
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.manifest import TraceManifest
 from editbench.tracing.traces import PromptTrace, TracedPrompt
 
-_LOCK = ".lock"
-_UNFINISHED = ".unfinished-"
+_KIND = FolderKind("trace", "trace.json", TraceError)
 _METADATA_KEY = "editbench"
 
 
@@ -59,23 +52,8 @@ class TraceStore:
                 it; or it cannot be written.
         """
         refuse_folder(folder, resume=resume)
-        is_new = not folder.exists()
-        with _explained("create the trace folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / _LOCK)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise TraceError(
-                    "open trace: another process is writing to the folder, got "
-                    f"{str(folder)!r}. Wait for it to end, or choose another folder."
-                ) from error
-        try:
+        with _KIND.locked(folder):
             yield cls(folder, _begin(folder, manifest))
-        finally:
-            lock.release()
-            if is_new and not (folder / "trace.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
 
     def is_traced(self, number: int) -> bool:
         """Whether the prompt of that number is stored."""
@@ -111,21 +89,9 @@ def refuse_folder(folder: Path, *, resume: bool) -> None:
         TraceError: It is no folder, holds something that is no trace, or holds a trace and `resume`
             is False.
     """
-    if folder.exists() and not folder.is_dir():
-        raise TraceError(f"open trace: not a folder, got {str(folder)!r}. Choose another place.")
-    if (folder / "trace.json").exists():
-        if not resume:
-            raise TraceError(
-                f"open trace: the folder holds a trace already, got {str(folder)!r}. Choose "
-                "another folder, or give --resume to go on with it."
-            )
-        return
-    for found in folder.iterdir() if folder.exists() else ():
-        if found.name != _LOCK and not found.name.startswith(_UNFINISHED):
-            raise TraceError(
-                "open trace: the folder holds something that is no trace, got "
-                f"{str(folder)!r} with {found.name!r} in it. Choose an empty or new folder."
-            )
+    _KIND.refuse_foreign(folder)
+    if not resume:
+        _KIND.refuse_begun(folder)
 
 
 def refuse_other_trace(folder: Path, manifest: TraceManifest) -> None:
@@ -134,7 +100,7 @@ def refuse_other_trace(folder: Path, manifest: TraceManifest) -> None:
     Raises:
         TraceError: The folder holds a trace, and `manifest` describes another one.
     """
-    if not (folder / "trace.json").exists():
+    if not _KIND.is_begun(folder):
         return
     if differences := read_manifest(folder).differences(manifest):
         raise TraceError(
@@ -149,17 +115,7 @@ def read_manifest(folder: Path) -> TraceManifest:
     Raises:
         TraceError: There is none, or it is damaged.
     """
-    path = folder / "trace.json"
-    try:
-        return TraceManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise TraceError(
-            f"read trace: the folder holds no trace, got {str(folder)!r}; expected one with "
-            "'trace.json' in it. Give the folder that was the trace's --out."
-        ) from error
-    except (OSError, ValidationError) as error:
-        first = str(error).split("\n", 1)[0]
-        raise TraceError(f"read trace: cannot read {str(path)!r} ({first}).") from error
+    return _KIND.read_manifest(folder, TraceManifest)
 
 
 def read_traces(folder: Path) -> list[PromptTrace]:
@@ -177,27 +133,13 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         TraceError: It cannot be written.
     """
-    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
-    try:
-        with _explained("store", path):
-            path.parent.mkdir(exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            _flush_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
+    _KIND.write(path, content)
 
 
 def _begin(folder: Path, manifest: TraceManifest) -> TraceManifest:
-    for leftover in [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"*/{_UNFINISHED}*")]:
-        leftover.unlink(missing_ok=True)
-    if not (folder / "trace.json").exists():
+    if not _KIND.is_begun(folder):
         content = manifest.model_dump_json(indent=2) + "\n"
-        write_file(folder / "trace.json", content.encode())
+        write_file(folder / _KIND.manifest, content.encode())
         return manifest
     refuse_other_trace(folder, manifest)
     return read_manifest(folder)
@@ -228,25 +170,4 @@ def _read_prompt(path: Path) -> PromptTrace:
         raise TraceError(
             f"read trace: cannot read {str(path)!r} ({error}). Delete it, and resume the trace to "
             "compute it again."
-        ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _explained(operation: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TraceError(
-            f"{operation}: cannot write, got {str(path)!r} ({error.strerror or error}). Everything "
-            "finished before is kept: make room or choose another folder, and resume."
         ) from error

@@ -3,7 +3,7 @@
 Modules see rows of hidden states, `[n_rows, n_positions, d]`; OPT's MLP sees them flattened.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,36 @@ from torch import Tensor, nn
 
 
 @contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules be computed by other functions; their hooks stay."""
+    own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward  # it shadows the class's method
+        yield
+    finally:
+        for module in forwards:
+            vars(module).pop("forward", None)
+        for module, forward in own.items():
+            vars(module)["forward"] = forward
+
+
+@contextmanager
+def known(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Let modules put out what is known of them, and compute nothing."""
+
+    def answer(output: Tensor) -> Callable[..., Tensor]:
+        return lambda *_args, **_kwargs: output
+
+    with forwards_replaced({module: answer(output) for module, output in outputs.items()}):
+        yield
+
+
+@contextmanager
 def fixed_at(
     module: nn.Module, fixed: Mapping[tuple[int, int], Tensor], shape: tuple[int, int]
 ) -> Iterator[None]:
-    """Let a module put out given values at one position of some lines of rows.
+    """Let a linear map put out given values at one position of some lines of rows.
 
     Args:
         module: Puts out rows for all lines, line after line.
@@ -23,17 +49,13 @@ def fixed_at(
         shape: Numbers of lines and of samples.
     """
 
-    def replace(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        rows = output.reshape(*shape, -1, output.shape[-1]).clone()
+    def replace(module: nn.Module, args: object, output: Tensor) -> None:
+        rows = output.view(*shape, -1, output.shape[-1])
         for (line, position), values in fixed.items():
             rows[line, :, position if rows.shape[2] > 1 else 0] = values
-        return rows.view(output.shape)
 
-    handle = module.register_forward_hook(replace)
-    try:
+    with module.register_forward_hook(replace):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -45,38 +67,25 @@ def put_out(module: nn.Module, values: Tensor) -> Iterator[None]:
         # A copy: Falcon adds attention's output to the MLP's in place.
         return values.expand_as(rows).contiguous().view(output.shape)
 
-    handle = module.register_forward_hook(replace)
-    try:
+    with module.register_forward_hook(replace):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def only_last(module: nn.Module) -> Iterator[None]:
-    """Let a module that treats each position alone work on the last; elsewhere it puts out zero.
+    """Let a module that treats each position alone work on the last; elsewhere it puts out zero."""
+    n_positions = 0
 
-    One that is handed more than its input (BLOOM's MLP adds the residual by itself) is left alone.
-    """
-    shape: list[int] = []
-
-    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        shape.clear()
-        if len(args) != 1 or args[0].dim() != 3:
-            return None
-        shape.extend(args[0].shape[:-1])
-        return (args[0][:, -1:],)
+    def select(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        nonlocal n_positions
+        n_positions = args[0].shape[1]
+        # Contiguous: rows with gaps would be multiplied one by one.
+        return (args[0][:, -1:].contiguous(),)
 
     def put_back(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        if not shape:
-            return output
-        everywhere = output.new_zeros(*shape, output.shape[-1])
+        everywhere = output.new_zeros(len(output), n_positions, output.shape[-1])
         everywhere[:, -1:] = output
         return everywhere
 
-    handles = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)]
-    try:
+    with module.register_forward_pre_hook(select), module.register_forward_hook(put_back):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

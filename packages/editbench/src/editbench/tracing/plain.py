@@ -8,7 +8,7 @@ from torch import Tensor
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
-from editbench.tracing.replay import Route
+from editbench.tracing.routes import Route
 from editbench.tracing.runs import (
     Runs,
     add_noise,

@@ -9,8 +9,8 @@ small batches share a sweep.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -20,47 +20,19 @@ from editbench.models.activations import fused_activations
 from editbench.models.editable import EditableModel
 from editbench.models.readout import apply_head
 from editbench.tracing.block_replay import BlockReplay, ReplayArguments
-from editbench.tracing.module_outputs import fixed_at, only_last, put_out
+from editbench.tracing.entries import MODULE_KINDS, Entries
+from editbench.tracing.module_outputs import fixed_at, known, only_last
+from editbench.tracing.module_reach import ModuleReach
+from editbench.tracing.routes import Line, Route
 from editbench.tracing.runs import Runs, answer_probabilities, module_paths
-from editbench.tracing.settings import SEVERED_MODULE, Kind, SeveredKind
+from editbench.tracing.settings import Kind
 from editbench.tracing.traces import TracedPrompt
-from editbench.tracing.unmoved import only_at
 
-_MODULES: tuple[Kind, Kind] = ("mlp", "attention")
 # Rows times positions of one call; beyond it, a batch leaves a processor's cache and gains nothing.
 _CPU_TOKENS = 2_048
 # Multiplications below which calling a block costs more than what it computes.
 _ENOUGH_WORK = 100_000_000
 _MAX_LOGITS = 2**24
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What is restored at one token: the outputs of layers `first` to `last`, both included.
-
-    Of a block only one layer is restored. Cells whose windows are clipped to the same layers share
-    a route.
-    """
-
-    kind: Kind | SeveredKind
-    token: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Copies of the prompt that are swept together: those of routes that have not parted yet."""
-
-    kind: Kind | SeveredKind
-    token: int
-    first: int
-    closed_after: int | None  # None while the window is still open
-
-    @classmethod
-    def of(cls, route: Route, layer: int) -> "_Line":
-        """The line that a route is on as it enters block `layer`."""
-        return cls(route.kind, route.token, route.first, route.last if layer > route.last else None)
 
 
 class PromptReplay:
@@ -71,7 +43,7 @@ class PromptReplay:
         prompt: The prompt.
         runs: Its clean and corrupted run.
         arguments: What the model's blocks are called with.
-        unmoved: By layer, modules that see each position's own state alone.
+        reach: Which modules need not be asked about every position.
     """
 
     def __init__(
@@ -80,22 +52,20 @@ class PromptReplay:
         prompt: TracedPrompt,
         runs: Runs,
         arguments: ReplayArguments,
-        unmoved: Sequence[Sequence[nn.Module]],
+        reach: ModuleReach,
     ) -> None:
         self._model = model
         self._prompt = prompt
         self._runs = runs
         self._arguments = arguments
-        self._unmoved = unmoved
+        self._reach = reach
         self._n_tokens = len(prompt.token_ids)
         self._last_layer = model.architecture.n_layers - 1
-        self._paths = {kind: module_paths(model, kind) for kind in _MODULES}
+        self._paths = {kind: module_paths(model, kind) for kind in MODULE_KINDS}
         block = model.model.get_submodule(model.architecture.block(0))
         n_weights = sum(parameter.numel() for parameter in block.parameters())
         self._enough_tokens = _ENOUGH_WORK // max(1, n_weights)
         self._token_budget = _CPU_TOKENS if model.device.type == "cpu" else model.token_budget
-        self._read_alone = self._find_read_alone()
-        self._entries: dict[tuple[Kind, int], Tensor] = {}
 
     def scores(self, routes: Sequence[Route]) -> dict[Route, float]:
         """Mean probability of the answer after restoring each route's states."""
@@ -103,9 +73,11 @@ class PromptReplay:
         wanted = list(dict.fromkeys(route for route in cut.values() if route is not None))
         found: dict[Route, float] = {}
         with torch.no_grad(), fused_activations(self._model):
-            self._find_entries(wanted)
+            start = self._prompt.subject.start
+            replay = self._replay_from(start)
+            entries = Entries(self._model, self._runs, self._reach, wanted, start, replay)
             for group in self._group(wanted):
-                found.update(self._sweep(group))
+                found.update(self._sweep(group, entries))
         return {
             route: self._runs.low_score if short is None else found[short]
             for route, short in cut.items()
@@ -136,41 +108,42 @@ class PromptReplay:
         if group:
             yield group
 
-    def _sweep(self, routes: Sequence[Route]) -> dict[Route, float]:
+    def _sweep(self, routes: Sequence[Route], entries: Entries) -> dict[Route, float]:
         start = min(route.token for route in routes)
         replay = self._replay_from(start)
         early = [route for route in routes if route.first < self._last_layer]
-        lines: list[_Line] = []
+        lines: list[Line] = []
         states = self._runs.entering[0].new_empty(0)
         for layer in range(min(route.first for route in routes) + 1, self._last_layer + 1):
-            lines, states = self._advance(start, early, lines, states, layer)
-            states = self._run_block(replay, start, lines, states, layer)
-        ends = [states[lines.index(_Line.of(route, self._last_layer)), :, -1] for route in early]
+            lines, states = self._advance(start, early, entries, lines, states, layer)
+            states = self._run_block(replay, start, entries, lines, states, layer)
+        ends = [states[lines.index(Line.of(route, self._last_layer)), :, -1] for route in early]
         # At the last token, what is restored in the last layer is read out right away.
         late = [route for route in routes if route.first == self._last_layer]
         samples = self._runs.entering[0][:, 0]
-        ends += [self._entry(route).expand_as(samples) for route in late]
+        ends += [entries.state(route).expand_as(samples) for route in late]
         return dict(zip(early + late, self._read_out(torch.stack(ends)), strict=True))
 
     def _advance(
         self,
         start: int,
         routes: Sequence[Route],
-        lines: Sequence[_Line],
+        entries: Entries,
+        lines: Sequence[Line],
         states: Tensor,
         layer: int,
-    ) -> tuple[list[_Line], Tensor]:
+    ) -> tuple[list[Line], Tensor]:
         """The lines that enter block `layer`: those before it, parted where windows end, and new.
 
         Returns:
             The lines, and their states, `[n_lines, n_samples, n_positions, d_model]`.
         """
         parent = {
-            _Line.of(route, layer): lines.index(_Line.of(route, layer - 1))
+            Line.of(route, layer): lines.index(Line.of(route, layer - 1))
             for route in routes
             if route.first < layer - 1
         }
-        entering = {_Line.of(each, layer): each for each in routes if each.first == layer - 1}
+        entering = {Line.of(each, layer): each for each in routes if each.first == layer - 1}
         parts = []
         if parent:
             places = list(parent.values())
@@ -180,12 +153,18 @@ class PromptReplay:
             base = self._runs.entering[layer][:, start:]
             new = base.expand(len(entering), *base.shape).clone()
             for place, route in enumerate(entering.values()):
-                new[place, :, route.token - start] = self._entry(route)
+                new[place, :, route.token - start] = entries.state(route)
             parts.append(new)
         return [*parent, *entering], parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _run_block(
-        self, replay: BlockReplay, start: int, lines: Sequence[_Line], states: Tensor, layer: int
+        self,
+        replay: BlockReplay,
+        start: int,
+        entries: Entries,
+        lines: Sequence[Line],
+        states: Tensor,
+        layer: int,
     ) -> Tensor:
         """Send all lines through one block, a few at a time, and new ones by themselves."""
         _, n_samples, n_positions, _ = states.shape
@@ -198,79 +177,50 @@ class PromptReplay:
         outputs = []
         for begin, end in pairwise(begins):
             some = lines[begin:end]
+            found = self._find_known(some, start, entries, layer) if begin >= n_old else {}
             with ExitStack() as hooks:
-                for kind in _MODULES:
+                hooks.enter_context(known({self._module(path): found[path] for path in found}))
+                for kind in MODULE_KINDS:
                     if fixed := self._fixed_values(kind, some, layer):
                         module = self._module(self._paths[kind][layer])
                         hooks.enter_context(fixed_at(module, fixed, (len(some), n_samples)))
                 if layer == self._last_layer and n_positions > 1:
-                    for module in self._read_alone:
-                        hooks.enter_context(only_last(module))
-                if begin >= n_old:
-                    hooks.enter_context(self._only_new(some, start, layer))
+                    for path in self._reach.read_alone:
+                        if path not in found:
+                            hooks.enter_context(only_last(self._module(path)))
                 rows = states[begin:end].flatten(0, 1)
                 outputs.append(replay.run(layer, rows).unflatten(0, (-1, n_samples)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _only_new(
-        self, lines: Sequence[_Line], start: int, layer: int
-    ) -> AbstractContextManager[None]:
-        """Within the block, what the new states cannot move is not computed again."""
-        positions = [line.token - start for line in lines for _ in range(self._runs.n_samples)]
-        modules = [
-            module
-            for module in self._unmoved[layer]
-            if module in self._runs.kept
-            and not (layer == self._last_layer and module in self._read_alone)
-        ]
-        return only_at(
-            {module: self._runs.kept[module][:, start:] for module in modules},
-            torch.tensor(positions, device=self._runs.entering[0].device),
-        )
+    def _find_known(
+        self, lines: Sequence[Line], start: int, entries: Entries, layer: int
+    ) -> dict[str, Tensor]:
+        """By name, all that modules will put out for lines that enter their first block."""
+        found = {}
+        for path in self._reach.unmoved[layer]:
+            corrupted = self._runs.kept[path][1:, start:]
+            outputs = corrupted.expand(len(lines), *corrupted.shape).clone()
+            for place, line in enumerate(lines):
+                outputs[place, :, line.token - start] = entries.output(line, path)
+            found[path] = outputs.flatten(0, 1)
+        return found
 
     def _fixed_values(
-        self, kind: Kind, lines: Sequence[_Line], layer: int
+        self, kind: Kind, lines: Sequence[Line], layer: int
     ) -> Mapping[tuple[int, int], Tensor]:
         """By line and position, counted from the end, what a module has to put out."""
         fixed = {}
         for place, line in enumerate(lines):
             if layer == self._last_layer and line.token < self._n_tokens - 1:
                 continue  # nobody reads it
-            if line.kind == kind and line.closed_after is None:
+            if line.restores(kind):
                 values = self._runs.clean[kind][layer][line.token]
-            elif SEVERED_MODULE.get(line.kind) == kind:
+            elif line.severs(kind):
                 values = self._runs.corrupted[kind][layer][:, line.token]
             else:
                 continue
             fixed[place, line.token - self._n_tokens] = values
         return fixed
-
-    def _entry(self, route: Route) -> Tensor:
-        """The state that leaves the first restored block at the route's token.
-
-        Returns:
-            `[d_model]` for blocks; for modules, whose input is corrupted, `[n_samples, d_model]`.
-        """
-        if route.kind in _MODULES:
-            position = route.token - self._prompt.subject.start
-            return self._entries[route.kind, route.first][:, position]
-        return self._runs.clean["hidden"][route.first][route.token]
-
-    def _find_entries(self, routes: Sequence[Route]) -> None:
-        """Run every block in which a window begins, with clean outputs at every token.
-
-        Within one block nothing flows from one token's MLP or attention output to another token, so
-        one call has the states of all tokens, `[n_samples, n_positions, d_model]` from the subject
-        on.
-        """
-        start = self._prompt.subject.start
-        replay = self._replay_from(start)
-        for kind, layer in dict.fromkeys((route.kind, route.first) for route in routes):
-            if kind in _MODULES:
-                module = self._module(self._paths[kind][layer])
-                with put_out(module, self._runs.clean[kind][layer][start:]):
-                    entering = self._runs.entering[layer][:, start:]
-                    self._entries[kind, layer] = replay.run(layer, entering)
 
     def _replay_from(self, start: int) -> BlockReplay:
         return self._arguments.replay_from(start, self._prompt.token_ids, self._runs.keys_values)
@@ -288,10 +238,3 @@ class PromptReplay:
 
     def _module(self, path: str) -> nn.Module:
         return self._model.model.get_submodule(path)
-
-    def _find_read_alone(self) -> list[nn.Module]:
-        """What treats each position alone in the last block, of which only the last is read."""
-        mlp = self._paths["mlp"][-1].rpartition(".")[0]
-        is_block = mlp == self._model.architecture.block(self._last_layer)
-        paths = [self._paths["attention"][-1], *([] if is_block else [mlp])]
-        return [self._module(path) for path in paths]

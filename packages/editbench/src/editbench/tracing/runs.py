@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.tracing.settings import KINDS, Kind, SeveredKind
 from editbench.tracing.traces import TracedPrompt
-from editbench.tracing.unmoved import recorded
 from memit_core import capture, intervene
 
 
@@ -31,7 +30,8 @@ class Runs:
             corrupted run, `[n_samples, n_tokens, d_model]`.
         keys_values: By layer, keys and values of the corrupted run, each
             `[n_samples, n_heads, n_tokens, d_head]`.
-        kept: What some other modules put out in the corrupted run, `[n_samples, n_tokens, d]`.
+        kept: By name, what some other modules put out, `[1 + n_samples, n_tokens, d]`: in the clean
+            run, and in the corrupted one.
     """
 
     high_score: float
@@ -40,7 +40,7 @@ class Runs:
     entering: list[Tensor]
     corrupted: dict[Kind, list[Tensor]]
     keys_values: list[tuple[Tensor, Tensor]]
-    kept: dict[nn.Module, Tensor]
+    kept: dict[str, Tensor]
 
     @property
     def n_samples(self) -> int:
@@ -90,7 +90,7 @@ def answer_probabilities(logits: Tensor, answer: int) -> Tensor:
 
 
 def run_clean_and_corrupted(
-    model: EditableModel, prompt: TracedPrompt, noise: Tensor, keep: Sequence[nn.Module] = ()
+    model: EditableModel, prompt: TracedPrompt, noise: Tensor, keep: Sequence[str] = ()
 ) -> Runs:
     """Run the prompt and its corrupted copies once, and keep everything.
 
@@ -98,7 +98,7 @@ def run_clean_and_corrupted(
         model: The model.
         prompt: The prompt.
         noise: `[n_samples, n_subject_tokens, d_embedding]`.
-        keep: Further modules whose outputs to keep.
+        keep: Names of further modules whose outputs to keep.
     """
     n_layers, n_rows = model.architecture.n_layers, 1 + len(noise)
     paths = {kind: module_paths(model, kind) for kind in KINDS}
@@ -114,9 +114,8 @@ def run_clean_and_corrupted(
         capture(
             model.model,
             inputs_of=[paths["hidden"][0]],
-            outputs_of=[path for group in paths.values() for path in group],
+            outputs_of=[*(path for group in paths.values() for path in group), *keep],
         ) as seen,
-        recorded(keep) as kept,
         select_head_positions(model, torch.arange(n_rows), last),
     ):
         inputs = stack_rows(model, prompt, len(noise))
@@ -141,7 +140,7 @@ def run_clean_and_corrupted(
             if kind != "hidden"
         },
         keys_values=[_without_first(layer) for layer in cache.layers],
-        kept={module: output[1:] for module, output in kept.items()},
+        kept={path: seen.outputs[path] for path in keep},
     )
 
 

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editbench.errors import ModelError
 from editbench.models.editable import EditableModel
 from editbench.tracing.block_replay import ReplayArguments
+from editbench.tracing.module_reach import ModuleReach, find_reach
 from editbench.tracing.noise import draw_noise
 from editbench.tracing.plain import score_plainly
-from editbench.tracing.replay import PromptReplay, Route
+from editbench.tracing.replay import PromptReplay
+from editbench.tracing.routes import Route
 from editbench.tracing.runs import Runs, run_clean_and_corrupted
 from editbench.tracing.settings import (
     SEVERED_KINDS,
@@ -21,7 +23,6 @@ from editbench.tracing.settings import (
     window_around,
 )
 from editbench.tracing.traces import PromptTrace, Scores, TracedPrompt
-from editbench.tracing.unmoved import UnmovedModules
 
 # What an architecture may do about a cache or a shape that it does not expect.
 _UNEXPECTED = (ModelError, RuntimeError, ValueError, TypeError)
@@ -47,7 +48,7 @@ class Tracer:
         self._settings = settings
         self._n_layers = model.architecture.n_layers
         self._arguments = ReplayArguments(model)
-        self._unmoved = UnmovedModules(model)
+        self._reach: ModuleReach | None = None  # nobody knows yet
         self._checked_lengths: set[int] = set()
 
     def trace(self, prompt: TracedPrompt, *, only_last_subject: bool = False) -> PromptTrace:
@@ -59,7 +60,9 @@ class Tracer:
                 NaN.
         """
         noise = draw_noise(self._model, prompt, self._settings)
-        runs = run_clean_and_corrupted(self._model, prompt, noise, self._find_unmoved(prompt))
+        self._find_reach(prompt)
+        keep = [path for paths in self._known_reach.unmoved for path in paths]
+        runs = run_clean_and_corrupted(self._model, prompt, noise, keep)
         tokens = prompt.subject[-1:] if only_last_subject else range(len(prompt.token_ids))
         routes = {
             (kind, token): self._routes(kind, token)
@@ -101,25 +104,27 @@ class Tracer:
             for route in dict.fromkeys(routes)
         }
 
-    def _find_unmoved(self, prompt: TracedPrompt) -> list[nn.Module]:
-        """Modules whose outputs in the corrupted run are worth keeping."""
-        if self.replay_failure is None and not self._unmoved.is_found:
+    @property
+    def _known_reach(self) -> ModuleReach:
+        return self._reach or ModuleReach.unknown(self._n_layers)
+
+    def _find_reach(self, prompt: TracedPrompt) -> None:
+        """Find out which modules can be spared, with the first prompt that is long enough."""
+        n_positions = len(prompt.token_ids)
+        if self._reach is None and self.replay_failure is None and n_positions > 1:
             try:
                 with torch.no_grad():
                     whole = self._arguments.replay_whole(prompt.token_ids)
-                    self._unmoved.find(whole, len(prompt.token_ids))
+                    self._reach = find_reach(self._model, whole, n_positions)
             except _UNEXPECTED as error:
                 self.replay_failure = f"replay: {error}"
-        return [module for modules in self._unmoved.by_layer for module in modules]
 
     def _score_by_replay(
         self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]
     ) -> dict[Route, float]:
         is_new_length = len(prompt.token_ids) not in self._checked_lengths
         try:
-            replay = PromptReplay(
-                self._model, prompt, runs, self._arguments, self._unmoved.by_layer
-            )
+            replay = PromptReplay(self._model, prompt, runs, self._arguments, self._known_reach)
             found = replay.scores(routes)
         except _UNEXPECTED as error:
             # Where the architecture's replay has worked before, the same error is a defect.

@@ -1,0 +1,166 @@
+"""Folders that a command fills for hours: written by one process, whole or not at all.
+
+Each file is written under another name, flushed to disk and renamed. A process that is killed at
+any point leaves a leftover that the next one removes. A lock, which the system releases when its
+holder dies, keeps a second process out.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
+
+from editbench.errors import EditbenchError
+
+_Manifest = TypeVar("_Manifest", bound=BaseModel)
+
+UNFINISHED = ".unfinished-"
+"""What names begin with of what is being written, or was when its writer died."""
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKind:
+    """A kind of such folders, with what to call it in messages.
+
+    Attributes:
+        noun: What a folder holds.
+        manifest: The file that says what exactly; where it is missing, nothing has been begun.
+        error: What is raised.
+    """
+
+    noun: str
+    manifest: str
+    error: type[EditbenchError]
+
+    def is_begun(self, folder: Path) -> bool:
+        """Whether the folder holds something of this kind."""
+        return (folder / self.manifest).exists()
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """Refuse a place that holds something else."""
+        if folder.exists() and not folder.is_dir():
+            raise self.error(
+                f"open {self.noun}: not a folder, got {str(folder)!r}. Choose another place."
+            )
+        if self.is_begun(folder) or not folder.exists():
+            return
+        for found in folder.iterdir():
+            if found.name != _LOCK and not found.name.startswith(UNFINISHED):
+                raise self.error(
+                    f"open {self.noun}: the folder holds something that is no {self.noun}, got "
+                    f"{str(folder)!r} with {found.name!r} in it. Choose an empty or new folder."
+                )
+
+    def refuse_begun(self, folder: Path) -> None:
+        """Refuse a folder in which one has been begun."""
+        if self.is_begun(folder):
+            raise self.error(
+                f"open {self.noun}: the folder holds a {self.noun} already, got {str(folder)!r}. "
+                "Choose another folder, or give --resume to go on with it."
+            )
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Hold a folder's lock for the length of a block; leftovers are removed.
+
+        The folder is made if missing, and removed again if nothing has been begun in it.
+        """
+        is_new = not folder.exists()
+        with self.explained(f"create the {self.noun} folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / _LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise self.error(
+                    f"open {self.noun}: another process is writing to the folder, got "
+                    f"{str(folder)!r}. Wait for it to end, or choose another folder."
+                ) from error
+        try:
+            _remove_leftovers(folder)
+            yield
+        finally:
+            lock.release()
+            if is_new and not self.is_begun(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def read_manifest(self, folder: Path, model: type[_Manifest]) -> _Manifest:
+        """Read what a folder says that it holds."""
+        path = folder / self.manifest
+        try:
+            return model.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise self.error(
+                f"read {self.noun}: the folder holds no {self.noun}, got {str(folder)!r}; expected "
+                f"one with {self.manifest!r} in it. Give the folder that was the {self.noun}'s "
+                "--out."
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise self.error(
+                f"read {self.noun}: cannot read {str(path)!r} ({first_line(error)})."
+            ) from error
+
+    def write(self, path: Path, content: bytes, *, operation: str = "store") -> None:
+        """Write a file, whole or not at all; its folder is made if missing."""
+        unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+        try:
+            with self.explained(operation, path):
+                path.parent.mkdir(exist_ok=True)
+                write_flushed(unfinished, content)
+                unfinished.replace(path)
+                flush_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
+
+    @contextmanager
+    def explained(self, operation: str, path: Path) -> Iterator[None]:
+        """Make an operating system's error one that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise self.error(
+                f"{operation}: cannot write, got {str(path)!r} ({error.strerror or error}). "
+                "Everything finished before is kept: make room or choose another folder, and "
+                "resume."
+            ) from error
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the details below."""
+    return str(error).split("\n", 1)[0]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written; the lock says that it is not being used."""
+    for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""The states in which routes begin: what leaves the first restored layer's block at their token."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from editbench.models.editable import EditableModel
+from editbench.tracing.block_replay import BlockReplay
+from editbench.tracing.module_outputs import put_out
+from editbench.tracing.module_reach import ModuleReach
+from editbench.tracing.routes import Line, Route
+from editbench.tracing.runs import Runs, module_paths
+from editbench.tracing.settings import Kind
+from memit_core import capture
+
+MODULE_KINDS: tuple[Kind, Kind] = ("mlp", "attention")
+
+
+class Entries:
+    """Entry states of one prompt's routes, and what the next block's unmoved modules make of them.
+
+    A block's own are those of the clean run. Where a window of modules begins, the block is run
+    with clean outputs of them at every token: within one block nothing flows from one token's MLP
+    or attention output to another token, so one call has the states of all tokens.
+
+    Args:
+        model: The model.
+        runs: The prompt's clean and corrupted run.
+        reach: Which modules are unmoved.
+        routes: The routes that begin somewhere.
+        start: The first position that a route begins at.
+        replay: The model's blocks from that position on.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        runs: Runs,
+        reach: ModuleReach,
+        routes: Sequence[Route],
+        start: int,
+        replay: BlockReplay,
+    ) -> None:
+        self._runs = runs
+        self._start = start
+        self._states: dict[tuple[str, int], Tensor] = {}
+        self._outputs: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._projections = {kind: module_paths(model, kind) for kind in MODULE_KINDS}
+        for kind, layer in dict.fromkeys((route.kind, route.first) for route in routes):
+            if kind not in MODULE_KINDS:
+                continue
+            module = model.model.get_submodule(self._projections[kind][layer])
+            with put_out(module, runs.clean[kind][layer][start:]):
+                states = replay.run(layer, runs.entering[layer][:, start:])
+            self._states[kind, layer] = states
+            unmoved = reach.unmoved[layer + 1] if layer < replay.last_layer else ()
+            if unmoved:
+                with capture(model.model, outputs_of=unmoved, stop=True) as seen:
+                    replay.run(layer + 1, states)
+                self._outputs[kind, layer] = seen.outputs
+
+    def state(self, route: Route) -> Tensor:
+        """The state in which a route begins.
+
+        Returns:
+            `[d_model]` for blocks; for modules, whose input is corrupted, `[n_samples, d_model]`.
+        """
+        if route.kind in MODULE_KINDS:
+            return self._states[route.kind, route.first][:, route.token - self._start]
+        return self._runs.clean["hidden"][route.first][route.token]
+
+    def output(self, line: Line, path: str) -> Tensor:
+        """What an unmoved module of the next block puts out at the token of a line that begins.
+
+        Returns:
+            `[d]`, or `[n_samples, d]`.
+        """
+        layer, kept = line.first + 1, self._runs.kept[path][:, line.token]
+        for kind in MODULE_KINDS:
+            # What an MLP puts out comes from its output projection alone.
+            if self._projections[kind][layer].startswith(f"{path}."):
+                if line.restores(kind):
+                    return kept[0]
+                if line.severs(kind):
+                    return kept[1:]
+        if line.kind in MODULE_KINDS:
+            return self._outputs[line.kind, line.first][path][:, line.token - self._start]
+        return kept[0]
