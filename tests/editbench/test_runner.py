@@ -440,7 +440,7 @@ def test_progress_goes_from_nothing_to_everything(model, tmp_path):
         seen.setdefault(stage, []).append((done, total))
 
     run_grid(make_grid(model, random_update()), tmp_path, on_progress=report)
-    assert seen["cases"] == [(0, 8), (4, 8), (8, 8)]
+    assert list(dict.fromkeys(seen["cases"])) == [(0, 8), (4, 8), (8, 8)]
     assert seen["answers"][-1][0] == seen["answers"][-1][1] > 0
 
 

@@ -1,23 +1,89 @@
 """Running planned trials for a command: the run folder, what is said on the way, and the result."""
 
+import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from editbench.cli.group import SOME_FAILED, telling_what_is_kept
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.report import format_table
-from editbench.errors import RunError
+from editbench.errors import ConfigError, RunError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
     from editbench.results.row import Row
-    from editbench.runner import RunSummary, Trial
+    from editbench.runner import Executor, RunSummary, Trial
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def executor_options(command: Command) -> Command:
+    """Add the options that say who runs the trials, passed on as ``executor``."""
+
+    @click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Run trials one after the other in this process, or as tasks of a Ray cluster.",
+    )
+    @click.option(
+        "--address",
+        metavar="ADDRESS",
+        help="The Ray cluster, such as 'auto' or HOST:PORT. [default: one of this machine's own]",
+    )
+    @click.option(
+        "--trial-cpus",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Cores that Ray sets aside for a trial. [default: torch's threads]",
+    )
+    @click.option(
+        "--trial-gpus",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="GPUs for a trial, or a part of one. [default: 1 if the model is on a GPU]",
+    )
+    @click.option(
+        "--trial-memory",
+        type=click.FloatRange(min=0),
+        metavar="GIB",
+        help="Main memory for a trial. [default: twice the weights, and 1 GiB]",
+    )
+    @functools.wraps(command)
+    def with_executor(
+        *arguments: object,
+        executor: str,
+        address: str | None,
+        trial_cpus: int | None,
+        trial_gpus: float | None,
+        trial_memory: float | None,
+        **options: object,
+    ) -> object:
+        only_ray = {
+            "--address": address,
+            "--trial-cpus": trial_cpus,
+            "--trial-gpus": trial_gpus,
+            "--trial-memory": trial_memory,
+        }
+        if executor == "ray":
+            chosen = _make_ray_executor(address, trial_cpus, trial_gpus, trial_memory)
+            return command(*arguments, executor=chosen, **options)
+        for option, value in only_ray.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{option}: only for trials on a Ray cluster, got {value!r} with the executor "
+                    "'local'. Give --executor ray, or leave it out."
+                )
+        return command(*arguments, executor=None, **options)
+
+    return with_executor  # type: ignore[return-value]  # wraps() keeps the command's own signature
 
 
 def choose_folder(out: Path | None, *, resume: bool) -> Path:
@@ -54,6 +120,7 @@ def run_trials(
     *,
     resume: bool,
     cache: Path | None,
+    executor: "Executor | None" = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> "RunSummary":
     """Run the trials, and tell plugins of each that is finished."""
@@ -65,6 +132,7 @@ def run_trials(
         folder,
         resume=resume,
         cache=cache,
+        executor=executor,
         provenance={"command": sys.argv, **(provenance or {})},
         on_progress=display,
         on_trial_finished=lambda trial, rows: _tell_plugins(plugins, trial, rows, display),
@@ -81,6 +149,14 @@ def show_result(context: click.Context, summary: "RunSummary") -> None:
     click.echo(f"Results: {summary.folder}")
     if summary.failures:
         context.exit(SOME_FAILED)
+
+
+def _make_ray_executor(
+    address: str | None, cpus: int | None, gpus: float | None, memory: float | None
+) -> "Executor":
+    from editbench.runner.on_ray import RayExecutor, TaskNeeds
+
+    return RayExecutor(address, needs=TaskNeeds(cpus, gpus, memory))
 
 
 def _tell_plugins(

@@ -51,6 +51,17 @@ class Inputs:
             content["corpus"] = {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint}
         return content
 
+    def resources(self, seed: int, cache: Path | None, report_progress: Progress) -> Resources:
+        """What the editor may use besides the model and the requests."""
+        return Resources(
+            seed=seed,
+            cache=cache,
+            report_progress=report_progress,
+            second_moments=self.second_moments,
+            context_prefixes=self.context_prefixes,
+            corpus=self.corpus,
+        )
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -113,17 +124,6 @@ class Trial:
     def label(self) -> str:
         """What a progress display calls the trial."""
         return self.description.label
-
-    def resources(self, cache: Path | None, report_progress: Progress) -> Resources:
-        """What the editor may use besides the model and the requests."""
-        return Resources(
-            seed=self.seed,
-            cache=cache,
-            report_progress=report_progress,
-            second_moments=self.inputs.second_moments,
-            context_prefixes=self.inputs.context_prefixes,
-            corpus=self.inputs.corpus,
-        )
 
 
 def grid(

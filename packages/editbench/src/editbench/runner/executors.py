@@ -1,0 +1,89 @@
+"""Who runs the trials of a grid: this process, one after the other, unless told otherwise."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+from editbench.editors.base import Progress
+from editbench.questions import Answers
+from editbench.runner.trial_run import Conditions, TrialOutcome, Work, failed_trial, run_trial
+
+
+class Executor(Protocol):
+    """Runs trials, anywhere and in any order, and gives back what came out of them.
+
+    It stores nothing: the process that asked is the only one that writes to the run folder. Every
+    trial goes through `run_trial`.
+    """
+
+    def describe(self) -> Mapping[str, Any]:
+        """What provenance says about it, as plain JSON values."""
+
+    def run(
+        self,
+        works: Sequence[Work],
+        conditions: Conditions,
+        on_progress: Progress,
+        on_begun: Callable[[Work], None],
+    ) -> Generator[TrialOutcome, None, None]:
+        """Run trials.
+
+        Args:
+            works: The trials.
+            conditions: What they are run with.
+            on_progress: Told about the work as it advances.
+            on_begun: Called as each trial begins.
+
+        Yields:
+            One outcome of each trial, as soon as it is there. Closing the generator ends what is
+            still running.
+        """
+
+
+class LocalExecutor:
+    """One trial after the other, in this process."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Its name."""
+        return {"name": "local"}
+
+    def run(
+        self,
+        works: Sequence[Work],
+        conditions: Conditions,
+        on_progress: Progress,
+        on_begun: Callable[[Work], None],
+    ) -> Generator[TrialOutcome, None, None]:
+        """Run trials in order; see `Executor.run`."""
+        sheets: dict[int, Answers] = {}  # what has been asked of unedited models so far
+        spoiled_by: dict[str, str] = {}
+        for work in works:
+            on_begun(work)
+            model = work.model
+            if editor := spoiled_by.get(model.fingerprint):
+                yield failed_trial(
+                    work,
+                    f"run trial: the weights of '{model.name}' are not what they were, since "
+                    f"editor '{editor}' changed them. Resume the run without that editor.",
+                )
+                continue
+
+            def unedited(work: Work = work) -> Answers:
+                for sheet in work.sheets:
+                    if id(sheet) not in sheets:
+                        sheets[id(sheet)] = sheet.ask(
+                            work.model,
+                            cache=conditions.cache,
+                            token_budget=conditions.token_budget,
+                            on_progress=lambda done, total: on_progress("answers", done, total),
+                        )
+                return merge_answers([sheets[id(sheet)] for sheet in work.sheets])
+
+            outcome = run_trial(work, conditions, unedited, on_progress)
+            if outcome.spoiled:
+                spoiled_by[model.fingerprint] = work.editor.name
+            yield outcome
+
+
+def merge_answers(sheets: Sequence[Answers]) -> Answers:
+    """The answers of several sheets as one mapping."""
+    return {question: answer for sheet in sheets for question, answer in sheet.items()}

@@ -1,0 +1,258 @@
+"""Trials as tasks of a Ray cluster, on this machine or on many.
+
+Ray schedules the tasks by what they need, sends each of them what it works on, and runs a task
+again whose worker has died. The process that asked keeps the plan and writes the results.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from editbench.editors.base import Editor, Progress, Share
+from editbench.errors import ConfigError, EditbenchError, RunError
+from editbench.models.editable import EditableModel
+from editbench.questions import Answers
+from editbench.runner.on_ray.cluster import (
+    TaskNeeds,
+    check_reachable,
+    connected,
+    count_places,
+    list_nodes,
+    name_needs,
+)
+from editbench.runner.on_ray.progress import ProgressChannel, open_channel
+from editbench.runner.on_ray.tasks import Setting, ask_sheet, prepare_share, run_work
+from editbench.runner.trial_run import Conditions, TrialOutcome, Work, describe, failed_trial
+from editbench.runner.unedited import Sheet
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_MIN_SHARE = 64  # edits that are worth a task of their own
+
+
+class RayExecutor:
+    """Runs trials as tasks of a Ray cluster.
+
+    Args:
+        address: Of a running cluster, ``auto`` or ``host:port``; None takes ``RAY_ADDRESS``, and
+            where that is not set starts a cluster on this machine, for as long as the run lasts.
+        needs: What a trial needs.
+        n_retries: How often a task is tried again whose worker has died.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        RunError: Nobody answers at the address.
+    """
+
+    def __init__(
+        self, address: str | None = None, *, needs: TaskNeeds | None = None, n_retries: int = 3
+    ) -> None:
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "executor 'ray': it needs Ray, which is not installed. Install it with "
+                "pip install 'editbench[ray]', or use --executor local."
+            ) from error
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        if self._address is not None:
+            check_reachable(self._address)
+        self._needs = needs or TaskNeeds()
+        self._n_retries = n_retries
+
+    def describe(self) -> Mapping[str, Any]:
+        """Name, version of Ray, and what was asked to be set aside for each task."""
+        import ray
+
+        return {"name": "ray", "version": ray.__version__, "needs": asdict(self._needs)}
+
+    def run(
+        self,
+        works: Sequence[Work],
+        conditions: Conditions,
+        on_progress: Progress,
+        on_begun: Callable[[Work], None],
+    ) -> Generator[TrialOutcome, None, None]:
+        """Run trials, as many at once as the cluster holds; see `Executor.run`."""
+        if not works:
+            return
+        _refuse_spread([work.model for work in works])
+        with connected(self._address), open_channel(works, on_progress, on_begun) as channel:
+            n_editing = sum(not work.is_unedited for work in works)
+            shipment = _Shipment(conditions, channel, self._needs, self._n_retries, n_editing)
+            running: dict[ObjectRef[TrialOutcome], Work] = {}
+            try:
+                for work in works:
+                    running[shipment.submit(work)] = work
+                yield from _collect(running, channel)
+            finally:
+                _cancel(running)
+
+
+class _Shipment:
+    """Sends work to the cluster; what several tasks share is sent once."""
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        channel: ProgressChannel,
+        needs: TaskNeeds,
+        n_retries: int,
+        n_editing: int,
+    ) -> None:
+        self._conditions = conditions
+        self._n_editing = n_editing
+        self._channel = channel
+        self._needs = needs
+        self._n_retries = n_retries
+        self._nodes = list_nodes()
+        self._options: dict[int, dict[str, float]] = {}
+        self._sent: dict[int, tuple[object, ObjectRef[Any]]] = {}
+        self._asked: dict[int, ObjectRef[Answers]] = {}
+
+    def submit(self, work: Work) -> "ObjectRef[TrialOutcome]":
+        """Send a trial; it waits for what others do for it: answers, shares of its editing."""
+        parts = {
+            field.name: self._send(getattr(work, field.name), work)
+            for field in fields(Work)
+            if field.name != "sheets"
+        }
+        sheets = [self._send(sheet, work) for sheet in work.sheets]
+        asked = [self._ask(sheet, work) for sheet in work.sheets] if work.is_unedited else []
+        prepared = self._prepare(work, parts)
+        return self._start(
+            run_work, work.label, work, sheets, len(prepared), *prepared, *asked, **parts
+        )
+
+    def _prepare(
+        self, work: Work, parts: "Mapping[str, ObjectRef[Any]]"
+    ) -> "list[ObjectRef[None]]":
+        """Divide the editing of a trial, where the cluster has room for more than the trials."""
+        is_divisible = type(work.editor).prepare is not Editor.prepare
+        if self._conditions.cache is None or not is_divisible:
+            return []
+        n_edits = max(len(batch.cases) for batch in work.batches)
+        n_free = count_places(self._settle(work.model), self._nodes) // self._n_editing
+        n = min(n_free, n_edits // _MIN_SHARE)
+        shared = [parts[name] for name in ("editor", "model", "batches", "inputs", "seed")]
+        return [
+            self._start(prepare_share, work.label, work, work.trial, *shared, Share(index, n))
+            for index in range(n if n > 1 else 0)
+        ]
+
+    def _ask(self, sheet: Sheet, work: Work) -> "ObjectRef[Answers]":
+        if id(sheet) not in self._asked:
+            name = f"answers of {work.model.name}, unedited"
+            parts = (self._send(work.model, work), self._send(sheet, work))
+            self._asked[id(sheet)] = self._start(ask_sheet, name, work, work.trial, *parts)
+        return self._asked[id(sheet)]
+
+    def _start(
+        self, function: Callable[..., Any], name: str, work: Work, *arguments: Any, **named: Any
+    ) -> "ObjectRef[Any]":
+        import ray
+
+        options = self._settle(work.model)
+        setting = Setting.of(options, self._conditions, self._channel.reports)
+        # A task's exceptions are outcomes; what is tried again is one whose process died.
+        task = ray.remote(function).options(name=name, max_retries=self._n_retries, **options)
+        return task.remote(setting, *arguments, **named)
+
+    def _send(self, part: object, work: Work) -> "ObjectRef[Any]":
+        import ray
+
+        if id(part) not in self._sent:
+            try:
+                reference = ray.put(_on_cpu(part) if isinstance(part, EditableModel) else part)
+            except Exception as error:  # whatever an attribute's own pickling raises
+                reason = " ".join(str(error).split())
+                raise RunError(
+                    f"executor 'ray': {work.label} cannot be sent to another process, got a "
+                    f"{type(part).__name__} that cannot be pickled ({reason[:200]}). Keep open "
+                    "files, locks and the like out of its attributes, or use --executor local."
+                ) from error
+            self._sent[id(part)] = (part, reference)  # the part is kept, and with it its id
+        return self._sent[id(part)][1]
+
+    def _settle(self, model: EditableModel) -> dict[str, float]:
+        if id(model) not in self._options:
+            options = self._options[id(model)] = self._needs.settle(model, self._nodes)
+            if count_places(options, self._nodes) == 0:
+                warnings.warn(
+                    f"executor 'ray': no machine of the cluster has what a trial on "
+                    f"'{model.name}' needs, got {name_needs(options)}; the run waits for one. Ask "
+                    "for less with --trial-cpus, --trial-gpus or --trial-memory.",
+                    stacklevel=2,
+                )
+        return self._options[id(model)]
+
+
+def _collect(
+    running: "dict[ObjectRef[TrialOutcome], Work]", channel: ProgressChannel
+) -> Iterator[TrialOutcome]:
+    import ray
+
+    while running:
+        finished, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
+        channel.pass_on()
+        for reference in finished:
+            work = running.pop(reference)
+            channel.close(work)
+            try:
+                outcome = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                outcome = failed_trial(work, _explain(error))
+            yield outcome
+
+
+def _cancel(running: "Mapping[ObjectRef[Any], Work]") -> None:
+    import ray
+
+    with suppress(ray.exceptions.RayError):
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _on_cpu(model: EditableModel) -> EditableModel:
+    """The model as it is sent: the machine that gets it may have other GPUs."""
+    if model.device.type == "cpu":
+        return model
+    network = model.model
+    moved: dict[int, torch.Tensor] = {id(each): each.cpu() for each in network.buffers()}
+    for parameter in network.parameters():
+        moved[id(parameter)] = torch.nn.Parameter(parameter.cpu(), requires_grad=False)
+    sent = copy.copy(model)
+    sent.model = copy.deepcopy(network, moved)  # takes what is moved already, not another copy
+    return sent
+
+
+def _refuse_spread(models: Sequence[EditableModel]) -> None:
+    for model in models:
+        places = getattr(model.model, "hf_device_map", None) or {}
+        if len(places) > 1 or "disk" in places.values():
+            raise ConfigError(
+                f"executor 'ray': model '{model.name}' is spread over devices and cannot be sent "
+                "to other machines. Use --device instead of --device-map, or --executor local."
+            )
+
+
+def _explain(error: Exception) -> str:
+    """What a trial's row says where its task yields no outcome."""
+    import ray
+
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        return str(cause) if isinstance(cause, EditbenchError) else f"worker: {describe(cause)}"
+    reason = describe(error)[:500]
+    return (
+        f"executor 'ray': the process that ran the trial died, each time anew ({reason}). It "
+        "may lack memory: set more aside with --trial-memory, and resume the run."
+    )

@@ -1,0 +1,145 @@
+"""What runs on the workers."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from editbench.editors.base import Editor, Share
+from editbench.edits.card import package_versions
+from editbench.errors import RunError
+from editbench.models.editable import EditableModel
+from editbench.questions import Answers
+from editbench.runner.executors import merge_answers
+from editbench.runner.on_ray.progress import Reports
+from editbench.runner.plan import Batch
+from editbench.runner.trial import Inputs
+from editbench.runner.trial_run import Conditions, TrialOutcome, Work, run_trial
+from editbench.runner.unedited import Sheet
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task has to know besides its work.
+
+    Attributes:
+        conditions: What the trials of the run are run with.
+        reports: Where progress goes.
+        n_threads: Torch's threads.
+        on_gpu: Whether the task has a GPU.
+        versions: The packages of the process that sent the work.
+        folder: Its working directory.
+    """
+
+    conditions: Conditions
+    reports: Reports
+    n_threads: int
+    on_gpu: bool
+    versions: Mapping[str, str]
+    folder: Path
+
+    @classmethod
+    def of(cls, options: Mapping[str, float], conditions: Conditions, reports: Reports) -> Self:
+        """Describe the process that sends the work, and a task with these options."""
+        return cls(
+            conditions,
+            reports,
+            n_threads=max(1, int(options["num_cpus"])),
+            on_gpu=options["num_gpus"] > 0,
+            versions=package_versions(),
+            folder=Path.cwd(),
+        )
+
+    def take_effect(self, model: EditableModel) -> None:
+        """Make the worker compute as the process would that sent the work.
+
+        Raises:
+            RunError: The worker has other versions of the packages.
+        """
+        found = package_versions()
+        if found != self.versions:
+            ours, theirs = (" ".join(map(" ".join, v.items())) for v in (found, self.versions))
+            raise RunError(
+                f"executor 'ray': a worker has other packages than the run, got {ours}; expected "
+                f"{theirs}. Install the same versions on all machines."
+            )
+        if self.folder.is_dir():  # relative paths mean what they mean where the run was started
+            os.chdir(self.folder)
+        torch.set_num_threads(self.n_threads)
+        if self.on_gpu:
+            model.model.to("cuda")
+
+    def ask(self, sheet: Sheet, model: EditableModel, trial: str) -> Answers:
+        """Put a sheet to the model, as it is, on behalf of a trial."""
+        report = self.reports.of(trial)
+        return sheet.ask(
+            model,
+            cache=self.conditions.cache,
+            token_budget=self.conditions.token_budget,
+            on_progress=lambda done, total: report("answers", done, total),
+        )
+
+
+def run_work(
+    setting: Setting,
+    sheets: "list[ObjectRef[Sheet]]",
+    n_prepared: int,
+    *awaited: Any,
+    **parts: Any,
+) -> TrialOutcome:
+    """Run a trial.
+
+    Args:
+        setting: What else it has to know.
+        sheets: The trial's sheets, fetched if an edit turns out to change nothing.
+        n_prepared: How many of `awaited` are shares of the trial that were done ahead.
+        awaited: After these the answers to the sheets, where it is known that they are needed.
+        parts: The trial's other parts.
+    """
+    import ray
+
+    work = Work(**parts, sheets=())
+    setting.take_effect(work.model)
+
+    def unedited() -> Answers:
+        return merge_answers(
+            awaited[n_prepared:]
+            or [setting.ask(sheet, work.model, work.trial) for sheet in ray.get(sheets)]
+        )
+
+    return run_trial(work, setting.conditions, unedited, setting.reports.of(work.trial))
+
+
+def ask_sheet(setting: Setting, trial: str, model: EditableModel, sheet: Sheet) -> Answers:
+    """Put a sheet to the unedited model, on behalf of the first trial that needs it."""
+    setting.take_effect(model)
+    return setting.ask(sheet, model, trial)
+
+
+def prepare_share(
+    setting: Setting,
+    trial: str,
+    editor: Editor,
+    model: EditableModel,
+    batches: Sequence[Batch],
+    inputs: Inputs,
+    seed: int,
+    share: Share,
+) -> None:
+    """Do a share of a trial's editing ahead, and leave what comes of it in the cache.
+
+    What goes wrong in it goes wrong in the trial again, and is said there.
+    """
+    setting.take_effect(model)
+    resources = inputs.resources(seed, setting.conditions.cache, setting.reports.of(trial))
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):
+        for batch in batches:
+            editor.prepare(model, [case.request for case in batch.cases], resources, share)

@@ -1,0 +1,189 @@
+"""What the unedited model says: asked once for a whole grid, whichever trial wants to know first.
+
+What a batch of questions holds decides the last bits of its answers. So the questions of all trials
+of a grid are put onto sheets before anything is run, and a sheet is asked and kept whole: a run
+that was interrupted, or that is spread over machines, finds the same answers.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from editbench.edits.card import package_versions
+from editbench.models.answering import answer_questions
+from editbench.models.editable import EditableModel
+from editbench.questions import (
+    Answer,
+    Answers,
+    Generate,
+    GenerateAnswer,
+    Question,
+    Read,
+    Score,
+    ScoreAnswer,
+)
+from editbench.runner.plan import PlannedTrial
+
+_SHEET_SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
+_VERSION = 1  # raised whenever the same sheet gives other answers
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Questions that are put to an unedited model together.
+
+    Attributes:
+        seed: Decides what is sampled; None where nothing is.
+        questions: The questions, each once.
+    """
+
+    seed: int | None
+    questions: tuple[Question, ...]
+
+    def ask(
+        self,
+        model: EditableModel,
+        *,
+        cache: Path | None,
+        token_budget: int | None,
+        on_progress: Callable[[int, int], None],
+    ) -> Answers:
+        """Look the answers up in the cache folder, or ask the model and keep them there.
+
+        Args:
+            model: The model, unedited.
+            cache: The folder; None keeps nothing. Without room in it, a warning says so.
+            token_budget: How many tokens to put to the model at once; None chooses by device.
+            on_progress: Told the number of questions answered and of all.
+        """
+        token_budget = token_budget or model.token_budget
+        path = None if cache is None else cache / "answers" / self._file_name(model, token_budget)
+        if path is not None and (known := self._read(path)) is not None:
+            on_progress(len(known), len(known))
+            return known
+        answers = answer_questions(
+            model,
+            self.questions,
+            seed=self.seed or 0,
+            token_budget=token_budget,
+            on_progress=on_progress,
+        )
+        if path is not None:
+            _write(path, list(answers.values()))
+        return answers
+
+    def _file_name(self, model: EditableModel, token_budget: int) -> str:
+        content = {
+            "version": _VERSION,
+            "versions": package_versions(),
+            "model": model.fingerprint,
+            "tokenizer": model.tokens.fingerprint,
+            "device": model.device.type,
+            "token_budget": token_budget,
+            "seed": self.seed,
+            "questions": [[type(each).__name__, *asdict(each).values()] for each in self.questions],
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        return f"{digest.hexdigest()[:32]}.json.gz"
+
+    def _read(self, path: Path) -> Answers | None:
+        """What a file says; None if there is none, or it is damaged and has to be written anew."""
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                answers = [_decode(fields) for fields in json.load(file)]
+            return dict(zip(self.questions, answers, strict=True))
+        except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
+            return None
+
+
+def make_sheets(planned: Sequence[PlannedTrial]) -> list[tuple[Sheet, ...]]:
+    """Put the questions of all trials onto sheets.
+
+    Each question is asked once for a model and, where its answer is sampled, for a seed. The sheets
+    depend on what is asked alone, not on the order of the trials.
+
+    Args:
+        planned: All trials of the grid, those that are done included.
+
+    Returns:
+        For each trial, the sheets that together hold all of its questions.
+    """
+    # Most trials share their batches with others, which are looked at once.
+    pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[Question]]] = {}
+    keys = [(p.trial.model.fingerprint, p.trial.seed, id(p.batches)) for p in planned]
+    for key, plan in zip(keys, planned, strict=True):
+        if key not in pools_of:
+            pools: dict[tuple[str, int | None], set[Question]] = {}
+            for batch in plan.batches:
+                for question in batch.questions:
+                    seed = plan.trial.seed if isinstance(question, Generate) else None
+                    pools.setdefault((plan.trial.model.fingerprint, seed), set()).add(question)
+            pools_of[key] = pools
+    asked: dict[tuple[str, int | None], set[Question]] = {}
+    for pools in pools_of.values():
+        for pool, questions in pools.items():
+            asked.setdefault(pool, set()).update(questions)
+    sheets = {pool: list(_split(pool[1], questions)) for pool, questions in asked.items()}
+    needed = {
+        key: tuple(
+            sheet
+            for pool, questions in pools.items()
+            for sheet in sheets[pool]
+            if not questions.isdisjoint(sheet.questions)
+        )
+        for key, pools in pools_of.items()
+    }
+    return [needed[key] for key in keys]
+
+
+def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Sheet]:
+    """Prompts that begin alike stay together: much of a forward pass is shared by them."""
+    ordered = tuple(sorted(questions, key=_order))
+    for start in range(0, len(ordered), _SHEET_SIZE):
+        yield Sheet(seed, ordered[start : start + _SHEET_SIZE])
+
+
+def _order(question: Question) -> tuple[str, str, str]:
+    match question:
+        case Score(prompt, continuation):
+            return "score", prompt, continuation
+        case Generate(prompt, n_tokens):
+            return "generate", prompt, f"{n_tokens:06d}"
+        case Read(text):
+            return "read", text, ""
+
+
+def _decode(fields: dict[str, object]) -> Answer:
+    if "text" in fields:
+        return GenerateAnswer(str(fields["text"]))
+    log_probs, argmax = fields["log_probs"], fields["argmax"]
+    if not isinstance(log_probs, list) or not isinstance(argmax, list):
+        raise TypeError("no answer")
+    return ScoreAnswer(tuple(log_probs), tuple(argmax))
+
+
+def _write(path: Path, answers: Sequence[Answer]) -> None:
+    """Keep answers, whole or not at all; they are not worth a run."""
+    content = gzip.compress(json.dumps([asdict(answer) for answer in answers]).encode(), mtime=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
+            unfinished = Path(folder) / path.name
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+    except OSError as error:
+        warnings.warn(
+            f"answers of the unedited model: cannot be kept, got {str(path)!r} "
+            f"({error.strerror or error}). Free some space, or choose another folder with --cache.",
+            stacklevel=2,
+        )

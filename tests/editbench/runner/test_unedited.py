@@ -1,0 +1,195 @@
+"""The unedited model is asked once for a whole grid, and its answers are kept."""
+
+import gzip
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from editbench.datasets.base import Dataset
+from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.edits.edit import Edit, NoEdit
+from editbench.errors import RequestError
+from editbench.metrics.base import Metric
+from editbench.metrics.success import Success
+from editbench.models.answering import answer_questions
+from editbench.models.editable import EditableModel
+from editbench.questions import Answers, Generate, Question
+from editbench.requests import EditCase, EditRequest
+from editbench.runner import Trial, grid, run_grid, unedited
+from editbench.runner.plan import plan_trials
+from editbench.runner.unedited import make_sheets
+from editbench.testing import tiny_model, toy_cases
+
+
+class Toy(Dataset):
+    """Facts about jobs."""
+
+    name: ClassVar[str] = "toy"
+    fingerprint = "toy-1"
+
+    def __init__(self) -> None:
+        pass
+
+    def cases(self) -> Sequence[EditCase]:
+        return toy_cases(12)
+
+
+class Length(Metric):
+    """Asks a question whose answer depends on the seed."""
+
+    name: ClassVar[str] = "length"
+    produces: ClassVar[tuple[str, ...]] = ("length",)
+
+    def questions(self, case: EditCase) -> tuple[Question, ...]:
+        return tuple(Generate(prompt, 12) for prompt in case.generation_prompts)
+
+    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
+        return {"length": float(len(answers[self.questions(case)[0]].text))}
+
+
+class Idle(Editor):
+    """Does nothing, with seed 1 not even that."""
+
+    name: ClassVar[str] = "idle"
+    fails: ClassVar[bool] = False
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        if resources.seed == 1 and self.fails:
+            raise RequestError("not today")
+        return NoEdit.of(model, requests)
+
+
+@pytest.fixture(scope="module")
+def model() -> EditableModel:
+    return tiny_model(n_layers=2)
+
+
+def make_grid(model: EditableModel, n_edits: Sequence[int] = (2, 4)) -> list[Trial]:
+    return grid(
+        models=[model],
+        datasets=[Toy()],
+        editors=lambda _: [Idle(EditorConfig())],
+        metrics=lambda _: [Success(), Length()],
+        n_edits=n_edits,
+        seeds=[0, 1],
+    )
+
+
+def run(trials: Sequence[Trial], folder: Path, *, cache: Path | None, resume: bool = False) -> int:
+    """Run a grid, and count what the model was asked on the way."""
+    n_asked = 0
+
+    def count(stage: str, done: int, total: int, note: str = "") -> None:
+        nonlocal n_asked
+        n_asked += total if stage == "answers" and done == total else 0
+
+    run_grid(trials, folder, cache=cache, resume=resume, on_progress=count)
+    return n_asked
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in ("rows.jsonl", "cases.jsonl.gz")
+        for path in sorted(folder.glob(f"trials/*/{name}"))
+    }
+
+
+@pytest.fixture
+def small_sheets(monkeypatch):
+    monkeypatch.setattr(unedited, "_SHEET_SIZE", 5)
+
+
+def test_sheets_hold_each_question_of_a_grid_once(model, small_sheets):
+    planned = plan_trials(make_grid(model))
+    sheets = make_sheets(planned)
+    distinct = list({id(sheet): sheet for needed in sheets for sheet in needed}.values())
+    asked = [(sheet.seed, question) for sheet in distinct for question in sheet.questions]
+    assert len(asked) == len(set(asked)) == 4 * 6 + 2 * 4  # scores; texts of both seeds
+    assert all((seed is None) != isinstance(question, Generate) for seed, question in asked)
+    assert max(len(sheet.questions) for sheet in distinct) == 5
+    for plan, needed in zip(planned, sheets, strict=True):
+        held = {question for sheet in needed for question in sheet.questions}
+        assert held >= set(plan.batches[0].questions)
+        assert {sheet.seed for sheet in needed} == {None, plan.trial.seed}
+    assert len(sheets[0]) < len(sheets[-1])  # a small trial is not made to wait for all
+
+
+def test_the_order_of_the_trials_does_not_matter(model):
+    def sheets_of(trials: Sequence[Trial]) -> set[tuple[object, ...]]:
+        sheets = make_sheets(plan_trials(trials))
+        return {(sheet.seed, sheet.questions) for needed in sheets for sheet in needed}
+
+    trials = make_grid(model)
+    mixed = random.Random(0).sample(trials, len(trials))
+    assert sheets_of(mixed) == sheets_of(trials)
+
+
+def test_no_question_is_put_to_the_unedited_model_twice(model, tmp_path):
+    assert run(make_grid(model), tmp_path, cache=None) == 4 * 6 + 2 * 4
+
+
+def test_answers_are_kept_for_other_runs(model, tmp_path, monkeypatch):
+    cache, trials = tmp_path / "cache", make_grid(model)
+    run(trials, tmp_path / "asked", cache=cache)
+    files = sorted(cache.rglob("*.json.gz"))
+    assert len(files) == 3  # one of scores, and one of texts for each seed
+    assert sorted(cache.rglob("*")) == [cache / "answers", *files]
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unedited, "answer_questions", refuse)
+        run(trials, tmp_path / "read", cache=cache)
+        assert contents_of(tmp_path / "read") == contents_of(tmp_path / "asked")
+    # What is damaged, or half of something else, is asked anew.
+    files[0].write_bytes(files[0].read_bytes()[:40])
+    files[1].write_bytes(gzip.compress(b"[]"))
+    files[2].write_bytes(gzip.compress(b'[{"words": 1}]'))
+    run(trials, tmp_path / "again", cache=cache)
+    assert contents_of(tmp_path / "again") == contents_of(tmp_path / "asked")
+
+
+def test_other_weights_have_other_answers(model, tmp_path):
+    run(make_grid(model), tmp_path / "one", cache=tmp_path / "cache")
+    other = tiny_model(n_layers=2, seed=1)
+    run(make_grid(other), tmp_path / "with", cache=tmp_path / "cache")
+    run(make_grid(other), tmp_path / "without", cache=None)
+    assert contents_of(tmp_path / "with") == contents_of(tmp_path / "without")
+
+
+def test_what_is_kept_is_what_the_model_says(model, tmp_path):
+    (sheets, *_) = make_sheets(plan_trials(make_grid(model)))
+    for sheet in sheets:
+        for _ in ("asked", "read"):
+            answers = sheet.ask(
+                model, cache=tmp_path, token_budget=500, on_progress=lambda done, total: None
+            )
+            expected = answer_questions(
+                model, sheet.questions, seed=sheet.seed or 0, token_budget=500
+            )
+            assert answers == expected
+
+
+def test_a_resumed_run_asks_as_if_it_had_not_been_interrupted(model, tmp_path, monkeypatch):
+    run(make_grid(model), tmp_path / "whole", cache=None)
+    monkeypatch.setattr(Idle, "fails", True)
+    run(make_grid(model), tmp_path / "run", cache=None)
+    monkeypatch.setattr(Idle, "fails", False)
+    run(make_grid(model), tmp_path / "run", cache=None, resume=True)
+    assert contents_of(tmp_path / "run") == contents_of(tmp_path / "whole")
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(model, tmp_path):
+    blocked = tmp_path / "cache"
+    blocked.write_text("a file, where the folder should be")
+    summary = run_grid(make_grid(model), tmp_path / "run", cache=blocked)
+    assert summary.failures == ()
+    assert all("answers of the unedited model: cannot be kept" in w for w in summary.warnings)
+    assert len(summary.warnings) == 3
