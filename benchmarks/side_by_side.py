@@ -12,7 +12,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,20 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def time_in_turns(
-    sides: Mapping[str, Callable[[], object]], repeats: int
-) -> dict[str, tuple[float, object]]:
+def time_in_turns(sides: Sequence[Callable[[], Any]], repeats: int) -> list[tuple[float, Any]]:
     """Run the sides one after the other, `repeats` times.
 
     Returns:
         For each side, the median of its seconds, and what it returned last.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    returned: dict[str, object] = {}
+    seconds: list[list[float]] = [[] for _ in sides]
+    returned: list[Any] = [None for _ in sides]
     for _ in range(repeats):
-        for name, run in sides.items():
+        for index, run in enumerate(sides):
             began = time.perf_counter()
-            returned[name] = run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: (statistics.median(seconds[name]), returned[name]) for name in sides}
+            returned[index] = run()
+            seconds[index].append(time.perf_counter() - began)
+    return [(statistics.median(each), last) for each, last in zip(seconds, returned, strict=True)]
 
 
 def record(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
+from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.target_likelihood import (
@@ -14,6 +15,7 @@ from editbench.editors.parts.target_likelihood import (
     keep_states,
     make_target_batches,
 )
+from editbench.editors.parts.training_costs import plan_training
 from editbench.editors.parts.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
@@ -125,6 +127,27 @@ class FineTune(Editor):
         """The layer at the depth of GPT-J's published one."""
         n_layers = model.architecture.n_layers
         return {"layer": min(n_layers - 1, int(_PUBLISHED_DEPTH * n_layers))}
+
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Work out what `edit` would cost; see `Editor.plan`."""
+        names = _trained_names(model, self.config)
+        return [
+            plan_training(
+                model,
+                requests,
+                name=STAGE,
+                first=self.config.layer,
+                n_trained=sum(model.model.get_parameter(name).numel() for name in names),
+                batch_size=self.config.batch_size,
+                n_epochs=self.config.n_epochs,
+            )
+        ]
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -2,15 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editbench.edits.edit import Edit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.models.quiet import quiet_transformers
+from memit_core import in_memory
 
 
 def export_model(
@@ -39,7 +42,7 @@ def export_model(
         )
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        with quiet_transformers(), edit.applied(model):
+        with quiet_transformers(), edit.applied(model), _ready_to_save(model.model):
             model.model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         unfinished.replace(folder)
@@ -50,3 +53,22 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _ready_to_save(network: PreTrainedModel) -> Iterator[None]:
+    """Let transformers save what accelerate has offloaded."""
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        yield
+        return
+    # It looks into this map, which is there only if it has placed the model by itself.
+    placed_elsewhere = not hasattr(network, "hf_device_map")
+    if placed_elsewhere:
+        vars(network)["hf_device_map"] = {"": "cpu"}
+    try:
+        # Of offloaded weights, it does not see that they are tied.
+        with in_memory(network, network.all_tied_weights_keys):
+            yield
+    finally:
+        if placed_elsewhere:
+            del vars(network)["hf_device_map"]

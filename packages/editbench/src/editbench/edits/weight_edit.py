@@ -17,7 +17,7 @@ from editbench.errors import EditError
 from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, UpdateFactors, updated_weights
+from memit_core import MemitCoreError, UpdateFactors, find_device, in_memory, updated_weights
 
 
 class WeightEdit(Edit):
@@ -79,8 +79,7 @@ class WeightEdit(Edit):
         edit = cls(stored, card)
         for name, parameter in edit._parameters(model).items():
             update = stored[name]
-            # An offloaded weight is not here to be measured.
-            weight_norm = 0.0 if parameter.is_meta else float(parameter.cpu().double().norm())
+            weight_norm = _measure_norm(model, name)
             report[name] = {
                 "n_weights": parameter.numel(),
                 "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
@@ -157,12 +156,13 @@ class WeightEdit(Edit):
             EditError: The edit was computed for another model, or an update fits no parameter.
         """
         self.check_fits(model)
-        oriented = {
-            name: orient_for_module(model, name, update.data, self.updates[name])
-            for name, update in self._parameters(model).items()
-        }
+        parameters = self._parameters(model)
         with ExitStack() as stack:
             try:
+                oriented = {
+                    name: orient_for_module(model, name, parameter.data, self.updates[name])
+                    for name, parameter in parameters.items()
+                }
                 stack.enter_context(updated_weights(model.model, oriented))
             except MemitCoreError as error:
                 raise EditError(f"apply edit to '{model.name}': {error}") from error
@@ -218,8 +218,9 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
         parameter: The parameter.
         update: Δ, ``[d_out, d_in]``.
     """
+    device = find_device(model.model, name) if parameter.is_meta else parameter.device
     # Apple's accelerator has no float64.
-    device = torch.device("cpu") if parameter.device.type == "mps" else parameter.device
+    device = torch.device("cpu") if device.type == "mps" else device
     parts = [part.to(device, torch.float64, copy=True) for part in _parts(update)]
     transposed = _is_transposed(model, name)
     if len(parts) == 1:
@@ -231,6 +232,12 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
 def orient_for_edit(model: EditableModel, name: str, change: Tensor) -> Tensor:
     """The change of a parameter, given as its module stores it, in the orientation of an edit."""
     return change.T if _is_transposed(model, name) else change
+
+
+def _measure_norm(model: EditableModel, name: str) -> float:
+    """‖W‖ of a weight, wherever it is kept."""
+    with in_memory(model.model, [name]):
+        return float(model.model.get_parameter(name).detach().cpu().double().norm())
 
 
 def _stored(update: Update, dtype: torch.dtype) -> Update:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, report_nothing
 from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
@@ -22,6 +23,7 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.parts.training_costs import plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
@@ -120,8 +122,25 @@ class Mend(Editor):
 
     def check_usable(self, model: EditableModel) -> None:
         """Refuse a model that no hypernetwork was trained for; see `Editor.check_usable`."""
+        if model.planned_device is not None:
+            return  # nobody knows whose weights it will have
         path = self._find_weights(model)
         check_fits(read_record(path), path, model)
+
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """One pass forwards and backwards; the hypernetwork is small. See `Editor.plan`."""
+        size = self.config.chunk_size
+        return [
+            plan_training(
+                model, requests, name=STAGE, first=0, n_trained=0, batch_size=size, n_epochs=1
+            )
+        ]
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

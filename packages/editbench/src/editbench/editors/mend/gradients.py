@@ -61,7 +61,7 @@ def decompose_gradients(
         for handle in handles:
             handle.remove()
     terms = {
-        matrix.name: _collect_terms(seen[matrix.name][0], gradient, len(requests))
+        matrix.name: _collect_terms(seen[matrix.name][0], gradient, len(requests), model.device)
         for matrix, gradient in zip(matrices, found, strict=True)
     }
     return terms, loss.item() / len(requests)
@@ -78,9 +78,11 @@ def _make_tap(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[...
     return hook
 
 
-def _collect_terms(inputs: Tensor, gradients: Tensor, n_edits: int) -> GradientTerms:
+def _collect_terms(
+    inputs: Tensor, gradients: Tensor, n_edits: int, device: torch.device
+) -> GradientTerms:
     # OPT's MLP flattens rows and positions.
-    inputs = inputs.reshape(n_edits, -1, inputs.shape[-1]).float()
-    gradients = gradients.reshape(n_edits, -1, gradients.shape[-1]).float()
+    inputs = inputs.reshape(n_edits, -1, inputs.shape[-1]).to(device, torch.float32)
+    gradients = gradients.reshape(n_edits, -1, gradients.shape[-1]).to(device, torch.float32)
     edits, positions = gradients.ne(0).any(dim=-1).nonzero(as_tuple=True)
     return GradientTerms(inputs[edits, positions], gradients[edits, positions], edits)

@@ -162,13 +162,13 @@ def _rows_edited(
 
 def _make_row_edit(left: Tensor, right: Tensor, n_rows: Sequence[int]) -> Callable[..., Tensor]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        inputs = arguments[0].reshape(sum(n_rows), -1, right.shape[-1]).float()
+        inputs = arguments[0].reshape(sum(n_rows), -1, right.shape[-1]).to(right)
         if len(set(n_rows)) == 1:
             change = _apply_updates(inputs.reshape(len(n_rows), -1, right.shape[-1]), left, right)
         else:
             groups = zip(inputs.split(list(n_rows)), left, right, strict=True)
             change = torch.cat([_apply_updates(part, out, into) for part, out, into in groups])
-        return output + change.to(output.dtype).reshape(output.shape)
+        return output + change.to(output).reshape(output.shape)
 
     return hook
 

@@ -26,19 +26,17 @@ def borrowed_weights(
         The parameters, by name.
 
     Raises:
-        EditError: A parameter cannot be written to: it is quantized or offloaded.
+        EditError: A parameter cannot be written to: it is quantized, or cannot be loaded.
     """
-    parameters = {name: model.model.get_parameter(name) for name in names}
+    nothing = torch.zeros(())
+    unchanged = {name: nothing.expand(model.model.get_parameter(name).shape) for name in names}
     with ExitStack() as stack:
         try:
-            unchanged = {
-                name: torch.zeros_like(parameter, requires_grad=False)
-                for name, parameter in parameters.items()
-            }
             stack.enter_context(updated_weights(model.model, unchanged))
         except MemitCoreError as error:
             raise EditError(f"edit '{model.name}': {error}") from error
-        yield parameters
+        # Only now: one that accelerate has offloaded was a placeholder before.
+        yield {name: model.model.get_parameter(name) for name in names}
 
 
 @contextmanager
