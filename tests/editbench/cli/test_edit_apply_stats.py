@@ -1,6 +1,7 @@
 """``edit``, ``apply`` and ``stats``: files in, files out."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editbench.edits.weight_edit import WeightEdit
 from editbench.plugins import hookimpl
+from memit_core import load_second_moments
 
 
 @pytest.fixture
@@ -199,16 +201,16 @@ def test_finished_stats_are_not_collected_again(invoke, model_folder, corpus_fil
 
 
 def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, monkeypatch):
-    from editbench.editors.parts import second_moments
+    from editbench.editors.parts import second_moment_collection
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     options = ["--model", model_folder, "--corpus", corpus_file, "--out", "s.safetensors"]
     options += ["--n-tokens", 20000]
-    monkeypatch.setattr(second_moments, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as once:
-        once.setattr(second_moments, "save_second_moments", interrupt)
+        once.setattr(second_moment_collection, "save_second_moments", interrupt)
         result = invoke("stats", *options)
     assert result.exit_code == 130
     assert "nothing had been kept yet" in result.stderr
@@ -226,10 +228,46 @@ def test_stats_by_default_collects_the_layers_that_memit_edits(invoke, model_fol
 def test_stats_says_when_the_corpus_is_short(invoke, model_folder, tmp_path):
     (tmp_path / "short.txt").write_text("Ana Lund works as a baker.\n")
     result = invoke(
-        "stats", "--model", model_folder, "--corpus", "short.txt", "--out", "s.safetensors"
+        "stats",
+        *("--model", model_folder, "--corpus", "short.txt", "--out", "s.safetensors"),
+        *("--n-tokens", 1000),
     )
     assert result.exit_code == 0
-    assert "Warning: the corpus ended before 100,000 tokens" in result.stderr
+    assert "Warning: the corpus ended before 1,000 tokens" in result.stderr
+
+
+def test_stats_stop_by_themselves(invoke, model_folder):
+    options = ["--model", model_folder, "--corpus", "atlas", "--out", "s.safetensors"]
+    result = invoke("stats", *options)
+    assert result.exit_code == 0, result.output
+    n_tokens = int(re.search(r"([\d,]+) tokens of atlas", result.stdout)[1].replace(",", ""))
+    assert 5 * 96 < n_tokens < 50 * 96
+    assert "nothing to do" in invoke("stats", *options).stdout
+
+
+def test_stats_of_shards_are_merged(invoke, model_folder, corpus_file):
+    options = ["stats", "--model", model_folder, "--corpus", corpus_file, "--n-tokens", 700]
+    options += ["--max-length", 9]
+    assert ", 700 tokens" in invoke(*options, "--out", "whole").stdout
+    for shard in (1, 2):
+        assert invoke(*options, "--shard", f"{shard}/2", "--out", f"part-{shard}").exit_code == 0
+    merged = invoke("stats", "--merge", "part-1", "--merge", "part-2", "--out", "merged")
+    assert merged.stdout == "Wrote merged: layers 1, 2, 700 tokens of 2 shards\n"
+    whole, joined = load_second_moments("whole"), load_second_moments("merged")
+    assert whole.provenance == joined.provenance
+    assert whole.provenance["max_length"] == 9
+    torch.testing.assert_close(whole.moments[1].moment(), joined.moments[1].moment())
+
+
+def test_stats_refuse_what_makes_no_sense(refuses, model_folder, corpus_file):
+    options = ["stats", "--model", model_folder, "--corpus", corpus_file, "--out", "s"]
+    refuses(*options, "--n-tokens", "many", says="--n-tokens: no count of tokens, got 'many'")
+    refuses(*options, "--n-tokens", 0, says="--n-tokens: no count of tokens, got '0'")
+    refuses(*options, "--shard", "2", says="--shard: no shard, got '2'; expected I/N")
+    refuses(*options, "--shard", "3/2", says="no such shard, got 3/2")
+    refuses(*options, "--shard", "1/2", says="got 'auto'. Give a count of tokens")
+    refuses("stats", "--corpus", corpus_file, "--out", "s", says="--model and --corpus are needed")
+    refuses("stats", "--merge", "none", "--out", "s", says="cannot be read")
 
 
 def test_list_names_everything_and_where_it_comes_from(invoke):

@@ -17,7 +17,7 @@ COMMANDS = sorted(CLI.commands)
 
 HEAVY = [
     "torch", "transformers", "pandas", "numpy", "pydantic", "rich", "yaml", "safetensors", "jinja2",
-    "matplotlib",
+    "matplotlib", "ray",
 ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_collection_ends_after_exactly_the_tokens_asked_for() -> None:
 
 
 def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
-    import editbench.editors.parts.second_moments as module
+    import editbench.editors.parts.second_moment_collection as module
 
     monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
     model = tiny_model()

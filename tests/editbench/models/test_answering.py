@@ -106,10 +106,8 @@ class TestScore:
             answers = ask(stories, *SCORES, token_budget=token_budget)
         assert_close(answers, ask(stories, *SCORES, token_budget=500))
         assert all(n_rows == 1 or n_rows * width <= token_budget for n_rows, width in shapes)
-        widths = [width for _, width in shapes]
-        assert widths == sorted(widths, reverse=True)
         if token_budget == 10_000:
-            assert len(shapes) == 1
+            assert len(shapes) == 2  # prompts, and what branches off them
 
     def test_input_that_begins_another_one_has_no_row_of_its_own(
         self, tokenizers, make_network, families
@@ -126,7 +124,9 @@ class TestScore:
         ]
         with count_forwards(model) as shapes:
             answers = ask(model, *questions, token_budget=10_000)
-        assert shapes[0][0] == 3
+        # The prompt that three questions share, which "The mother tongue" begins, with two ways
+        # on; and the last one.
+        assert [n_rows for n_rows, _ in shapes] == [1, 2, 1]
         assert_close(answers, {question: score_alone(model, question) for question in questions})
 
     def test_large_vocabularies_are_read_in_slices(

@@ -33,6 +33,10 @@ class EditError(EditbenchError):
     """An edit cannot be computed, read, or put on this model."""
 
 
+class DeviceMemoryError(EditbenchError):
+    """A device has too little memory for the smallest piece of some work."""
+
+
 class SecondMomentError(EditbenchError):
     """Second moments are missing, malformed, or belong to another model."""
 

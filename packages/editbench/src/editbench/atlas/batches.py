@@ -29,6 +29,11 @@ class Batch:
     mentions: Tensor
     last_of: Tensor
 
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        parts = (self.tokens, self.weights, self.mentions, self.last_of)
+        return Batch(*(part.to(device) for part in parts))
+
     def allow_attention(self, *, bottleneck: bool) -> Tensor | None:
         """Say which keys each query may attend to, ``[n_rows, 1, width, width]``; None is causal.
 
@@ -40,7 +45,7 @@ class Batch:
         width = self.tokens.shape[1]
         hidden_key = (self.mentions > 0) & (self.last_of < 0)
         same_mention = self.mentions[:, :, None] == self.mentions[:, None, :]
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        causal = torch.ones(width, width, dtype=torch.bool, device=self.tokens.device).tril()
         return (causal & (~hidden_key[:, None, :] | same_mention))[:, None]
 
 

@@ -116,7 +116,9 @@ class _AttributeHead(nn.Module):
             )
         row_of = {subject.name: index for index, subject in enumerate(world.subjects)}
         column_of = {relation.name: index for index, relation in enumerate(RELATIONS)}
-        self.attributes = torch.full((len(row_of), len(RELATIONS)), -100)
+        self.attributes: Tensor
+        unknown = torch.full((len(row_of), len(RELATIONS)), -100)
+        self.register_buffer("attributes", unknown, persistent=False)
         for fact in world.facts:
             column = column_of[fact.relation]
             index = RELATIONS[column].objects.index(fact.object)
@@ -131,7 +133,13 @@ class _AttributeHead(nn.Module):
         )
 
 
-def train(world: World, recipe: Recipe, *, n_steps_between_reports: int = 100) -> Trained:
+def train(
+    world: World,
+    recipe: Recipe,
+    *,
+    device: str | torch.device = "cpu",
+    n_steps_between_reports: int = 100,
+) -> Trained:
     """Train a network on a world.
 
     The same arguments, machine, number of threads and torch version give the same bits. Python's
@@ -140,11 +148,13 @@ def train(world: World, recipe: Recipe, *, n_steps_between_reports: int = 100) -
     Args:
         world: What to learn.
         recipe: How.
+        device: Where to compute.
         n_steps_between_reports: How often to log losses and recall.
     """
+    device = torch.device(device)
     tokenizer = train_tokenizer(world, n_vocabulary=recipe.n_vocabulary)
-    network = Network(len(tokenizer), recipe.shape, seed=recipe.seed)
-    head = _AttributeHead(world, recipe.shape.d_model, seed=recipe.seed)
+    network = Network(len(tokenizer), recipe.shape, seed=recipe.seed).to(device)
+    head = _AttributeHead(world, recipe.shape.d_model, seed=recipe.seed).to(device)
     optimizers = _make_optimizers(network, head, recipe)
     rng = random.Random(f"atlas/{recipe.seed}/training")
     n_tokens = 0
@@ -153,9 +163,8 @@ def train(world: World, recipe: Recipe, *, n_steps_between_reports: int = 100) -
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * recipe.rate_at(step)
-        loss = _measure_loss(
-            network, head, batch, recipe, bottleneck=rng.random() < recipe.bottleneck_rate
-        )
+        is_narrow = rng.random() < recipe.bottleneck_rate
+        loss = _measure_loss(network, head, batch.on(device), recipe, bottleneck=is_narrow)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         for optimizer in optimizers:

@@ -18,6 +18,7 @@ from editbench.cli.options import (
     out_path,
     quiet_option,
 )
+from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
@@ -88,6 +89,7 @@ Examples:
     default=False,
     help="Ask the model for every fact before and after, and say how many it gives.",
 )
+@plan_option
 @editor_input_options
 @loading_options
 @quiet_option
@@ -104,6 +106,7 @@ def edit(
     on_conflict: ConflictPolicy,
     seed: int,
     check_targets: bool,
+    only_plan: bool,
     inputs: EditorInputs,
     loading: ModelLoading,
     quiet: bool,
@@ -119,6 +122,8 @@ def edit(
     setting = _only_setting(editor, editor_type, config_file, set_options)
     editor_types = {editor: editor_type}
     layers.check(editor_types, {editor: [setting]})
+    if only_plan:
+        refuse_tracing(layers)
     check_output_file(out)
     cases, conflicts = resolve_conflicts(read_facts(facts), on_conflict)
     requests = [case.request for case in cases]
@@ -130,7 +135,7 @@ def edit(
             display.say(f"Conflict ({on_conflict}): {conflict}")
         if not requests:
             raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
-        editable = loading.load(model, plugins)
+        editable = (loading.outline if only_plan else loading.load)(model, plugins)
         source = FactSource(facts.name, lambda: facts_of_cases(cases))
         (setting,) = layers.settle(
             {editor: [setting]}, editor_types, editable, source, inputs.cache, display
@@ -139,11 +144,18 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
-        resources = inputs.resources(editable, seed, display)
-        result = editor_type(config).edit(editable, requests, resources)
-        result.save(out)
-        if check_targets:
-            counts = _count_known_targets(editable, requests, result, seed, display)
+        resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
+        chosen = editor_type(config)
+        work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
+        if not only_plan:
+            announce(work, display)
+            result = chosen.edit(editable, requests, resources)
+            result.save(out)
+            if check_targets:
+                counts = _count_known_targets(editable, requests, result, seed, display)
+    if only_plan:
+        show_plan(work)
+        return
     click.echo(_summarize(result.card))
     if check_targets:
         before, after = counts

@@ -42,12 +42,13 @@ class ModelLoading:
     revision: str | None
     trust_remote_code: bool
     allow_pickle: bool
+    max_memory: int | None = None
 
     def load(self, name: str, plugins: "PluginManager") -> "EditableModel":
         """Load a model by short name, hub name or folder."""
         from editbench.models.loading import load_model
 
-        return load_model(
+        model = load_model(
             name,
             dtype=self.dtype,
             device=self.device,
@@ -57,6 +58,23 @@ class ModelLoading:
             revision=self.revision,
             specs=plugins.models(),
         )
+        model.max_memory = self.max_memory
+        return model
+
+    def outline(self, name: str, plugins: "PluginManager") -> "EditableModel":
+        """Make a model without weights, to plan work on it."""
+        from editbench.models.loading import load_outline
+
+        model = load_outline(
+            name,
+            dtype=self.dtype,
+            device=self.device,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            specs=plugins.models(),
+        )
+        model.max_memory = self.max_memory
+        return model
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,12 @@ class EditorInputs:
         )
 
     def resources(
-        self, model: "EditableModel", seed: int, report_progress: "Progress"
+        self,
+        model: "EditableModel",
+        seed: int,
+        report_progress: "Progress",
+        *,
+        with_corpus: bool = True,
     ) -> "Resources":
         """Hand them to an editor.
 
@@ -104,6 +127,7 @@ class EditorInputs:
             model: The model that it edits.
             seed: Source of every random choice.
             report_progress: Told about the editor's work.
+            with_corpus: False for a plan, which does not read the corpus.
         """
         from editbench.editors.base import Resources
 
@@ -113,17 +137,22 @@ class EditorInputs:
             report_progress=report_progress,
             second_moments=self.second_moments,
             context_prefixes=self.context_prefixes,
-            corpus=self._corpus_unless_needless(model),
+            corpus=self._corpus_unless_needless(model) if with_corpus else None,
         )
 
-    def for_runner(self, model: "EditableModel") -> "Inputs":
-        """Hand them to the trials on a model."""
+    def for_runner(self, model: "EditableModel", *, with_corpus: bool = True) -> "Inputs":
+        """Hand them to the trials on a model.
+
+        Args:
+            model: The model.
+            with_corpus: False for a plan, which does not read the corpus.
+        """
         from editbench.runner import Inputs
 
         return Inputs(
             second_moments=self.second_moments,
             context_prefixes=self.context_prefixes,
-            corpus=self._corpus_unless_needless(model),
+            corpus=self._corpus_unless_needless(model) if with_corpus else None,
         )
 
     def _corpus_unless_needless(self, model: "EditableModel") -> "Corpus | None":
@@ -148,7 +177,15 @@ def loading_options(command: Command) -> Command:
     @click.option(
         "--device-map",
         metavar="MAP",
-        help="How to spread a model over several devices, such as 'auto'; instead of --device.",
+        help="How to spread a model over devices, memory and disk: 'auto', or places by module as "
+        "JSON; instead of --device.",
+    )
+    @click.option(
+        "--max-memory",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GIB",
+        help="How much memory of the device to use, the weights included; the work is divided into "
+        "smaller parts to keep to it. [default: what is free]",
     )
     @click.option(
         "--revision", metavar="REVISION", help="Branch, tag or commit of a model on the hub."
@@ -169,12 +206,21 @@ def loading_options(command: Command) -> Command:
         dtype: "DTypeName",
         device: str | None,
         device_map: str | None,
+        max_memory: float | None,
         revision: str | None,
         trust_remote_code: bool,
         allow_pickle: bool,
         **options: object,
     ) -> object:
-        loading = ModelLoading(dtype, device, device_map, revision, trust_remote_code, allow_pickle)
+        loading = ModelLoading(
+            dtype,
+            device,
+            device_map,
+            revision,
+            trust_remote_code,
+            allow_pickle,
+            None if max_memory is None else int(max_memory * 2**30),
+        )
         return command(*arguments, loading=loading, **options)
 
     return with_loading  # type: ignore[return-value]  # wraps() keeps the command's own signature

@@ -32,6 +32,8 @@ def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", pa
 
     for editor in editors:
         layers = getattr(editor.config, "critical_layers", ())
+        if hasattr(editor.config, "second_moment_tokens") and hasattr(editor.config, "layer"):
+            layers = (editor.config.layer,)  # ROME's
         for layer in layers:
             model.architecture.check_layer(layer)
         with warnings.catch_warnings():

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from editbench.cli.execution import choose_folder, run_trials, show_result, showing_progress
+from editbench.cli.execution import (
+    choose_folder,
+    executor_options,
+    run_trials,
+    show_result,
+    showing_progress,
+)
 from editbench.cli.options import (
     CONFLICT_POLICIES,
     EditorInputs,
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from editbench.experiments import Experiment
     from editbench.metrics.base import AnyMetric
     from editbench.models.editable import EditableModel
+    from editbench.runner import Executor
 
 _EMBEDDED_MODEL = "atlas"
 
@@ -102,6 +109,7 @@ Examples:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
 @editor_input_options
 @loading_options
+@executor_options
 @quiet_option
 @click.pass_context
 def reproduce(
@@ -118,6 +126,7 @@ def reproduce(
     resume: bool,
     inputs: EditorInputs,
     loading: ModelLoading,
+    executor: "Executor | None",
     quiet: bool,
 ) -> None:
     """Run one of the paper's experiments.
@@ -159,6 +168,7 @@ def reproduce(
             display,
             resume=resume,
             cache=inputs.cache,
+            executor=executor,
             provenance={"experiment": experiment.name, "paper": experiment.paper},
         )
     _draw(folder)

@@ -2,11 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from editbench.cli.execution import choose_folder, run_trials, show_result, showing_progress
+from editbench.cli.execution import (
+    choose_folder,
+    executor_options,
+    run_trials,
+    show_result,
+    showing_progress,
+)
 from editbench.cli.layers import LayerChoice, facts_of_dataset, layers_option
 from editbench.cli.options import (
     CONFLICT_POLICIES,
@@ -17,6 +23,7 @@ from editbench.cli.options import (
     out_path,
     quiet_option,
 )
+from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_trials
 from editbench.cli.planning import (
     DEFAULT_N_EDITS,
     check_second_moments,
@@ -29,6 +36,9 @@ from editbench.cli.planning import (
 from editbench.cli.settings import read_settings
 from editbench.plugins.manager import PluginManager
 from editbench.requests import ConflictPolicy
+
+if TYPE_CHECKING:
+    from editbench.runner import Executor
 
 _EXAMPLES = """\b
 Examples:
@@ -138,8 +148,10 @@ Examples:
 )
 @click.option("--out", type=out_path, metavar="DIR", help="The run folder. [default: runs/<time>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
+@plan_option
 @editor_input_options
 @loading_options
+@executor_options
 @quiet_option
 @click.pass_context
 def run(
@@ -159,8 +171,10 @@ def run(
     on_conflict: ConflictPolicy,
     out: Path | None,
     resume: bool,
+    only_plan: bool,
     inputs: EditorInputs,
     loading: ModelLoading,
+    executor: "Executor | None",
     quiet: bool,
 ) -> None:
     """Edit models, and measure the edits.
@@ -181,7 +195,9 @@ def run(
     layers.check(editor_types, settings)
     known_facts = facts_of_dataset(datasets[0], plugins, inputs.cache)
     chosen_metrics = find_metrics(metrics, plugins)
-    folder = choose_folder(out, resume=resume)
+    if only_plan:
+        refuse_tracing(layers)
+    folder = choose_folder(None if only_plan else out, resume=resume and not only_plan)
     sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
     with showing_progress(folder, quiet=quiet) as display:
         sizes = {
@@ -189,7 +205,8 @@ def run(
         }
         from editbench.runner import grid
 
-        editables = [loading.load(name, plugins) for name in dict.fromkeys(models)]
+        load = loading.outline if only_plan else loading.load
+        editables = [load(name, plugins) for name in dict.fromkeys(models)]
         configured = {
             id(model): configure_editors(
                 model,
@@ -202,7 +219,7 @@ def run(
         for model in editables:
             if (remark := inputs.remark_on_corpus(model)) and set(editors) != {"unedited"}:
                 display.say(remark)
-        if inputs.second_moments is not None:
+        if inputs.second_moments is not None and not only_plan:
             for model in editables:
                 check_second_moments(model, configured[id(model)], inputs.second_moments)
         trials = [
@@ -219,8 +236,22 @@ def run(
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 on_conflict=on_conflict,
-                inputs=lambda model, dataset: inputs.for_runner(model),
+                inputs=lambda model, dataset: inputs.for_runner(model, with_corpus=not only_plan),
             )
         ]
-        summary = run_trials(trials, folder, plugins, display, resume=resume, cache=inputs.cache)
-    show_result(context, summary)
+        work = work_of_trials(trials, inputs.cache)
+        if not only_plan:
+            announce(work, display)
+            summary = run_trials(
+                trials,
+                folder,
+                plugins,
+                display,
+                resume=resume,
+                cache=inputs.cache,
+                executor=executor,
+            )
+    if only_plan:
+        show_plan(work)
+    else:
+        show_result(context, summary)

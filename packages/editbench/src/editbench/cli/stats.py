@@ -1,6 +1,7 @@
 """``editbench stats``: second moments of keys, collected once and reused by every edit."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,19 @@ from editbench.cli.layers import parse_layers
 from editbench.cli.options import (
     CORPUS_SOURCES,
     ModelLoading,
+    in_file,
     loading_options,
     open_corpus,
     out_path,
     quiet_option,
 )
 from editbench.cli.progress import ProgressDisplay
+from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
+    from editbench.editors.parts.corpus_reading import Shard
+    from editbench.editors.parts.second_moment_collection import TokenCount
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
 
@@ -30,12 +35,13 @@ Examples:
   editbench stats --model gpt2-xl --corpus wiki.txt --out gpt2-xl.safetensors
   editbench stats --model gpt-j-6b --corpus hf:wikimedia/wikipedia:20231101.en \\
     --layers 3-8 --n-tokens 1000000 --out gpt-j.safetensors
+  editbench stats --merge part-1.safetensors --merge part-2.safetensors --out all.safetensors
 """
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
-@click.option("--corpus", required=True, metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
+@click.option("--model", metavar="NAME", help="Short name, hub name or folder.")
+@click.option("--corpus", metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
 @click.option("--out", required=True, type=out_path, metavar="FILE", help="The file to write.")
 @click.option(
     "--layers",
@@ -51,23 +57,45 @@ Examples:
 )
 @click.option(
     "--n-tokens",
-    type=click.IntRange(min=1),
-    default=100_000,
+    metavar="N|auto",
+    default="auto",
     show_default=True,
-    help="How many tokens to take the mean over; 100,000 take minutes where the paper's 44 "
-    "million take a day, and edit nearly as well.",
+    help="How many tokens to take the mean over; 'auto' stops when what sampling costs an edit is "
+    "small. The paper's 44 million take a day, and edit hardly better than 100,000.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that a text is cut to. By default 2,048, and never more than the model takes.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Collect only the I-th of N shares, to run them side by side; needs a count of tokens.",
+)
+@click.option(
+    "--merge",
+    "shards",
+    type=in_file,
+    multiple=True,
+    metavar="FILE",
+    help="Collect nothing, but join the files of all shards; give it once for each.",
 )
 @loading_options
 @quiet_option
 @click.pass_obj
 def stats(
     plugins: PluginManager,
-    model: str,
-    corpus: str,
+    model: str | None,
+    corpus: str | None,
     out: Path,
     layers: str | None,
     module: "ProjectionKind",
-    n_tokens: int,
+    n_tokens: str,
+    max_length: int | None,
+    shard: str | None,
+    shards: tuple[Path, ...],
     loading: ModelLoading,
     quiet: bool,
 ) -> None:
@@ -78,9 +106,20 @@ def stats(
     command is repeated.
     """
     check_output_file(out)
+    if shards:
+        _merge(shards, out)
+        return
+    if model is None or corpus is None:
+        raise ConfigError(
+            "stats: --model and --corpus are needed to collect second moments. Give both, or "
+            "--merge FILE for each shard that has been collected."
+        )
     wanted = None if layers is None else parse_layers(layers)
+    count = _parse_count(n_tokens)
+    share: dict[str, Any] = {"max_length": max_length, "shard": _parse_shard(shard)}
     texts = open_corpus(corpus)
-    from editbench.editors.parts.second_moments import collect_to_file, describe_collection
+    from editbench.editors.parts.second_moment_collection import describe_collection
+    from editbench.editors.parts.second_moments import collect_to_file
 
     with (
         ProgressDisplay(quiet=quiet) as display,
@@ -91,15 +130,47 @@ def stats(
         chosen = wanted or _default_layers(plugins, editable, everything=wanted == [])
         for layer in chosen:
             editable.architecture.check_layer(layer)
-        if _is_done(out, describe_collection(editable, texts, chosen, n_tokens, module)):
+        collection = (editable, texts, chosen, count)
+        if _is_done(out, describe_collection(*collection, module, **share)):
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
-        moments = collect_to_file(editable, texts, chosen, n_tokens, out, display, module)
+        moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)
     click.echo(f"Wrote {out}: layers {listing}, {n_collected:,} tokens of {texts.name}")
-    if n_collected < n_tokens:
-        click.echo(f"Warning: the corpus ended before {n_tokens:,} tokens.", err=True)
+    if shard is None and count != "auto" and n_collected < count:
+        click.echo(f"Warning: the corpus ended before {count:,} tokens.", err=True)
+
+
+def _parse_count(text: str) -> "TokenCount":
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f"--n-tokens: no count of tokens, got {text!r}; expected 1 or more, or auto."
+        )
+    return int(text)
+
+
+def _parse_shard(text: str | None) -> "Shard":
+    from editbench.editors.parts.corpus_reading import WHOLE, Shard
+
+    if text is None:
+        return WHOLE
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ConfigError(f"--shard: no shard, got {text!r}; expected I/N, such as 2/8.")
+    return Shard(int(match[1]) - 1, int(match[2]))
+
+
+def _merge(shards: Sequence[Path], out: Path) -> None:
+    from editbench.editors.parts.second_moment_shards import merge_shards
+
+    with writing(out):
+        moments = merge_shards(shards, out)
+    n_collected = min(moment.n_tokens or 0 for moment in moments.values())
+    listing = ", ".join(str(layer) for layer in moments)
+    click.echo(f"Wrote {out}: layers {listing}, {n_collected:,} tokens of {len(shards)} shards")
 
 
 def _default_layers(
@@ -113,10 +184,10 @@ def _default_layers(
 
 def _is_done(out: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a file of the same origin is there; any other file will be replaced."""
-    from memit_core import MemitCoreError, load_second_moments
+    from memit_core import MemitCoreError, SecondMomentFile
 
     try:
-        return out.exists() and load_second_moments(out).provenance == provenance
+        return out.exists() and SecondMomentFile(out).provenance == provenance
     except (MemitCoreError, OSError):
         return False
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
@@ -88,6 +89,14 @@ class Resources:
     corpus: Corpus | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of the `n` parts that some work is divided into: number `index`, from 0."""
+
+    index: int
+    n: int
+
+
 class Editor(ABC):
     """A method that changes what a model knows.
 
@@ -151,6 +160,50 @@ class Editor(ABC):
 
         Raises:
             EditError: What is missing, and how to get it.
+        """
+
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Work out what `edit` would cost, at most, and compute nothing.
+
+        Override it so that users know what they are in for; without it they are told that the
+        editor does not say.
+
+        Args:
+            model: The model; it may have no weights (`EditableModel.planned_device` is set then),
+                but its tokens, its architecture and its sizes are there.
+            requests: As for `edit`.
+            resources: As for `edit`.
+            known: What earlier work of the same plan leaves in the cache; add to it what this does.
+
+        Returns:
+            The stages, in their order.
+        """
+        return [StageCost.unknown(self.name, "the editor does not say")]
+
+    def prepare(  # noqa: B027  # most have nothing that can be done apart
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        share: Share,
+    ) -> None:
+        """Do a share of the work of `edit` ahead, and leave what comes of it in the cache.
+
+        Override it where much of the work of one edit can be divided: on a cluster with nothing
+        else to do, all shares are done side by side before `edit`, which must give the same bits
+        with and without them.
+
+        Args:
+            model: As for `edit`.
+            requests: All requests, as for `edit`.
+            resources: As for `edit`; there is a cache.
+            share: Which part to do.
         """
 
     @abstractmethod

@@ -4,15 +4,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from editbench.editors.base import Editor, EditorConfig, Resources
-from editbench.editors.parts.context_prefixes import sample_context_prefixes
+from editbench.costs.stage import Known, StageCost
+from editbench.editors.base import Editor, EditorConfig, Resources, Share
+from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.parts.expected_prefixes import expect_prefixes
+from editbench.editors.parts.insertion_costs import plan_insertion, plan_second_moments
 from editbench.editors.parts.layer_sweep import LayerSweep
+from editbench.editors.parts.second_moment_factors import solve_layer
 from editbench.editors.parts.second_moments import obtain_second_moments
 from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_hidden import optimize_target_hidden
+from editbench.editors.parts.target_costs import leave_out_known, make_tasks, plan_targets
+from editbench.editors.parts.target_hidden import (
+    TargetHidden,
+    choose_share,
+    optimize_target_hidden,
+)
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_module
@@ -23,7 +32,6 @@ from editbench.requests import EditRequest
 from memit_core import (
     MemitCoreError,
     UpdateFactors,
-    solve_update_factors,
     spread_residuals,
     updated_weights,
 )
@@ -54,8 +62,9 @@ class MemitConfig(TargetSettings):
     context_prefix_length: int = Field(
         default=10, ge=2, description="tokens of a sampled prefix (length_params)"
     )
-    second_moment_tokens: int = Field(
-        default=100_000, ge=1, description="tokens of ordinary text that C is the mean over"
+    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
+        default=100_000,
+        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
     )
 
     @model_validator(mode="after")
@@ -105,6 +114,55 @@ class Memit(Editor):
         """See `derive_memit_defaults`."""
         return derive_memit_defaults(model.architecture.n_layers, model.d_key(0))
 
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Work out what `edit` would cost; see `Editor.plan`."""
+        config = self.config
+        layers = config.critical_layers
+        model.architecture.check_layer(layers[-1])
+        lengths = (config.context_prefix_length,)
+        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        tasks = make_tasks(model.tokens, requests, prefixes.flat)
+        unknown = leave_out_known(
+            model, tasks, requests, layers[-1], config, prefixes.flat, resources.cache, known
+        )
+        return [
+            *plan_second_moments(
+                model, layers, config.second_moment_tokens, resources, known, config.module
+            ),
+            plan_targets(model, unknown, layers[-1], config),
+            *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
+        ]
+
+    def prepare(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        share: Share,
+    ) -> None:
+        """Collect second moments (the first of several shares), or optimise some of the z."""
+        config = self.config
+        layers = config.critical_layers
+        model.architecture.check_layer(layers[-1])
+        if share.index == 0:
+            obtain_second_moments(
+                model, layers, config.second_moment_tokens, resources, config.module
+            )
+        if share.index > 0 or share.n == 1:
+            prefixes = self._prefixes(model, resources)
+            rest = Share(max(0, share.index - 1), max(1, share.n - 1))
+            own = choose_share(
+                model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
+            )
+            if own:
+                self._optimize(model, own, prefixes, resources)
+
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
@@ -112,24 +170,11 @@ class Memit(Editor):
         config = self.config
         layers = config.critical_layers
         model.architecture.check_layer(layers[-1])
-        prefixes = resources.context_prefixes or sample_context_prefixes(
-            model,
-            n_prefixes=config.n_context_prefixes,
-            length=config.context_prefix_length,
-            seed=resources.seed,
-        )
+        prefixes = self._prefixes(model, resources)
         moments = obtain_second_moments(
             model, layers, config.second_moment_tokens, resources, config.module
         )
-        targets = optimize_target_hidden(
-            model,
-            requests,
-            layer=layers[-1],
-            settings=config,
-            prefixes=prefixes.flat,
-            cache=TargetCache(resources.cache),
-            report_progress=resources.report_progress,
-        )
+        targets = self._optimize(model, requests, prefixes, resources)
         sweep = LayerSweep(
             model,
             requests,
@@ -138,8 +183,9 @@ class Memit(Editor):
             first=layers[0],
             last=layers[-1],
             module=config.module,
+            initial=targets.initial,
         )
-        updates: dict[str, UpdateFactors] = {}
+        updates: dict[str, UpdateFactors | Tensor] = {}
         target_states = targets.states.to(model.device)
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
@@ -149,11 +195,13 @@ class Memit(Editor):
                 name = model.architecture.weight_name(projection)
                 weight = model.model.get_parameter(name)
                 try:
-                    updates[name] = _solve_live(
+                    updates[name] = solve_layer(
                         keys,
                         spread_residuals(target_states, hidden, n_layers_left=len(layers) - index),
-                        moments[layer],
+                        moments,
+                        layer,
                         config.preservation_weight,
+                        resources.cache,
                     )
                     oriented = orient_for_module(model, name, weight, updates[name])
                     partial_edits.enter_context(updated_weights(model.model, {name: oriented}))
@@ -174,23 +222,27 @@ class Memit(Editor):
             },
         )
 
+    def _prefixes(self, model: EditableModel, resources: Resources) -> ContextPrefixes:
+        return resources.context_prefixes or sample_context_prefixes(
+            model,
+            n_prefixes=self.config.n_context_prefixes,
+            length=self.config.context_prefix_length,
+            seed=resources.seed,
+        )
 
-def _solve_live(
-    keys: Tensor, residuals: Tensor, second_moment: Tensor, preservation_weight: float
-) -> UpdateFactors:
-    """Solve Eqn 14 without the dimensions that neither ordinary text nor an edit ever uses.
-
-    ReLU models have neurons that never fire. They make C singular, yet nothing can depend on what
-    the update says about them: of all solutions, this is the one that says nothing.
-    """
-    live = (second_moment.diagonal() > 0).to(keys.device) | keys.ne(0).any(dim=0)
-    block = live.to(second_moment.device)
-    factors = solve_update_factors(
-        keys[:, live],
-        residuals,
-        second_moment[block][:, block],
-        preservation_weight=preservation_weight,
-    )
-    right = factors.right.new_zeros(len(live), factors.rank)
-    right[live] = factors.right
-    return UpdateFactors(factors.left, right)
+    def _optimize(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+    ) -> TargetHidden:
+        return optimize_target_hidden(
+            model,
+            requests,
+            layer=self.config.critical_layers[-1],
+            settings=self.config,
+            prefixes=prefixes.flat,
+            cache=TargetCache(resources.cache),
+            report_progress=resources.report_progress,
+        )

@@ -1,19 +1,25 @@
 """ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import growing_update
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.parts.expected_prefixes import expect_prefixes
+from editbench.editors.parts.insertion_costs import plan_insertion, plan_second_moments, plan_solve
 from editbench.editors.parts.offset_forward import OffsetSite
 from editbench.editors.parts.projection_reading import read_projections
-from editbench.editors.parts.second_moments import obtain_second_moments
+from editbench.editors.parts.second_moment_factors import obtain_factor
+from editbench.editors.parts.second_moments import LayerMoments, obtain_second_moments
 from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_costs import make_tasks, plan_targets
 from editbench.editors.parts.target_optimizer import FinishedTarget, TargetOptimizer, TargetTask
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.edits.edit import Edit
@@ -55,8 +61,9 @@ class RomeConfig(TargetSettings):
         default=(5, 10),
         description="tokens of the sampled prefixes (context_template_length_params)",
     )
-    second_moment_tokens: int = Field(
-        default=100_000, ge=1, description="tokens of ordinary text that C is the mean over"
+    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
+        default=100_000,
+        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
     )
 
 
@@ -102,6 +109,29 @@ class Rome(Editor):
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
 
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Work out what `edit` would cost, with an empty cache of targets; see `Editor.plan`."""
+        config = self.config
+        layers = (config.layer,)
+        model.architecture.check_layer(config.layer)
+        lengths = config.context_prefix_lengths
+        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        tasks = make_tasks(model.tokens, requests, prefixes.flat)
+        keys, _ = plan_insertion(model, requests, prefixes, "uniform", layers)
+        tokens = config.second_moment_tokens
+        return [
+            *plan_second_moments(model, layers, tokens, resources, known),
+            plan_targets(model, tasks, config.layer, config, token_budget=1),  # one by one
+            keys,
+            plan_solve(model, len(requests), layers, one_by_one=True),
+        ]
+
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
@@ -113,7 +143,7 @@ class Rome(Editor):
             model, (config.layer,), config.second_moment_tokens, resources
         )
         moment = moments[config.layer]
-        second_moment = _factorize(moment.to(model.device), config.layer)
+        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
         cache = TargetCache(resources.cache)
         cache_keys = cache.chained_keys(model, requests, config, prefixes.flat, moment)
         known = cache.read(cache_keys)
@@ -189,9 +219,14 @@ def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> Con
     return ContextPrefixes(tuple(group for group in groups if group))
 
 
-def _factorize(moment: Tensor, layer: int) -> FactorizedSecondMoment:
+def _factorize(
+    moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
+) -> FactorizedSecondMoment:
+    factor = obtain_factor(moments, layer, cache, device)
+    if factor is not None and bool(factor.live.all()):
+        return factor.factorized
     try:
-        return FactorizedSecondMoment(moment)
+        return FactorizedSecondMoment(moments[layer].to(device))
     except MemitCoreError as error:
         raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.models.editable import EditableModel
@@ -13,6 +14,16 @@ class Unedited(Editor):
     """Leaves the model as it is."""
 
     name: ClassVar[str] = "unedited"
+
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Nothing; see `Editor.plan`."""
+        return []
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

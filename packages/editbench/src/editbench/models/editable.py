@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from inspect import signature
 from typing import Literal
 
@@ -14,11 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editbench.errors import ModelError, RequestError
 from editbench.models.architecture import ProjectionKind, find_architecture, input_width
+from editbench.models.decoder_size import DecoderSize
+from editbench.models.device_memory import free_memory
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 
+# Tokens of one forward pass without gradients, where memory allows: more are no faster.
 _CPU_TOKENS = 4_096
 _ACCELERATOR_TOKENS = 65_536
+_LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
+_SHARE = 0.8  # of the free memory: some is lost between allocations
 
 # Fields of a configuration that do not change what the model computes.
 _INESSENTIAL_FIELDS = frozenset(
@@ -43,7 +50,12 @@ class EditableModel:
         name: What the user called it; goes into results and error messages.
         spec: The short name's entry, if it was loaded by one.
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
+        max_memory: Bytes that it and the work on it may take of a device; None for all there are.
+        planned_device: For a model without weights, the device that work on it is planned for.
     """
+
+    max_memory: int | None = None
+    planned_device: torch.device | None = None
 
     def __init__(
         self,
@@ -87,6 +99,8 @@ class EditableModel:
     @property
     def device(self) -> torch.device:
         """Where the token embedding works: what inputs are put on."""
+        if self.planned_device is not None:
+            return self.planned_device
         embedding = self.model.get_submodule(self.architecture.embedding)
         # Where accelerate has offloaded it, its weight is elsewhere until the moment of use.
         hook = getattr(embedding, "_hf_hook", None)
@@ -96,14 +110,67 @@ class EditableModel:
     @property
     def token_budget(self) -> int:
         """Tokens, padding included, that one forward pass without gradients may hold."""
-        return _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
+        return self.token_budget_beside(0)
+
+    def token_budget_beside(self, n_bytes: float) -> int:
+        """The same where something else is going to take so many bytes of the device."""
+        preferred = _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
+        longest = min(self.max_positions or _LONGEST, _LONGEST)
+        bytes_per_token = self.size.working_bytes(longest) + self.size.n_cache_bytes
+        fitting = self.work_memory_beside(n_bytes) // bytes_per_token
+        return int(max(1, min(preferred, fitting)))
+
+    @cached_property
+    def size(self) -> DecoderSize:
+        """What work on the model costs."""
+        return DecoderSize.of(self.model, self.architecture, d_key=self.d_key(0))
+
+    @property
+    def room(self) -> float:
+        """Bytes of its device that work on the model may take; infinite if nobody knows."""
+        limit = math.inf
+        if self.max_memory is not None:
+            limit = self.max_memory - self.weight_bytes[self.device]
+        free = math.inf if self.planned_device is not None else free_memory(self.device)
+        return max(0, min(limit, free))
+
+    def work_memory_beside(self, n_bytes: float) -> float:
+        """Bytes that one batch may take where something else takes `n_bytes`.
+
+        A share of the room, rounded down to two digits in binary: other programs come and go, and
+        the same model on the same device should be worked on in the same batches.
+        """
+        if self.room == math.inf:
+            return math.inf
+        share = max(0, int(_SHARE * self.room - n_bytes))
+        step = 1 << max(0, share.bit_length() - 2)
+        return share // step * step
+
+    def place_for(self, n_bytes: float) -> torch.device:
+        """Where to keep something large: the model's device if it has room for it, else the CPU."""
+        fits = n_bytes <= _SHARE * self.room
+        return self.device if fits else torch.device("cpu")
+
+    @property
+    def weight_bytes(self) -> dict[torch.device, int]:
+        """Bytes of the weights on each device; without weights, all are planned to be on one.
+
+        What accelerate has offloaded is on no device.
+        """
+        found = {self.device: 0}
+        for parameter in self.model.parameters():
+            device = parameter.device if self.planned_device is None else self.planned_device
+            if device.type != "meta":
+                found[device] = found.get(device, 0) + parameter.numel() * parameter.element_size()
+        return found
 
     @property
     def fingerprint(self) -> str:
         """Hash of the weights and of what the configuration says about computing with them.
 
         Two models share it if they hold the same bits under the same parameter names, whatever
-        their names and places. It is computed once: ask for it while the model is unedited.
+        their names and places. It is computed once: ask for it while the model is unedited. That of
+        a model without weights is of their names and shapes alone.
         """
         if self._fingerprint is None:
             self._fingerprint = self.compute_fingerprint()
@@ -208,8 +275,11 @@ def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
 def _hash_tensor(model: nn.Module, path: str, name: str) -> bytes:
     module = model.get_submodule(path)
     with align_module_device(module):  # brings in what accelerate has offloaded
-        tensor: torch.Tensor = getattr(module, name).detach().cpu()
+        tensor: torch.Tensor = getattr(module, name).detach()
+        tensor = tensor if tensor.is_meta else tensor.cpu()
     digest = hashlib.blake2b(digest_size=32)
     digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    if tensor.is_meta:
+        return digest.digest()
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.out_of_memory import Halving
 from editbench.models.preallocated_cache import preallocate_cache
 from editbench.questions import Generate, GenerateAnswer
 
@@ -21,7 +22,7 @@ _MIN_CACHE_BYTES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
-class _Opening:
+class Opening:
     """One prompt on its way."""
 
     question: Generate
@@ -59,25 +60,33 @@ def generate_texts(
         RequestError: A prompt has no token, or is longer than the model takes.
     """
     answers: dict[Generate, GenerateAnswer] = {}
-    openings = []
-    for question in questions:
-        opening = _open(model, question)
-        if opening.n_missing <= 0:
-            answers[question] = GenerateAnswer(question.prompt)
-            report(1)
-        else:
-            openings.append(opening)
-    n_cached = max(token_budget, _MIN_CACHE_BYTES // _count_bytes(model))
-    for batch in _make_batches(openings, n_cached, model.max_positions):
-        written = _write(model, batch, seed, top_k)
-        for opening, new_ids in zip(batch, written, strict=True):
+    halving = Halving(f"generating on '{model.name}'")
+    for batch in batch_openings(model, questions, token_budget):
+        found: list[list[int]] = []
+        for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
+            found += written
+        for opening, new_ids in zip(batch, found, strict=True):
             text = model.tokens.decode([*opening.ids, *new_ids[: opening.n_missing]])
             answers[opening.question] = GenerateAnswer(text)
         report(len(batch))
+    for question in questions:
+        if question not in answers:  # its prompt is long enough
+            answers[question] = GenerateAnswer(question.prompt)
+            report(1)
     return answers
 
 
-def _open(model: EditableModel, question: Generate) -> _Opening:
+def batch_openings(
+    model: EditableModel, questions: Iterable[Generate], token_budget: int
+) -> Iterator[list[Opening]]:
+    """What generation writes together: prompts, tokenized, of which something is missing."""
+    openings = [_open(model, question) for question in questions]
+    missing = [opening for opening in openings if opening.n_missing > 0]
+    n_cached = max(token_budget, _MIN_CACHE_BYTES // model.size.n_cache_bytes)
+    return _make_batches(missing, n_cached, model.max_positions)
+
+
+def _open(model: EditableModel, question: Generate) -> Opening:
     """Tokenize a prompt, and count what is to be written after it."""
     ids = model.tokens.encode(question.prompt)
     if not ids:
@@ -93,20 +102,14 @@ def _open(model: EditableModel, question: Generate) -> _Opening:
             f"that, got {question.n_tokens} wanted. Do not compare them with longer ones.",
             stacklevel=2,
         )
-    return _Opening(question, ids, n_tokens - len(ids))
-
-
-def _count_bytes(model: EditableModel) -> int:
-    """At most how much the keys and values of one token take."""
-    architecture = model.architecture
-    return 2 * architecture.n_layers * architecture.d_model * model.model.dtype.itemsize
+    return Opening(question, ids, n_tokens - len(ids))
 
 
 def _make_batches(
-    openings: list[_Opening], n_cached: int, max_positions: int | None
-) -> Iterator[list[_Opening]]:
+    openings: list[Opening], n_cached: int, max_positions: int | None
+) -> Iterator[list[Opening]]:
     """Group prompts of like length and number of tokens to write, the longest first."""
-    batch: list[_Opening] = []
+    batch: list[Opening] = []
     for opening in sorted(
         openings, key=lambda opening: (opening.n_missing, len(opening.ids)), reverse=True
     ):
@@ -122,7 +125,9 @@ def _make_batches(
         yield batch
 
 
-def _write(model: EditableModel, batch: list[_Opening], seed: int, top_k: int) -> list[list[int]]:
+def _write(
+    model: EditableModel, batch: Sequence[Opening], seed: int, top_k: int
+) -> list[list[int]]:
     """Sample the tokens that follow each prompt; a shorter text may get more than it needs."""
     n_steps = max(opening.n_missing for opening in batch)
     draws = torch.stack([_draw(seed, opening.question.prompt, n_steps) for opening in batch])

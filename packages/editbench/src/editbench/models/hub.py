@@ -27,6 +27,7 @@ def fetch_repository(
     with_code: bool,
     allow_pickle: bool,
     short_names: Iterable[str],
+    with_weights: bool = True,
 ) -> Path:
     """Download what a causal language model needs, or find it in the hub's cache.
 
@@ -36,6 +37,7 @@ def fetch_repository(
         with_code: Whether the repository's Python files are wanted too.
         allow_pickle: Whether pickled weights may be fetched where there are no safetensors.
         short_names: Names to suggest when there is no such repository.
+        with_weights: Whether the weights are wanted, too.
 
     Returns:
         A folder that holds the files of one commit.
@@ -63,7 +65,10 @@ def fetch_repository(
             "Give a branch, tag or commit."
         ) from error
     except Exception as error:  # the hub's client passes on its transport's own errors
-        return _find_in_cache(name, revision, patterns, short_names, error)
+        wanted = [*patterns, _SAFE_WEIGHTS] if with_weights else patterns
+        return _find_in_cache(name, revision, wanted, short_names, error)
+    if not with_weights:
+        return _download(name, revision, patterns)
     names = [sibling.rfilename for sibling in found.siblings or []]
     weights = _SAFE_WEIGHTS
     if not any(Path(file).match(_SAFE_WEIGHTS) and "/" not in file for file in names):
@@ -73,11 +78,15 @@ def fetch_repository(
                 "code when they are read. Allow them with --allow-pickle if you trust it."
             )
         weights = _PICKLED_WEIGHTS
+    return _download(name, revision, [*patterns, weights])
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         folder = snapshot_download(
             name,
             revision=revision,  # the name and not the commit, so that it is found offline
-            allow_patterns=[*patterns, weights],
+            allow_patterns=patterns,
             ignore_patterns=["*/*"],
         )
     except Exception as error:
@@ -115,7 +124,7 @@ def _find_in_cache(
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=[*patterns, _SAFE_WEIGHTS],
+            allow_patterns=patterns,
             ignore_patterns=["*/*"],
             local_files_only=True,
         )

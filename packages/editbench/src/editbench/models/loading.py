@@ -1,5 +1,6 @@
 """From a name to a model that can be edited."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -52,7 +54,9 @@ def load_model(
         specs: The short names.
         dtype: Of the weights; ``auto`` takes the one they are stored in.
         device: Where to put the model; by default a CUDA device if there is one, else the CPU.
-        device_map: How to spread the model over devices, as accelerate takes it; excludes `device`.
+        device_map: How to spread the model over devices, as accelerate takes it: a word such as
+            ``auto``, or places by module, also as JSON; ``cpu`` and ``disk`` are where weights wait
+            until they are used. Excludes `device`.
         trust_remote_code: Whether code that comes with the model may be run.
         allow_pickle: Whether pickled weights may be read where there are no safetensors.
         revision: Branch, tag or commit of a hub repository.
@@ -87,6 +91,62 @@ def load_model(
     return EditableModel(model, tokenizer, name=name_or_path, spec=spec)
 
 
+def load_outline(
+    name_or_path: str,
+    *,
+    specs: Mapping[str, ModelSpec],
+    dtype: DTypeName = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> EditableModel:
+    """Make a model without weights, to plan work on it: configuration and tokenizer are enough.
+
+    A short name of a model that is made in memory gives that model, weights and all.
+
+    Args:
+        name_or_path: As for `load_model`; of a hub repository no weights are downloaded.
+        specs: The short names.
+        dtype: As for `load_model`; ``auto`` is what the configuration says.
+        device: Where the model would run; it need not exist here.
+        trust_remote_code: As for `load_model`.
+        revision: As for `load_model`.
+
+    Raises:
+        ModelError: As for `load_model`.
+        ConfigError: An option is invalid.
+    """
+    spec = specs.get(name_or_path)
+    if spec is not None and spec.load is not None:
+        return load_model(name_or_path, specs=specs, dtype=dtype)
+    folder = _find_folder(
+        spec.repository if spec is not None and spec.repository else name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=False,
+        specs=specs,
+        with_weights=False,
+    )
+    with quiet_transformers():
+        config = _read_configuration(folder, name_or_path, trust_remote_code)
+        wanted = _DTYPES[dtype]
+        if not isinstance(wanted, torch.dtype):
+            wanted = config.dtype or torch.float32
+        with (
+            _one_clear_error(name_or_path, "the configuration cannot be used"),
+            torch.device("meta"),
+        ):
+            network: Any = AutoModelForCausalLM.from_config(
+                config, dtype=wanted, trust_remote_code=trust_remote_code
+            )
+        tokenizer = _read_tokenizer(folder, name_or_path, trust_remote_code)
+    outline = EditableModel(network, tokenizer, name=name_or_path, spec=spec)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    with _one_clear_error(name_or_path, "the device is unknown"):
+        outline.planned_device = torch.device(device or default)
+    return outline
+
+
 def _check_placement(
     dtype: str, device: str | None, device_map: str | Mapping[str, int | str] | None
 ) -> str | dict[str, int | str]:
@@ -99,7 +159,7 @@ def _check_placement(
                 f"options 'device' and 'device_map' exclude each other, got {device!r} and "
                 f"{device_map!r}. Give one of them."
             )
-        return device_map if isinstance(device_map, str) else dict(device_map)
+        return _parse_device_map(device_map) if isinstance(device_map, str) else dict(device_map)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -111,6 +171,22 @@ def _check_placement(
     return {"": device}
 
 
+def _parse_device_map(text: str) -> str | dict[str, int | str]:
+    """Read the places of modules where they are given as JSON; a single word stays one."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"option 'device_map': malformed JSON, got {text!r}: {error}.") from error
+    if not all(isinstance(place, int | str) for place in found.values()):
+        raise ConfigError(
+            f"option 'device_map': a place is neither a number nor a name, got {text!r}; expected "
+            'devices by module, such as {"model": 0, "lm_head": "cpu"}.'
+        )
+    return dict(found)
+
+
 def _find_folder(
     name: str,
     *,
@@ -118,6 +194,7 @@ def _find_folder(
     trust_remote_code: bool,
     allow_pickle: bool,
     specs: Mapping[str, ModelSpec],
+    with_weights: bool = True,
 ) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -139,6 +216,7 @@ def _find_folder(
         with_code=trust_remote_code,
         allow_pickle=allow_pickle,
         short_names=specs,
+        with_weights=with_weights,
     )
 
 
@@ -167,18 +245,12 @@ def _load_folder(
     dtype: str,
     placement: str | dict[str, int | str],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    _check_kind_is_known(read_config(folder, name=name), name, trust_remote_code)
-    with _one_clear_error(name, "the configuration cannot be used"):
-        config = AutoConfig.from_pretrained(folder, **shared)
-    own_classes = getattr(config, "auto_map", None) or {}
-    is_causal_lm = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
-        "AutoModelForCausalLM" in own_classes
-    )
-    if config.is_encoder_decoder or not is_causal_lm:
-        raise ModelError(
-            f"model '{name}': its kind cannot be edited, got model_type '{config.model_type}'; "
-            "expected a decoder-only causal language model."
+    config = _read_configuration(folder, name, trust_remote_code)
+    waits_on_disk = isinstance(placement, dict) and "disk" in placement.values()
+    if waits_on_disk and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"option 'device_map': weights can wait on disk only as safetensors, got '{name}' with "
+            "pickled ones. Save the model again with `save_pretrained`, or use 'cpu' for 'disk'."
         )
     with _one_clear_error(name, "the weights cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -189,13 +261,38 @@ def _load_folder(
             use_safetensors=None if allow_pickle else True,
             ignore_mismatched_sizes=True,  # reported below, with the names
             output_loading_info=True,
-            **shared,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
         )
     model, report = loaded
     _check_complete(name, report)
+    return model, _read_tokenizer(folder, name, trust_remote_code)
+
+
+def _read_configuration(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read the configuration of a model that can be edited."""
+    _check_kind_is_known(read_config(folder, name=name), name, trust_remote_code)
+    with _one_clear_error(name, "the configuration cannot be used"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    own_classes = getattr(config, "auto_map", None) or {}
+    is_causal_lm = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
+        "AutoModelForCausalLM" in own_classes
+    )
+    if config.is_encoder_decoder or not is_causal_lm:
+        raise ModelError(
+            f"model '{name}': its kind cannot be edited, got model_type '{config.model_type}'; "
+            "expected a decoder-only causal language model."
+        )
+    return config
+
+
+def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     with _one_clear_error(name, "the tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **shared)
-    return model, tokenizer
+        return AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=trust_remote_code, local_files_only=True
+        )
 
 
 def _check_kind_is_known(written: Mapping[str, Any], name: str, trust_remote_code: bool) -> None:

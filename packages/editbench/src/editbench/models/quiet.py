@@ -1,5 +1,6 @@
 """Transformers without its progress bars and warnings: a program shows its own."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,13 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back its progress bars and warnings; whatever was set before comes back."""
+    """Hold back its progress bars and warnings; whatever was set before comes back.
+
+    And those of accelerate, which places a model on devices for it.
+    """
+    accelerate_logger = logging.getLogger("accelerate")
+    level = accelerate_logger.level
+    accelerate_logger.setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     has_bars = transformers_logging.is_progress_bar_enabled()
     has_hub_bars = not are_progress_bars_disabled()
@@ -21,6 +28,7 @@ def quiet_transformers() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        accelerate_logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if has_bars:
             transformers_logging.enable_progress_bar()  # the hub's bars as well

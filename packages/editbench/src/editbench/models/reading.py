@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
-from editbench.models.scoring import Passage, score_passages
+from editbench.models.passages import Passage
+from editbench.models.scoring import score_passages
 from editbench.questions import Read, ScoreAnswer
 
 
@@ -32,7 +33,7 @@ def read_texts(
     windows: dict[Read, int] = {}
     passages = []
     for question in questions:
-        own = list(_cut(model, question))
+        own = list(cut_text(model, question))
         windows[question] = len(own)
         passages += own
     found: dict[Read, dict[int, ScoreAnswer]] = {question: {} for question in questions}
@@ -48,8 +49,12 @@ def read_texts(
     }
 
 
-def _cut(model: EditableModel, question: Read) -> Iterator[Passage[tuple[Read, int]]]:
-    """Divide a text into passages that the model takes, labeled with their numbers from 0."""
+def cut_text(model: EditableModel, question: Read) -> Iterator[Passage[tuple[Read, int]]]:
+    """Divide a text into passages that the model takes, labeled with their numbers from 0.
+
+    Raises:
+        RequestError: The text has no token that another one comes before.
+    """
     opening = model.tokens.opening
     ids = model.tokens.encode(question.text)[len(opening) :]
     start = 0 if opening else 1

@@ -18,7 +18,7 @@ def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
         hidden: States that left a decoder block, `[n, d_model]`.
 
     Returns:
-        Logits, `[n, vocabulary]`.
+        Logits, `[n, vocabulary]`, on the model's device: where its own forward puts them.
 
     Raises:
         ModelError: Something else stands between the last block and the head.
@@ -37,4 +37,4 @@ def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
     cap = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
     if cap is not None:
         logits = (logits / cap).tanh() * cap
-    return logits
+    return logits.to(model.device)

@@ -1,56 +1,27 @@
-"""Scores of tokens under teacher forcing, with as few forward passes as possible.
-
-The last token of a continuation is only ever predicted, so it is left out of the input; then all
-one-token continuations of a prompt have the same input, and more generally any input that begins
-another one is read off that other one's pass: in a causal model, nothing later changes it.
-"""
+"""Scores of tokens under teacher forcing, with as few forward passes as possible."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
+from editbench.models.activations import fused_activations
+from editbench.models.chosen_positions import Places, find_read_modules, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.out_of_memory import Halving
+from editbench.models.passages import Label, Passage, Row, batch_rows, make_rows
 from editbench.questions import Score, ScoreAnswer
-
-Label = TypeVar("Label")
 
 # Logits are the largest thing in memory: 2^27 of them are 512 MiB in float32.
 _MAX_LOGITS = 2**27
 _MAX_LOGITS_IN_FLOAT32 = 2**24
+_MAX_CACHE_BYTES = 2**32
 
-
-@dataclass(frozen=True, slots=True)
-class Passage(Generic[Label]):
-    """Tokens to score, and what comes before them.
-
-    Attributes:
-        label: What the scores are for.
-        context: Ids of the tokens before; at least one.
-        targets: Ids of the tokens to score; at least one.
-    """
-
-    label: Label
-    context: Sequence[int]
-    targets: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Row(Generic[Label]):
-    """One input sequence, and what is read off it."""
-
-    ids: tuple[int, ...]
-    # Per passage: its label, the position that predicts its first target, and its targets.
-    read: list[tuple[Label, int, Sequence[int]]] = field(default_factory=list)
-
-    @property
-    def positions(self) -> list[int]:
-        """The positions at which logits are needed, ascending."""
-        return sorted(
-            {first + offset for _, first, targets in self.read for offset in range(len(targets))}
-        )
+# A place at which logits are read: which row, which of its branches (-1 is the row itself), and
+# the position there.
+_Place = tuple[int, int, int]
 
 
 def score_continuations(
@@ -73,6 +44,19 @@ def score_continuations(
     Raises:
         RequestError: A prompt or continuation has no token, or together they are too long.
     """
+    answers: dict[Score, ScoreAnswer] = {}
+    for scores in score_passages(model, make_passages(model, questions), token_budget):
+        answers.update(scores)
+        report(len(scores))
+    return answers
+
+
+def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Passage[Score]]:
+    """Tokenize questions.
+
+    Raises:
+        RequestError: A prompt or continuation has no token, or together they are too long.
+    """
     passages = []
     for question in questions:
         prompt, continuation = model.tokens.encode_continuation(
@@ -80,11 +64,7 @@ def score_continuations(
         )
         model.check_length(len(prompt) + len(continuation) - 1, question.prompt)
         passages.append(Passage(question, prompt, continuation))
-    answers: dict[Score, ScoreAnswer] = {}
-    for scores in score_passages(model, passages, token_budget):
-        answers.update(scores)
-        report(len(scores))
-    return answers
+    return passages
 
 
 def score_passages(
@@ -100,78 +80,116 @@ def score_passages(
     Yields:
         For each forward pass, the labels that it has scores of, with the scores.
     """
-    for batch in _make_batches(_make_rows(passages), token_budget, model.n_logits):
-        yield list(_score_batch(model, batch))
+    halving = Halving(f"scoring on '{model.name}'")
+    for batch in batch_passages(model, passages, token_budget):
+        yield from halving.run(batch, lambda rows: list(_score_batch(model, rows)))
 
 
-def _make_rows(passages: Iterable[Passage[Label]]) -> list[_Row[Label]]:
-    asked = sorted(
-        (((*passage.context, *passage.targets[:-1]), passage) for passage in passages),
-        key=lambda entry: entry[0],
+def batch_passages(
+    model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
+) -> Iterator[list[Row[Label]]]:
+    """The forward passes that scoring takes: what is run together, row by row."""
+    return batch_rows(
+        make_rows(passages),
+        token_budget=token_budget,
+        read_budget=_MAX_LOGITS // model.n_logits,
+        cache_budget=_MAX_CACHE_BYTES // model.size.n_cache_bytes,
     )
-    rows: list[_Row[Label]] = []
-    # In sorted order whatever begins with a sequence follows it; so from the back, a sequence
-    # that begins another one begins the one that was taken last.
-    for ids, passage in reversed(asked):
-        if not rows or rows[-1].ids[: len(ids)] != ids:
-            rows.append(_Row(ids))
-        rows[-1].read.append((passage.label, len(passage.context) - 1, passage.targets))
-    return rows
-
-
-def _make_batches(
-    rows: list[_Row[Label]], token_budget: int, n_logits: int
-) -> Iterator[list[_Row[Label]]]:
-    """Group rows of like length; the longest first, so that a lack of memory shows at once."""
-    batch: list[_Row[Label]] = []
-    width = n_positions = 0
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        n_new = len(row.positions)
-        is_full = (len(batch) + 1) * width > token_budget
-        if batch and (is_full or (n_positions + n_new) * n_logits > _MAX_LOGITS):
-            yield batch
-            batch, n_positions = [], 0
-        width = len(batch[0].ids) if batch else len(row.ids)
-        batch.append(row)
-        n_positions += n_new
-    if batch:
-        yield batch
 
 
 def _score_batch(
-    model: EditableModel, batch: list[_Row[Label]]
+    model: EditableModel, rows: Sequence[Row[Label]]
 ) -> Iterator[tuple[Label, ScoreAnswer]]:
-    places = [(index, position) for index, row in enumerate(batch) for position in row.positions]
-    place_index = {place: index for index, place in enumerate(places)}
-    rows, positions = torch.tensor(places).unbind(dim=1)
-    with select_head_positions(model, rows, positions):
-        output = model.model(**model.batch([row.ids for row in batch]), use_cache=False)
-    logits = output.logits[0]
-    wanted = [
-        (place_index[index, first + offset], token)
-        for index, row in enumerate(batch)
-        for _, first, targets in row.read
-        for offset, token in enumerate(targets)
+    wanted: list[tuple[Label, list[tuple[_Place, int]]]] = []
+    for index, row in enumerate(rows):
+        for label, first, targets in row.read:
+            places = [(index, -1, first + offset) for offset in range(len(targets))]
+            wanted.append((label, list(zip(places, targets, strict=True))))
+        for number, branch in enumerate(row.branches):
+            places = [(index, -1, len(row.ids) - 1)]
+            places += [(index, number, offset) for offset in range(len(branch.ids))]
+            wanted += [
+                (label, list(zip(places, targets, strict=False))) for label, targets in branch.read
+            ]
+    tokens = list(dict.fromkeys(pair for _, pairs in wanted for pair in pairs))
+    found = _run(model, rows, tokens)
+    for label, pairs in wanted:
+        log_probs, argmax = zip(*(found[pair] for pair in pairs), strict=True)
+        yield label, ScoreAnswer(log_probs, argmax)
+
+
+def _run(
+    model: EditableModel, rows: Sequence[Row[Label]], tokens: Sequence[tuple[_Place, int]]
+) -> dict[tuple[_Place, int], tuple[float, bool]]:
+    """Look up log p of tokens at places, and whether each is the likeliest."""
+    has_branches = any(row.branches for row in rows)
+    # Branches follow at once on what is run before: padding stands in front of it.
+    inputs = model.batch([row.ids for row in rows], "left" if has_branches else "right")
+    width = inputs["input_ids"].shape[1] if has_branches else 0
+    places = [(index, -1, position) for index, row in enumerate(rows) for position in row.positions]
+    shifts = [width - len(row.ids) if has_branches else 0 for row in rows]
+    cache = DynamicCache(config=model.model.config) if has_branches else None
+    arguments = {**inputs, "past_key_values": cache, "use_cache": has_branches}
+    read = [(index, position + shifts[index]) for index, _, position in places]
+    found = _look_up(_forward(model, arguments, read), places, tokens)
+    if cache is None:
+        return found
+    branches = [
+        (index, number, branch.ids)
+        for index, row in enumerate(rows)
+        for number, branch in enumerate(row.branches)
     ]
-    log_probs, argmax = _read_tokens(logits, torch.tensor(wanted, device=logits.device))
-    done = 0
-    for row in batch:
-        for label, _, targets in row.read:
-            own = slice(done, done + len(targets))
-            done += len(targets)
-            yield label, ScoreAnswer(tuple(log_probs[own]), tuple(argmax[own]))
+    before = torch.tensor([index for index, _, _ in branches], device=model.device)
+    cache.batch_select_indices(before)
+    behind = model.batch([ids for _, _, ids in branches])
+    if "position_ids" in behind:
+        begins = torch.tensor([len(rows[index].ids) for index, _, _ in branches])
+        behind["position_ids"] = behind["position_ids"] + begins.to(model.device)[:, None]
+    masks = [inputs["attention_mask"][before], behind["attention_mask"]]
+    behind["attention_mask"] = torch.cat(masks, dim=1)
+    places = [
+        (index, number, position) for index, number, ids in branches for position in range(len(ids))
+    ]
+    read = [
+        (place, position)
+        for place, (_, _, ids) in enumerate(branches)
+        for position in range(len(ids))
+    ]
+    arguments = {**behind, "past_key_values": cache, "use_cache": True}
+    return found | _look_up(_forward(model, arguments, read), places, tokens)
 
 
-def _read_tokens(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[list[float], list[bool]]:
-    """Look up log p of tokens, in slices so that float32 copies stay small.
+def _forward(
+    model: EditableModel, arguments: dict[str, Any], read: Sequence[tuple[int, int]]
+) -> torch.Tensor:
+    """Logits at places (row, position) of a batch, ``[n_places, vocab]``."""
+    rows, positions = torch.tensor(read, device=model.device).unbind(dim=1)
+    n_layers = model.architecture.n_layers
+    read_modules = find_read_modules(model, n_layers - 1)
+    mask = arguments["attention_mask"][:, -arguments["input_ids"].shape[1] :]
+    with (
+        fused_activations(model),
+        skipping_padding(model, mask, range(n_layers), besides=read_modules),
+        only_at(read_modules, Places(rows, positions)),
+        select_head_positions(model, rows, positions),
+    ):
+        logits: torch.Tensor = model.model(**arguments).logits[0]
+    return logits
 
-    Args:
-        logits: ``[n_places, vocab]``.
-        wanted: Long, ``[n_wanted, 2]``: a row of `logits`, and a token.
+
+def _look_up(
+    logits: torch.Tensor, places: Sequence[_Place], tokens: Sequence[tuple[_Place, int]]
+) -> dict[tuple[_Place, int], tuple[float, bool]]:
+    """Look up those tokens whose places are among `places`, the rows of `logits`.
+
+    In slices, so that float32 copies stay small.
     """
-    places, tokens = wanted.unbind(dim=1)
+    rows = {place: row for row, place in enumerate(places)}
+    some = [pair for pair in tokens if pair[0] in rows]
+    wanted = torch.tensor([(rows[place], token) for place, token in some], device=logits.device)
+    row, token = wanted.unbind(dim=1)
     slices = logits.split(max(1, _MAX_LOGITS_IN_FLOAT32 // logits.shape[1]))
     normalizers = torch.cat([part.float().logsumexp(dim=1) for part in slices])
-    log_probs = logits[places, tokens].float() - normalizers[places]
-    argmax = logits.argmax(dim=1)[places] == tokens
-    return log_probs.tolist(), argmax.tolist()
+    log_probs = logits[row, token].float() - normalizers[row]
+    argmax = logits.argmax(dim=1)[row] == token
+    return dict(zip(some, zip(log_probs.tolist(), argmax.tolist(), strict=True), strict=True))

@@ -51,6 +51,7 @@ class Tokens:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._last: tuple[str, Encoding] | None = None
         self._n_base = self._backend.get_vocab_size(with_added_tokens=False)
         self._opening = self._find_opening()
         definition = self._backend.to_str() + json.dumps(self._opening)
@@ -206,7 +207,10 @@ class Tokens:
         return max(self._backend.get_vocab(with_added_tokens=False).values())
 
     def _tokenize(self, text: str) -> Encoding:
-        return self._backend.encode(text, add_special_tokens=False)
+        # A text's tokens are asked for and then its subject is located: once is enough.
+        if self._last is None or self._last[0] != text:
+            self._last = (text, self._backend.encode(text, add_special_tokens=False))
+        return self._last[1]
 
     def _find_opening(self) -> tuple[int, ...]:
         """The tokens that the post-processor puts before a text on its own."""

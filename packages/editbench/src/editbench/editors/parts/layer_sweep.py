@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.chosen_positions import Places, find_mlps, only_at
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.context_states import ContextStates, can_share
+from editbench.editors.parts.placement import place_states
 from editbench.editors.parts.row_batches import length_sorted_batches
-from editbench.editors.parts.subject_tokens import PromptRow, at_subjects, key_row
+from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
+from editbench.editors.parts.sweep_rows import SweepRow, batch_rows, make_rows
+from editbench.models.activations import find_composed_activations, fused
 from editbench.models.architecture import ProjectionKind
+from editbench.models.chosen_positions import Places, find_mlps, only_at
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import capture
@@ -32,11 +36,22 @@ def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> 
 
 @dataclass
 class _Batch:
-    """Rows that run together, and the states with which they enter the layer at hand."""
+    """Rows that run together, and the states with which they enter the layer at hand.
+
+    Attributes:
+        edits: The fact of each row, `[n_rows]`.
+        weights: What its key weighs, `[n_rows]`.
+        last: Where the row ends, `[n_rows]`.
+        unpadded: Where there is no padding.
+        is_bare: Whether these are rows of the bare prompt.
+        calls: The blocks.
+        states: What enters the layer at hand, `[n_rows, width, d_model]`.
+    """
 
     edits: Tensor
-    last: Tensor
     weights: Tensor
+    last: Tensor
+    unpadded: Places | None
     is_bare: bool
     calls: BlockCalls
     states: Tensor
@@ -46,8 +61,9 @@ class LayerSweep:
     """One stored forward of all facts, advanced layer by layer.
 
     Every fact is run once up to the first critical layer, after each context prefix, and no
-    further than the subject's last token. When a layer has been updated, the blocks from there to
-    the next critical layer are run again from the stored states; nothing before them is.
+    further than the subject's last token; the prefixes themselves are run once for all facts. When
+    a layer has been updated, the blocks from there to the next critical layer are run again from
+    the stored states; nothing before them is.
 
     Args:
         model: The model; its weights may change between calls.
@@ -57,6 +73,8 @@ class LayerSweep:
         first: First critical layer.
         last: Last critical layer, L.
         module: Whose output projection's inputs are the keys.
+        initial: What block L of the unedited model says at the bare prompts' subjects,
+            `[n_edits, d_model]`, where that is known; otherwise it is measured.
     """
 
     def __init__(
@@ -69,26 +87,28 @@ class LayerSweep:
         first: int,
         last: int,
         module: ProjectionKind = "mlp",
+        initial: Tensor | None = None,
     ) -> None:
         self._model = model
         self._module = module
         self._n_edits = len(requests)
-        self._layer = first
+        self._layer = self._first = first
         self._last = last
-        weighted = dict.fromkeys(["", *prefixes.flat], 0.0)
-        for prefix, weight in zip(prefixes.flat, prefixes.weights(weighting), strict=True):
-            weighted[prefix] += weight
-        self._batches = []
-        for is_bare in (True, False):
-            rows = [
-                (edit, key_row(model.tokens, request, prefix), weight)
-                for prefix, weight in weighted.items()
-                if (prefix == "") == is_bare
-                for edit, request in enumerate(requests)
-            ]
-            lengths = [len(row.token_ids) for _, row, _ in rows]
-            for batch in length_sorted_batches(lengths, model.token_budget):
-                self._batches.append(self._start([rows[index] for index in batch], is_bare))
+        self._initial = initial
+        self._activations = find_composed_activations(model)
+        self._kept_on = model.device
+        self._contexts: ContextStates | None = None
+        rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
+        if contexts := list(dict.fromkeys(row.context for row in rows if row.context)):
+            self._contexts = ContextStates(model, contexts, first=first, last=last)
+            if not self._agrees([row for row in rows if row.context]):
+                self._contexts = None
+                rows = make_rows(model, requests, prefixes, weighting, share=False)
+        batches = batch_rows(rows, model.token_budget)
+        n_tokens = sum(len(batch) * max(len(row.own) for row in batch) for batch in batches)
+        n_bytes = n_tokens * model.architecture.d_model * model.model.dtype.itemsize
+        self._kept_on = place_states(model, n_bytes, len(requests), model.d_key(first, module))
+        self._batches = [self._start(batch) for batch in batches]
 
     def measure(self, layer: int) -> tuple[Tensor, Tensor]:
         """Measure keys at `layer` and what block L says now, with the weights as they are.
@@ -100,29 +120,44 @@ class LayerSweep:
             Keys `[n_edits, d_key]`, weighted means over prefixes, and the bare prompts' hidden
             states after block L, `[n_edits, d_model]`; float32.
         """
-        model = self._model
-        projection = model.architecture.projection(layer, self._module)
-        d_key = model.d_key(layer, self._module)
-        keys = torch.zeros(self._n_edits, d_key, device=model.device)
-        hidden = torch.zeros(self._n_edits, model.architecture.d_model, device=model.device)
-        for batch in self._batches:
-            with torch.no_grad():
-                batch.states = batch.calls.run(batch.states, self._layer, layer - 1)
-                goes_on = batch.is_bare and layer < self._last
-                with capture(model.model, inputs_of=[projection]) as seen:
-                    states = self._run_block(batch, batch.states, layer, everywhere=goes_on)
-                inputs = seen.inputs[projection]
-                if inputs.numel() > len(batch.last) * d_key:
-                    inputs = at_subjects(inputs, batch.last)
-                found = inputs.reshape(-1, d_key).to(keys)
-                keys.index_add_(0, batch.edits, found * batch.weights[:, None])
-                if goes_on:
-                    states = batch.calls.run(states, layer + 1, self._last - 1)
-                    states = self._run_block(batch, states, self._last, everywhere=False)
-                if batch.is_bare:
-                    hidden[batch.edits] = at_subjects(states, batch.last).to(hidden)
+        device = self._model.device
+        keys = torch.zeros(self._n_edits, self._model.d_key(layer, self._module), device=device)
+        hidden = torch.zeros(self._n_edits, self._model.architecture.d_model, device=device)
+        asked: Tensor | None = hidden
+        if self._initial is not None and layer == self._first:
+            hidden.copy_(self._initial)
+            asked = None
+        with torch.no_grad(), fused(self._activations):
+            if self._contexts is not None:
+                self._contexts.advance(layer)
+            for batch in self._batches:
+                self._measure(batch, layer, keys, asked)
         self._layer = layer
         return keys, hidden
+
+    def _measure(self, batch: _Batch, layer: int, keys: Tensor, hidden: Tensor | None) -> None:
+        """Advance one batch, and put its keys and hidden states where they belong."""
+        mlps = find_mlps(self._model, range(self._layer, self._last))
+        states = batch.states.to(self._model.device)
+        with only_at(mlps, batch.unpadded):
+            states = batch.calls.run(states, self._layer, layer - 1)
+        batch.states = states.to(self._kept_on)
+        hidden = hidden if batch.is_bare else None
+        goes_on = hidden is not None and layer < self._last
+        projection = self._model.architecture.projection(layer, self._module)
+        with capture(self._model.model, inputs_of=[projection]) as seen:
+            states = self._run_block(batch, states, layer, everywhere=goes_on)
+        inputs = seen.inputs[projection]
+        if inputs.numel() > len(batch.last) * keys.shape[1]:
+            inputs = at_subjects(inputs, batch.last)
+        found = inputs.reshape(-1, keys.shape[1]).to(keys)
+        keys.index_add_(0, batch.edits, found * batch.weights[:, None])
+        if goes_on:
+            with only_at(mlps, batch.unpadded):
+                states = batch.calls.run(states, layer + 1, self._last - 1)
+            states = self._run_block(batch, states, self._last, everywhere=False)
+        if hidden is not None:
+            hidden[batch.edits] = at_subjects(states, batch.last).to(hidden)
 
     def _run_block(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
         """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
@@ -131,20 +166,52 @@ class LayerSweep:
         with only_at(find_mlps(self._model, [layer]), places):
             return batch.calls.run(states, layer, layer)
 
-    def _start(self, rows: Sequence[tuple[int, PromptRow, float]], is_bare: bool) -> _Batch:
+    def _agrees(self, rows: Sequence[SweepRow]) -> bool:
+        """Whether rows run behind their contexts come to what the model's own forward comes to."""
+        model, last = self._model, self._last
+        longest = max(range(len(rows)), key=lambda index: len(rows[index].own))
+        some = [rows[0], rows[longest]]
+        whole = [
+            PromptRow((*row.context, *row.own), len(row.context + row.own) - 1) for row in some
+        ]
+        expected = read_hidden(model, whole, last)
+        batch = self._start(some)
+        with torch.no_grad():
+            states = batch.calls.run(batch.states, self._first, last)
+        found = at_subjects(states, batch.last).to(expected)
+        tolerance = 64 * torch.finfo(model.model.dtype).eps * expected.abs().max()
+        return bool((found - expected).abs().max() <= tolerance)
+
+    def _start(self, rows: Sequence[SweepRow]) -> _Batch:
         model = self._model
-        inputs = _inputs(model, [row for _, row, _ in rows])
-        calls = BlockCalls.record(
-            model, lambda: model.model(**inputs), first=self._layer, last=self._last, stop=True
-        )
+        own = model.batch([row.own for row in rows])
+        unpadded = Places.without_padding(own["attention_mask"])
+        first, last = self._first, self._last
+        with fused(self._activations), only_at(find_mlps(model, range(first)), unpadded):
+            if self._contexts is not None and rows[0].context:
+                calls = self._contexts.record_after(
+                    [row.context for row in rows], [row.own for row in rows], first, last
+                )
+            else:
+                inputs = {**own, "use_cache": False}
+                calls = BlockCalls.record(
+                    model,
+                    lambda: model.model.base_model(**inputs),
+                    first=first,
+                    last=last,
+                    stop=True,
+                )
+        states = calls.entry.to(self._kept_on)
+        calls.entry = states[:0]  # it is not to be kept twice
         device = model.device
         return _Batch(
-            edits=torch.tensor([edit for edit, _, _ in rows], device=device),
-            last=torch.tensor([row.subject_last for _, row, _ in rows], device=device),
-            weights=torch.tensor([weight for _, _, weight in rows], device=device),
-            is_bare=is_bare,
+            edits=torch.tensor([row.edit for row in rows], device=device),
+            weights=torch.tensor([row.weight for row in rows], device=device),
+            last=torch.tensor([len(row.own) - 1 for row in rows], device=device),
+            unpadded=unpadded,
+            is_bare=rows[0].is_bare,
             calls=calls,
-            states=calls.entry,
+            states=states,
         )
 
 

@@ -179,9 +179,9 @@ class FullForward(OffsetForward):
 
         def add_offsets(output: Tensor) -> Tensor:
             states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
-            moved = states[self._row_index, self._offset_index].float() + offsets
-            states = states.index_put((self._row_index, self._offset_index), moved.to(states.dtype))
-            return states.reshape(output.shape)
+            places = (self._row_index.to(output.device), self._offset_index.to(output.device))
+            moved = states[places].float() + offsets.to(output.device)
+            return states.index_put(places, moved.to(states.dtype)).reshape(output.shape)
 
         blocks = self.model.architecture.block
         with intervene(self.model.model, {self.site.module: add_offsets}):
@@ -191,4 +191,6 @@ class FullForward(OffsetForward):
             read_block = blocks(self.read_layer)
             with capture(self.model.model, outputs_of=[read_block], stop=True) as seen:
                 self.model.model(**self._inputs)
-        return apply_head(self.model, seen.outputs[read_block][self.read_rows, self._read_index])
+        states = seen.outputs[read_block]
+        rows, positions = self.read_rows.to(states.device), self._read_index.to(states.device)
+        return apply_head(self.model, states[rows, positions])

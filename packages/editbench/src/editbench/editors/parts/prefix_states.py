@@ -1,6 +1,7 @@
 """Keys and values of what stands before the offsets, run once and used by many replays."""
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editbench.editors.parts.chosen_positions import (
-    Places,
-    find_position_wise,
-    find_read_modules,
-    only_at,
-)
 from editbench.editors.parts.offset_forward import OffsetRow
 from editbench.models.activations import fused_activations
+from editbench.models.chosen_positions import (
+    Places,
+    find_read_modules,
+    only_at,
+    skipping_padding,
+)
 from editbench.models.editable import EditableModel
 
 
@@ -93,6 +94,12 @@ def move_positions(inputs: dict[str, Tensor], starts: Sequence[int]) -> None:
         inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
 
 
+def count_shared(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with."""
+    together = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, together))
+
+
 def _prefix(row: OffsetRow) -> tuple[int, ...]:
     return row.token_ids[: row.offset_position]
 
@@ -125,20 +132,14 @@ def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) 
     """
     if not (width := inputs["input_ids"].shape[1]):
         return
-    last = model.architecture.n_layers - 1
-    unread = find_read_modules(model, last)
-    maps = [
-        module
-        for layer in range(last + 1)
-        for module in find_position_wise(model, layer)
-        if module not in unread
-    ]
-    unpadded = Places.without_padding(inputs["attention_mask"][:, -width:])
+    n_layers = model.architecture.n_layers
+    unread = find_read_modules(model, n_layers - 1)
     nowhere = Places(*torch.empty(2, 0, dtype=torch.long, device=model.device))
+    mask = inputs["attention_mask"][:, -width:]
     with (
         torch.no_grad(),
         fused_activations(model),
-        only_at(maps, unpadded),
+        skipping_padding(model, mask, range(n_layers), besides=unread),
         only_at(unread, nowhere),
     ):
         model.model.base_model(**inputs, past_key_values=cache, use_cache=True)

@@ -50,7 +50,7 @@ def read_projections(
         some = requests[start : start + n_ahead]
         for keys in _read_keys(model, some, prefixes, layer).split(len(prefixes)):
             with torch.no_grad():
-                values = projection(keys.to(dtype)).float()
+                values = projection(keys.to(dtype)).to(keys)
             yield ProjectionReading(keys, values)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.chosen_positions import find_position_wise
+from editbench.models.chosen_positions import find_position_wise
 from editbench.models.editable import EditableModel
 
 _N_POSITIONS = 4

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.chosen_positions import (
-    Places,
-    find_mlps,
-    only_at,
-)
 from editbench.editors.parts.offset_forward import OffsetForward, OffsetRow, OffsetSite
 from editbench.editors.parts.prefix_states import PrefixStates, move_positions
 from editbench.editors.parts.spared_modules import SparedModules
 from editbench.editors.parts.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
 from editbench.models.activations import find_composed_activations, fused
+from editbench.models.chosen_positions import (
+    Places,
+    find_mlps,
+    only_at,
+)
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.readout import apply_head
@@ -123,7 +123,7 @@ class SuffixReplay(OffsetForward):
 
         def add_offsets(output: Tensor) -> Tensor:
             states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
-            moved = (states[:, :1].float() + offsets[:, None]).to(states.dtype)
+            moved = (states[:, :1].float() + offsets[:, None].to(states.device)).to(states.dtype)
             return torch.cat([moved, states[:, 1:]], dim=1).reshape(output.shape)
 
         with fused(self._activations):
@@ -132,7 +132,8 @@ class SuffixReplay(OffsetForward):
             else:
                 with intervene(self.model.model, {self.site.module: add_offsets}):
                     states = self._run(self._states)
-        return apply_head(self.model, states[self.read_rows, self._read_index])
+        places = (self.read_rows.to(states.device), self._read_index.to(states.device))
+        return apply_head(self.model, states[places])
 
     def _run(self, states: Tensor) -> Tensor:
         """Replay the blocks, but what an offset cannot reach or nobody reads in the outer two."""

@@ -5,16 +5,17 @@ new target after every context prefix. Edits do not touch each other, so many ar
 side, and what is finished is kept in a cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from editbench.editors.base import Progress
+from editbench.editors.base import Progress, Share
 from editbench.editors.parts.layer_sweep import read_hidden
 from editbench.editors.parts.offset_forward import OffsetSite
 from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_costs import STAGE, chunk_tasks, make_tasks
 from editbench.editors.parts.target_optimizer import (
     FinishedTarget,
     TargetOptimizer,
@@ -22,11 +23,8 @@ from editbench.editors.parts.target_optimizer import (
 )
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
-
-STAGE = "target hidden states"
-_CPU_TOKENS = 1_024
-_ACCELERATOR_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,11 @@ def optimize_target_hidden(
         cache: Finished states are looked up and kept there.
         report_progress: Told the number of finished edits and the mean loss.
         replay: False runs whole forwards, which gives the same numbers, slowly.
-        token_budget: Suffix tokens that are replayed together; None chooses by device.
+        token_budget: Suffix tokens that are replayed together; None chooses by device and memory.
+            Where memory runs out all the same, chunks are halved.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single edit.
     """
     outcomes: dict[int, FinishedTarget] = {}
     keys = [cache.key(model, request, layer, settings, prefixes) for request in requests]
@@ -91,32 +93,27 @@ def optimize_target_hidden(
         for index, request in enumerate(requests)
         if index not in outcomes
     ]
-    if token_budget is None:
-        token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
     optimizer = TargetOptimizer(
         model, OffsetSite.block_output(model, layer), settings, replay=replay
     )
-    for chunk in _chunks(tasks, token_budget):
 
-        def on_step(
-            step: int,
-            n_finished: int,
-            loss: float,
-            n_before: int = len(outcomes),
-            n_chunk: int = len(chunk),
-        ) -> None:
-            advanced = (n_chunk - n_finished) * (step - 1) // settings.n_steps
-            report_progress(
-                STAGE,
-                n_before + n_finished + advanced,
-                len(requests),
-                f"loss {loss:.3f}",
-            )
+    def optimize(some: Sequence[TargetTask]) -> dict[int, FinishedTarget]:
+        n_before = len(outcomes)
 
-        initial = read_hidden(model, [task.bare for task in chunk], layer)
-        found = optimizer.run(chunk, initial, on_step)
-        cache.write({keys[task.index]: one for task, one in zip(chunk, found, strict=True)})
-        outcomes.update({task.index: one for task, one in zip(chunk, found, strict=True)})
+        def on_step(step: int, n_finished: int, loss: float) -> None:
+            advanced = (len(some) - n_finished) * (step - 1) // settings.n_steps
+            n_done = n_before + n_finished + advanced
+            report_progress(STAGE, n_done, len(requests), f"loss {loss:.3f}")
+
+        initial = read_hidden(model, [task.bare for task in some], layer)
+        found = optimizer.run(some, initial, on_step)
+        return {task.index: one for task, one in zip(some, found, strict=True)}
+
+    halving = Halving(f"target hidden states on '{model.name}'")
+    for chunk in chunk_tasks(model, tasks, layer, token_budget):
+        for found in halving.run(chunk, optimize):
+            cache.write({keys[index]: one for index, one in found.items()})
+            outcomes.update(found)
     ordered = [outcomes[index] for index in range(len(requests))]
     return TargetHidden(
         states=torch.stack([one.state for one in ordered]),
@@ -127,14 +124,22 @@ def optimize_target_hidden(
     )
 
 
-def _chunks(tasks: Sequence[TargetTask], token_budget: int) -> Iterator[list[TargetTask]]:
-    """Edits of like suffix length together, as many as the budget of padded suffix tokens holds."""
-    chunk: list[TargetTask] = []
-    for task in sorted(tasks, key=lambda task: task.suffix_width):
-        n_rows = sum(len(member.prompts) for member in [*chunk, task])
-        if chunk and n_rows * task.suffix_width > token_budget:
-            yield chunk
-            chunk = []
-        chunk.append(task)
-    if chunk:
-        yield chunk
+def choose_share(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    *,
+    layer: int,
+    prefixes: Sequence[str],
+    share: Share,
+) -> list[EditRequest]:
+    """A share of the requests, in whole chunks: its states are the same bits as all requests' are.
+
+    Args:
+        model: The model to be edited.
+        requests: All requests.
+        layer: L, the last critical layer.
+        prefixes: Context prefixes.
+        share: Which part of them.
+    """
+    chunks = list(chunk_tasks(model, make_tasks(model.tokens, requests, prefixes), layer))
+    return [requests[task.index] for chunk in chunks[share.index :: share.n] for task in chunk]

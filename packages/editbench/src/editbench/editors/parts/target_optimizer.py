@@ -1,6 +1,5 @@
 """The optimisation of z for one batch of edits: losses, Adam, the norm bound and the stop."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from editbench.editors.parts.offset_forward import FullForward, OffsetForward, OffsetRow, OffsetSite
-from editbench.editors.parts.prefix_states import PrefixStates
+from editbench.editors.parts.prefix_states import PrefixStates, count_shared
 from editbench.editors.parts.spared_modules import SparedModules
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
@@ -94,7 +93,7 @@ class _Batch:
         target_ids: list[int] = []
         columns = zip(*((*task.prompts, task.essence) for task in tasks), strict=True)
         *n_shared, n_essence = (
-            _count_shared([row.token_ids[: row.subject_last] for row in column])
+            count_shared([row.token_ids[: row.subject_last] for row in column])
             for column in columns
         )
         for edit, task in enumerate(tasks):
@@ -266,9 +265,3 @@ class TargetOptimizer:
 def _count_tokens(rows: Sequence[OffsetRow]) -> int:
     """Padded tokens from the offset on."""
     return len(rows) * max(len(row.token_ids) - row.offset_position for row in rows)
-
-
-def _count_shared(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with."""
-    together = zip(*sequences, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, together))

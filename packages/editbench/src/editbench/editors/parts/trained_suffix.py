@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.activations import find_composed_activations, fused
+from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel
 from editbench.models.readout import apply_head
 from memit_core import capture

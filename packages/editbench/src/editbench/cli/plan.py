@@ -1,0 +1,145 @@
+"""``--plan``: what a command would compute, and what it says of that before long work."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from editbench.cli.layers import LayerChoice
+from editbench.cli.options import Command
+from editbench.cli.progress import ProgressDisplay
+from editbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from editbench.costs.plan import Work
+    from editbench.costs.stage import StageCost
+    from editbench.editors.base import Editor, Resources
+    from editbench.models.editable import EditableModel
+    from editbench.requests import EditRequest
+    from editbench.runner import Trial
+
+_LONG_SECONDS = 30.0
+
+
+def plan_option(command: Command) -> Command:
+    """Add ``--plan``, passed on as ``only_plan``."""
+    return click.option(
+        "--plan",
+        "only_plan",
+        is_flag=True,
+        help="Say what would be computed, how much memory it takes and how long, and stop. Of a "
+        "model folder, configuration and tokenizer are enough.",
+    )(command)
+
+
+def refuse_tracing(layers: LayerChoice) -> None:
+    """Refuse ``--layers auto`` in a plan: finding them takes the weights, and time.
+
+    Raises:
+        ConfigError: That is what is asked for.
+    """
+    if layers.is_auto:
+        raise ConfigError(
+            f"--plan: nothing is computed, so no layers can be traced, got --layers {layers.text}. "
+            "Give numbers."
+        )
+
+
+def show_plan(work: "Sequence[Work]") -> None:
+    """Print what some work will cost."""
+    from editbench.costs.plan import Plan
+
+    for line in Plan.of(work).describe():
+        click.echo(line)
+
+
+def announce(work: "Sequence[Work]", display: ProgressDisplay) -> None:
+    """Say what work will cost, if it is long."""
+    from editbench.costs.machine import SLOW
+    from editbench.costs.plan import Plan
+
+    at_most = sum(SLOW.seconds(stage) for piece in work for stage in piece.stages)
+    if at_most < _LONG_SECONDS:
+        return  # not worth a measurement
+    plan = Plan.of(work)
+    if (plan.total_seconds or 0.0) >= _LONG_SECONDS:
+        for line in plan.summarize():
+            display.say(line)
+
+
+def work_of_trials(trials: "Sequence[Trial]", cache: Path | None) -> "list[Work]":
+    """What trials will compute, those before them in the same run taken into account.
+
+    Raises:
+        EditbenchError: The trials cannot be run; see `plan_trials`.
+    """
+    from editbench.costs.answers import plan_answers
+    from editbench.costs.plan import Work
+    from editbench.costs.stage import Known, add_stages
+    from editbench.editors.base import report_nothing
+    from editbench.questions import Generate
+    from editbench.runner.plan import plan_trials
+
+    known = Known()
+    work = []
+    for planned in plan_trials(trials):
+        trial = planned.trial
+        resources = trial.inputs.resources(trial.seed, cache, report_nothing)
+        stages: list[StageCost] = []
+        for batch in planned.batches:
+            requests = [case.request for case in batch.cases]
+            stages += _ask(
+                trial.editor.name,
+                partial(trial.editor.plan, trial.model, requests, resources, known),
+            )
+            sampled = [each for each in batch.questions if isinstance(each, Generate)]
+            others = [each for each in batch.questions if not isinstance(each, Generate)]
+            for questions, seed in ((others, None), (sampled, trial.seed)):
+                # The unedited model is asked once in a run.
+                key = (trial.model.fingerprint, seed, tuple(questions))
+                if trial.editor.name != "unedited" or known.add("answers", key):
+                    stages += _ask("answers", partial(plan_answers, trial.model, questions))
+        work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
+    return work
+
+
+def work_of_edit(
+    editor: "Editor",
+    model: "EditableModel",
+    requests: "Sequence[EditRequest]",
+    resources: "Resources",
+    *,
+    with_check: bool,
+) -> "list[Work]":
+    """What computing one edit takes.
+
+    Args:
+        editor: The editor.
+        model: The model, with weights or without.
+        requests: The facts.
+        resources: What the editor may use.
+        with_check: Whether the model is asked for the facts before and after.
+    """
+    from editbench.costs.answers import plan_answers
+    from editbench.costs.plan import Work
+    from editbench.costs.stage import Known, add_stages
+    from editbench.questions import Score
+
+    stages = _ask(editor.name, partial(editor.plan, model, requests, resources, Known()))
+    if with_check:
+        questions = [Score(request.text, request.target) for request in requests]
+        stages += 2 * _ask("answers", partial(plan_answers, model, questions))
+    label = f"{editor.name} on {model.name}, {len(requests):,} edits"
+    return [Work(label, model, tuple(add_stages(stages)))]
+
+
+def _ask(name: str, plan: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":
+    """Plan some work; where that fails the work may fail, too, which is reported then."""
+    from editbench.costs.stage import StageCost
+
+    try:
+        return list(plan())
+    except Exception as error:
+        return [StageCost.unknown(name, " ".join(str(error).split()))]

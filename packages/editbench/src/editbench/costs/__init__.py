@@ -1,0 +1,1 @@
+"""What work will cost before it is done: stages, devices and what they take of each other."""

@@ -1,0 +1,164 @@
+"""What inserting facts into weights costs: second moments, keys, and the systems to be solved."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from editbench.costs.stage import Known, StageCost
+from editbench.editors.base import Resources
+from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.placement import (
+    count_solve_bytes,
+    place_second_moments,
+    place_states,
+)
+from editbench.editors.parts.sampling_stop import SamplingStop
+from editbench.editors.parts.second_moment_collection import TokenCount
+from editbench.editors.parts.second_moments import cached_path
+from editbench.editors.parts.sweep_rows import batch_rows, make_rows
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+
+_FLOAT64 = 8
+_FLOAT32 = 4
+_TYPICAL_LENGTH = 512  # tokens of a text of a corpus
+_WIDENED = 2**25  # numbers of keys that are in float64 at once
+_MOST_FORWARDS = 1.5  # of the blocks up to the last critical layer, for the keys of all layers
+
+
+def plan_second_moments(
+    model: EditableModel,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    resources: Resources,
+    known: Known,
+    module: ProjectionKind = "mlp",
+) -> list[StageCost]:
+    """What obtaining second moments costs: nothing if they are in a file or in the cache.
+
+    Args:
+        model: The model, with weights or without.
+        layers: Critical layers.
+        n_tokens: Tokens to collect from; see `collect_second_moments`.
+        resources: Names the file, the cache folder and the corpus.
+        known: What earlier work leaves in the cache; these are added.
+        module: Whose output projection's inputs are the keys.
+    """
+    if resources.second_moments is not None:
+        return []
+    if resources.cache is not None:
+        if not known.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
+            return []
+        corpus = resources.corpus  # a plan without weights does without
+        if corpus is not None and (
+            cached_path(resources.cache, model, corpus, layers, n_tokens, module).exists()
+        ):
+            return []
+    return [_plan_collection(model, layers, n_tokens, module)]
+
+
+def _plan_collection(
+    model: EditableModel, layers: Sequence[int], wanted: TokenCount, module: ProjectionKind
+) -> StageCost:
+    """Collecting second moments of all layers in one pass, if the corpus has enough text."""
+    size = model.size
+    d_key = model.d_key(layers[0], module)
+    n_blocks = max(layers) + 1
+    length = min(model.max_positions or _TYPICAL_LENGTH, _TYPICAL_LENGTH)
+    n_parts, n_tokens = (2, SamplingStop(d_key).end) if wanted == "auto" else (1, int(wanted))
+    is_on_device = place_second_moments(model, n_parts * len(layers), d_key) == model.device
+    n_kept = n_parts * len(layers) * d_key**2 * _FLOAT64 if is_on_device else 0
+    budget = min(model.token_budget_beside(n_kept), n_tokens)
+    n_passes = -(-n_tokens // budget)
+    place = "" if is_on_device else ", matrices in main memory"
+    keys = budget * len(layers) * d_key * size.itemsize
+    return StageCost(
+        name="second moments",
+        n_tokens=n_tokens,
+        n_flops=n_blocks * size.block_flops(n_tokens, n_tokens * length),
+        n_double_flops=len(layers) * n_tokens * d_key**2,  # one triangle
+        n_read_bytes=n_passes * size.n_weight_bytes * n_blocks / size.n_layers,
+        n_block_calls=n_passes * n_blocks,
+        n_peak_bytes=n_kept + keys + budget * size.working_bytes(length) + _WIDENED * _FLOAT64,
+        chunks=f"{n_passes:,} batches of at most {budget:,} tokens{place}",
+    )
+
+
+def plan_insertion(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    prefixes: ContextPrefixes,
+    weighting: str,
+    layers: Sequence[int],
+    module: ProjectionKind = "mlp",
+) -> list[StageCost]:
+    """What measuring keys and residuals of all layers costs, and solving for their updates.
+
+    Args:
+        model: The model, with weights or without.
+        requests: The facts.
+        prefixes: Context prefixes.
+        weighting: See `ContextPrefixes.weights`.
+        layers: Critical layers.
+        module: Whose output projection is written to.
+    """
+    size = model.size
+    rows = make_rows(model, requests, prefixes, weighting, share=True)
+    batches = batch_rows(rows, model.token_budget)
+    contexts = {row.context for row in rows if row.context}
+    context = max((len(each) for each in contexts), default=0)
+    shapes = [(len(batch), max(len(row.own) for row in batch)) for batch in batches]
+    n_own = sum(n_rows * width for n_rows, width in shapes)
+    n_tokens = n_own + len(contexts) * context
+    n_pairs = len(contexts) * context**2
+    n_pairs += sum(n_rows * width * (context + width) for n_rows, width in shapes)
+    n_batches = len(batches) + bool(contexts)
+    largest = max((n_rows * width for n_rows, width in shapes), default=0)
+    longest = context + max((width for _, width in shapes), default=0)
+    n_blocks = layers[-1] + 1
+    n_edits, d_key = len(requests), model.d_key(layers[0], module)
+    states = n_own * size.d_model * size.itemsize
+    is_on_device = place_states(model, states, n_edits, d_key) == model.device
+    n_kept = states if is_on_device else 0
+    found = n_edits * (d_key + 2 * size.d_model) * _FLOAT32
+    place = "" if is_on_device else ", states in main memory"
+    cost = StageCost(
+        name="keys",
+        n_tokens=n_tokens,
+        n_flops=_MOST_FORWARDS * n_blocks * size.block_flops(n_tokens, n_pairs),
+        n_read_bytes=_MOST_FORWARDS * n_batches * size.n_weight_bytes * n_blocks / size.n_layers,
+        n_block_calls=int(_MOST_FORWARDS * n_batches * n_blocks),
+        n_peak_bytes=n_kept + found + largest * size.working_bytes(longest),
+        chunks=f"{n_batches:,} batches of at most {model.token_budget:,} tokens{place}",
+    )
+    solve = plan_solve(model, n_edits, layers, module)
+    return [cost, replace(solve, n_peak_bytes=n_kept + solve.n_peak_bytes)]
+
+
+def plan_solve(
+    model: EditableModel,
+    n_edits: int,
+    layers: Sequence[int],
+    module: ProjectionKind = "mlp",
+    *,
+    one_by_one: bool = False,
+) -> StageCost:
+    """What solving for the updates of all layers costs, with nothing factorized beforehand.
+
+    Args:
+        model: The model, with weights or without.
+        n_edits: How many facts.
+        layers: Critical layers.
+        module: Whose output projection is written to.
+        one_by_one: Whether each fact has a system of its own, with the same second moment.
+    """
+    d_value, d_key = model.architecture.d_model, model.d_key(layers[0], module)
+    n, d = float(n_edits), float(d_key)
+    solved = d**3 / 3 + (2 if one_by_one else 3) * n * d**2
+    added = 2 * min(n, d) * d * d_value  # multiplied out once, to be added to the weight
+    return StageCost(
+        name="solve",
+        n_double_flops=len(layers) * (solved + added),
+        n_peak_bytes=count_solve_bytes(1 if one_by_one else n_edits, d_key, d_value),
+        chunks=f"{len(layers)} layer{'s' * (len(layers) > 1)}, {d_key:,} × {d_key:,}",
+    )

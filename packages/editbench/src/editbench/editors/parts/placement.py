@@ -1,0 +1,34 @@
+"""Where large things are kept: on the model's device if there is room, else in main memory."""
+
+import torch
+
+from editbench.models.editable import EditableModel
+
+_FLOAT64 = 8
+_FLOAT32 = 4
+_MATRICES = 3  # of d_key × d_key: what is alive at once while a layer is solved
+_WIDENED = 2**26  # numbers of keys, and of what is solved for, that are in float64 at once
+
+
+def count_solve_bytes(n_edits: int, d_key: int, d_value: int) -> int:
+    """Bytes that solving for the update of one layer takes, its keys and the update included."""
+    matrices = (_MATRICES * d_key**2 + d_key * d_value) * _FLOAT64
+    widened = 2 * min(n_edits * d_key, _WIDENED) * _FLOAT64
+    return matrices + widened + n_edits * (d_key + d_value) * _FLOAT32
+
+
+def place_second_moments(model: EditableModel, n_layers: int, d_key: int) -> torch.device:
+    """Where second moments of some layers are collected: they are alive all at once."""
+    return model.place_for(n_layers * d_key**2 * _FLOAT64)
+
+
+def place_states(model: EditableModel, n_bytes: int, n_edits: int, d_key: int) -> torch.device:
+    """Where the states of all facts are kept from layer to layer.
+
+    Args:
+        model: The model.
+        n_bytes: What they take.
+        n_edits: Facts; their systems are solved while the states are there.
+        d_key: Width of a key.
+    """
+    return model.place_for(n_bytes + count_solve_bytes(n_edits, d_key, model.architecture.d_model))

@@ -1,0 +1,257 @@
+"""Collecting second moments: one pass over ordinary text, all layers at once."""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from editbench.datasets.corpus import Corpus
+from editbench.editors.base import Progress
+from editbench.editors.parts.corpus_reading import WHOLE, CorpusReader, Shard
+from editbench.editors.parts.placement import place_second_moments
+from editbench.editors.parts.sampling_stop import TOLERATED_EXCESS, SamplingStop
+from editbench.editors.parts.text_keys import read_keys
+from editbench.errors import SecondMomentError
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from memit_core import (
+    MemitCoreError,
+    SecondMoment,
+    load_second_moments,
+    save_second_moments,
+)
+
+STAGE = "second moments"
+TokenCount = int | Literal["auto"]
+
+_WINDOW = 16  # batches' worth of texts that are sorted by length together
+_MAX_LENGTH = 2_048
+_N_PROBES = 256  # keys that halves of a sample are compared on
+_N_PROBE_TEXTS = 32
+_CHECKPOINT_SECONDS = 60.0
+
+
+def describe_collection(
+    model: EditableModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    module: ProjectionKind = "mlp",
+    *,
+    max_length: int | None = None,
+    shard: Shard = WHOLE,
+) -> dict[str, Any]:
+    """Everything that determines the second moments, for provenance and the cache's key."""
+    description: dict[str, Any] = {
+        "model_name": model.name,
+        "model_fingerprint": model.fingerprint,
+        "tokenizer_fingerprint": model.tokens.fingerprint,
+        "model_dtype": str(model.model.dtype).removeprefix("torch."),
+        "corpus": corpus.name,
+        "corpus_fingerprint": corpus.fingerprint,
+        "module": module,
+        "layers": list(layers),
+        "n_tokens": n_tokens,
+        "max_length": _limit_length(model, max_length),
+        "dtype": "float64",
+    }
+    if n_tokens == "auto":
+        description["tolerated_excess"] = TOLERATED_EXCESS
+    if shard != WHOLE:
+        description["shard"] = [shard.index, shard.n_shards]
+    return description
+
+
+def collect_second_moments(
+    model: EditableModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    report_progress: Progress,
+    *,
+    module: ProjectionKind = "mlp",
+    max_length: int | None = None,
+    shard: Shard = WHOLE,
+    checkpoint: Path | None = None,
+) -> dict[int, SecondMoment]:
+    """Collect the second moments of all `layers` in one pass over `corpus`.
+
+    Each text is tokenized as the model expects (with BOS where its tokenizer adds one) and cut to
+    length; every token counts once. Collection ends after exactly `n_tokens` tokens, or with the
+    corpus.
+
+    ``auto`` ends it when sampling costs little. Texts are counted into two halves in turns, and now
+    and then `memit_core.estimate_excess` compares the halves, on keys of the texts that come next.
+    That is enough when for every layer updates move ordinary text no more than `TOLERATED_EXCESS`
+    more than they would with endless text.
+
+    Args:
+        model: The unedited model.
+        corpus: Ordinary text.
+        layers: The layers whose keys are collected.
+        n_tokens: When to stop; in all shards together.
+        report_progress: Told tokens done and tokens a second.
+        module: Whose output projection's inputs are the keys.
+        max_length: Tokens that a text is cut to; None for 2,048. Never more than the model takes.
+        shard: Which of the texts to count.
+        checkpoint: Where to keep, about once a minute, what has been collected, and to take up
+            from.
+
+    Raises:
+        SecondMomentError: The corpus has no text, the checkpoint cannot be written, or ``auto`` is
+            asked of a shard, which cannot know what the others have.
+    """
+    if n_tokens == "auto" and shard != WHOLE:
+        raise SecondMomentError(
+            "second moments: a shard cannot find out by itself when there are enough tokens, got "
+            "'auto'. Give a count of tokens."
+        )
+    provenance = describe_collection(
+        model, corpus, layers, n_tokens, module, max_length=max_length, shard=shard
+    )
+    widths = {layer: model.d_key(layer, module) for layer in layers}
+    stop = SamplingStop(max(widths.values())) if n_tokens == "auto" else None
+    n_parts = 1 if stop is None else 2
+    device = place_second_moments(model, n_parts * len(layers), max(widths.values()))
+    parts = [
+        {layer: SecondMoment(d_key, device=device) for layer, d_key in widths.items()}
+        for _ in range(n_parts)
+    ]
+    reader = CorpusReader(
+        model,
+        corpus,
+        stop.end if n_tokens == "auto" and stop is not None else int(n_tokens),
+        _limit_length(model, max_length),
+        shard,
+    )
+    n_done = n_before = _take_up(checkpoint, parts, provenance, reader)
+    projections = {layer: model.architecture.projection(layer, module) for layer in layers}
+    began = saved = time.monotonic()
+    while True:
+        n_window = _WINDOW * model.token_budget
+        if stop is not None:
+            n_window = min(n_window, stop.count_ahead(n_done))
+        first = reader.n_texts
+        window = reader.take(n_window)
+        if not window:
+            break
+        if stop is not None and n_done >= stop.next_look:
+            few = window[:: max(1, len(window) // _N_PROBE_TEXTS)]
+            if stop.look(parts, _some_keys(model, projections, few), n_done):
+                break
+        for keys, owners in read_keys(model, projections, window):
+            for number, moments in enumerate(parts):
+                chosen = ((first + owners) % len(parts) == number).nonzero()[:, 0]
+                for layer, moment in moments.items():
+                    rows = keys[layer]
+                    if len(chosen) < len(rows):
+                        rows = rows[chosen.to(rows.device)]
+                    moment.update(rows)
+            n_done += len(owners)
+            speed = (n_done - n_before) / max(time.monotonic() - began, 1e-9)
+            _report(report_progress, n_done, n_tokens, stop, speed)
+        if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            _keep(checkpoint, parts, provenance, reader)
+            saved = time.monotonic()
+    if n_done == 0:
+        raise SecondMomentError(f"second moments: corpus '{corpus.name}' holds no text.")
+    if stop is not None and stop.excess > TOLERATED_EXCESS:
+        warnings.warn(
+            f"second moments: '{corpus.name}' was not enough, got {n_done:,} tokens and an excess "
+            f"of {stop.excess:.0%} at the last look; expected at most {TOLERATED_EXCESS:.0%}",
+            stacklevel=2,
+        )
+    for other in parts[1:]:
+        for layer, moment in parts[0].items():
+            moment.merge(other[layer])
+    return parts[0]
+
+
+def save_moments(
+    path: Path, moments: Mapping[int, SecondMoment], provenance: Mapping[str, Any]
+) -> None:
+    """Write second moments to a file, whole or not at all.
+
+    Raises:
+        SecondMomentError: The file cannot be written.
+    """
+    try:
+        save_second_moments(path, moments, provenance)
+    except MemitCoreError as error:
+        raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
+
+
+def _some_keys(
+    model: EditableModel, projections: Mapping[int, str], texts: Sequence[Sequence[int]]
+) -> dict[int, Tensor]:
+    """For each layer about `_N_PROBES` keys of `texts`."""
+    batches = [keys for keys, _ in read_keys(model, projections, texts)]
+    found = {layer: torch.cat([keys[layer] for keys in batches]) for layer in projections}
+    return {layer: keys[:: max(1, len(keys) // _N_PROBES)] for layer, keys in found.items()}
+
+
+def _report(
+    report_progress: Progress,
+    n_done: int,
+    n_tokens: TokenCount,
+    stop: SamplingStop | None,
+    speed: float,
+) -> None:
+    note = f"{speed:,.0f} tokens/s"
+    if n_tokens != "auto" or stop is None:
+        report_progress(STAGE, n_done, int(n_tokens), note)
+    elif stop.excess < float("inf"):
+        report_progress(STAGE, n_done, stop.next_look, f"{note}, excess {stop.excess:.0%}")
+    else:
+        report_progress(STAGE, n_done, stop.next_look, note)
+
+
+def _keep(
+    checkpoint: Path,
+    parts: Sequence[Mapping[int, SecondMoment]],
+    provenance: Mapping[str, Any],
+    reader: CorpusReader,
+) -> None:
+    """Write a checkpoint; layers of a second half are numbered on from those of the first."""
+    state = {"n_texts": reader.n_texts, "n_tokens_read": reader.n_tokens}
+    save_moments(checkpoint, _number(parts), {**provenance, **state})
+
+
+def _take_up(
+    checkpoint: Path | None,
+    parts: Sequence[Mapping[int, SecondMoment]],
+    provenance: Mapping[str, Any],
+    reader: CorpusReader,
+) -> int:
+    """Merge what an interrupted collection left; return how many tokens that is."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    try:
+        stored = load_second_moments(checkpoint)
+    except MemitCoreError:
+        return 0  # it will be written anew
+    left = dict(stored.provenance or {})
+    n_texts, n_tokens_read = left.pop("n_texts", 0), left.pop("n_tokens_read", 0)
+    if left != provenance:
+        return 0
+    for number, moment in _number(parts).items():
+        moment.merge(stored.moments[number])
+    reader.n_texts, reader.n_tokens = int(n_texts), int(n_tokens_read)
+    return sum(next(iter(moments.values())).n_tokens or 0 for moments in parts)
+
+
+def _number(parts: Sequence[Mapping[int, SecondMoment]]) -> dict[int, SecondMoment]:
+    n_numbers = 1 + max(parts[0])
+    return {
+        layer + place * n_numbers: moment
+        for place, moments in enumerate(parts)
+        for layer, moment in moments.items()
+    }
+
+
+def _limit_length(model: EditableModel, max_length: int | None) -> int:
+    return min(max_length or _MAX_LENGTH, model.max_positions or _MAX_LENGTH)

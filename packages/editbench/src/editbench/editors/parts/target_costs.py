@@ -1,0 +1,313 @@
+"""What the optimization of target hidden states costs, and how it is divided into chunks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from editbench.costs.stage import Known, StageCost, add_stages
+from editbench.editors.parts.prefix_states import count_shared
+from editbench.editors.parts.subject_tokens import PromptRow
+from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_optimizer import _FEW_TOKENS, TargetTask
+from editbench.editors.parts.target_settings import TargetSettings
+from editbench.models.decoder_size import DecoderSize
+from editbench.models.editable import EditableModel
+from editbench.models.tokens import Tokens
+from editbench.requests import EditRequest
+
+STAGE = "target hidden states"
+
+# Suffix tokens that are replayed together where memory allows. On a CPU more fall out of its cache.
+_CPU_TOKENS = 1_024
+_ACCELERATOR_TOKENS = 16_384
+
+
+def chunk_tasks(
+    model: EditableModel,
+    tasks: Sequence[TargetTask],
+    layer: int,
+    token_budget: int | None = None,
+) -> Iterator[list[TargetTask]]:
+    """Divide edits into chunks of like suffix length.
+
+    Args:
+        model: The model, with weights or without.
+        tasks: The edits.
+        layer: The block behind which offsets are added.
+        token_budget: Padded suffix tokens that a chunk may hold; None chooses by device and memory.
+
+    Yields:
+        Edits that are optimized together, the shortest first.
+    """
+    if token_budget is None:
+        token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
+    memory = model.work_memory_beside(0)
+    n_blocks = model.size.n_layers - 1 - layer
+    chunk: list[TargetTask] = []
+    extent = _Extent()
+    for task in sorted(tasks, key=lambda task: task.suffix_width):
+        grown = extent.grown(task)
+        is_full = grown.n_rows * grown.width > token_budget
+        if chunk and (is_full or grown.peak_bytes(model.size, n_blocks) > memory):
+            yield chunk
+            chunk, grown = [], _Extent().grown(task)
+        chunk.append(task)
+        extent = grown
+    if chunk:
+        yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How large a growing chunk is, as far as that can be told from one edit after the other."""
+
+    n_edits: int = 0
+    n_rows: int = 0
+    n_reads: int = 0
+    prefix: int = 0
+    width: int = 0
+
+    def grown(self, task: TargetTask) -> Self:
+        """The extent with one edit more."""
+        prefix = max(row.subject_last for row in (*task.prompts, task.essence))
+        return replace(
+            self,
+            n_edits=self.n_edits + 1,
+            n_rows=self.n_rows + len(task.prompts),
+            n_reads=self.n_reads + sum(len(row.target_ids) for row in task.prompts),
+            prefix=max(self.prefix, prefix),
+            width=max(self.width, task.suffix_width),
+        )
+
+    def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
+        """Bytes besides the weights, at most."""
+        prompts = _Rows(self.n_rows, self.n_rows, self.prefix, 0, self.width, self.n_reads)
+        essence = _Rows(self.n_edits, self.n_edits, self.prefix, 0, 1, self.n_edits)
+        return prompts.peak_bytes(size, n_blocks) + essence.peak_bytes(size, n_blocks)
+
+
+def make_tasks(
+    tokens: Tokens, requests: Sequence[EditRequest], prefixes: Sequence[str]
+) -> list[TargetTask]:
+    """Tokenize requests after every context prefix."""
+    return [
+        TargetTask.of(tokens, index, request, prefixes) for index, request in enumerate(requests)
+    ]
+
+
+def leave_out_known(
+    model: EditableModel,
+    tasks: Sequence[TargetTask],
+    requests: Sequence[EditRequest],
+    layer: int,
+    settings: TargetSettings,
+    prefixes: Sequence[str],
+    folder: Path | None,
+    known: Known,
+) -> list[TargetTask]:
+    """The edits whose targets neither the cache holds nor earlier work of a plan will have found.
+
+    Args:
+        model: The model, with weights or without.
+        tasks: The edits of `requests`.
+        requests: The facts.
+        layer: The block behind which offsets are added.
+        settings: How they are optimized.
+        prefixes: Context prefixes.
+        folder: The folder of the cache; None keeps nothing.
+        known: What earlier work leaves in it; these edits are added.
+    """
+    if folder is None:
+        return list(tasks)
+    cache = TargetCache(folder)
+    keys = [cache.key(model, request, layer, settings, prefixes) for request in requests]
+    held = cache.read(keys)
+    return [
+        task
+        for index, (task, key) in enumerate(zip(tasks, keys, strict=True))
+        if known.add(STAGE, key) and index not in held
+    ]
+
+
+def plan_targets(
+    model: EditableModel,
+    tasks: Sequence[TargetTask],
+    layer: int,
+    settings: TargetSettings,
+    token_budget: int | None = None,
+) -> StageCost:
+    """What optimizing the targets of some edits costs, if none of them stops early.
+
+    Args:
+        model: The model, with weights or without.
+        tasks: The edits.
+        layer: The block behind which offsets are added.
+        settings: How they are optimized.
+        token_budget: As for `chunk_tasks`.
+    """
+    size = model.size
+    chunks = list(chunk_tasks(model, tasks, layer, token_budget))
+    stages = [_Replay.of(chunk).cost(size, layer, settings) for chunk in chunks]
+    (stage,) = add_stages(stages) or [StageCost(STAGE)]
+    return replace(stage, chunks=_describe(chunks, settings))
+
+
+def _describe(chunks: Sequence[Sequence[TargetTask]], settings: TargetSettings) -> str:
+    if not chunks:
+        return "none: all are known"
+    largest = max(len(chunk) for chunk in chunks)
+    if largest == 1:
+        return f"one by one, {settings.n_steps} steps"
+    noun = "chunk" if len(chunks) == 1 else "chunks"
+    return f"{len(chunks)} {noun} of at most {largest:,} edits, {settings.n_steps} steps"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows with an offset each that run together, padded; see `PrefixStates` and `SuffixReplay`.
+
+    Attributes:
+        n_rows: Rows.
+        n_distinct: Beginnings that they share.
+        shared: Tokens of the longest of these.
+        own: Tokens from there to the offset, in the longest row.
+        width: Tokens from the offset on, in the longest row.
+        n_reads: Places at which logits are read.
+    """
+
+    n_rows: int
+    n_distinct: int
+    shared: int
+    own: int
+    width: int
+    n_reads: int
+
+    @classmethod
+    def of(cls, rows: Sequence[PromptRow], n_shared: Sequence[int]) -> Self:
+        """Count the tokens of `rows`, of which the first `n_shared` are shared with others."""
+        beginnings = {row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)}
+        return cls(
+            n_rows=len(rows),
+            n_distinct=len(beginnings),
+            shared=max(len(beginning) for beginning in beginnings),
+            own=max(row.subject_last - n for row, n in zip(rows, n_shared, strict=True)),
+            width=max(len(row.token_ids) - row.subject_last for row in rows),
+            n_reads=sum(max(1, len(row.target_ids)) for row in rows),
+        )
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        return self.n_distinct * self.shared + self.n_rows * self.own
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens from the offset on."""
+        return self.n_rows * self.width
+
+    @property
+    def n_keys(self) -> int:
+        """What a token attends to."""
+        return self.shared + self.own + self.width
+
+    def prepare_flops(self, size: DecoderSize) -> float:
+        """Everything that is run once: prefixes, and the suffix, both up to the last block."""
+        with_own = self.shared + self.own
+        n_pairs = self.n_distinct * self.shared**2 + self.n_rows * self.own * with_own
+        prefixes = size.block_flops(self.n_prefix_tokens, n_pairs)
+        suffix = size.block_flops(self.n_tokens, self.n_tokens * self.n_keys)
+        return (size.n_layers - 1) * (prefixes + suffix)
+
+    def replay_flops(self, size: DecoderSize, n_blocks: int) -> tuple[float, float]:
+        """One replay of the blocks behind the offset, forwards and backwards.
+
+        In the first block, what works on its input does so at the first position alone; in the last
+        one, the MLP works where logits are read.
+        """
+        n_pairs = self.n_tokens * self.n_keys
+        forward = n_blocks * size.block_flops(self.n_tokens, n_pairs)
+        forward -= 2 * size.n_mlp * (self.n_tokens - min(self.n_reads, self.n_tokens))
+        if n_blocks > 1:
+            forward -= 2 * size.n_inward * (self.n_tokens - self.n_rows)
+        forward += size.head_flops(self.n_reads)
+        return forward, forward + n_blocks * size.attention_flops(n_pairs)
+
+    def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
+        prefix_width = self.shared + self.own
+        cached = self.n_rows * prefix_width * size.n_cache_bytes
+        kept = n_blocks * size.kept_bytes(self.n_keys, n_prefix=prefix_width / self.width)
+        working = 2 * size.working_bytes(self.n_keys)  # the gradient is as wide as what it is of
+        logits = self.n_reads * size.logit_bytes(with_loss=True)
+        return cached + self.n_tokens * (kept + working) + logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """What is run for one chunk of edits: the prompts, and the rows of the KL term."""
+
+    prompts: _Rows
+    essence: _Rows
+    together: _Rows
+    bare: tuple[int, int]
+
+    @classmethod
+    def of(cls, tasks: Sequence[TargetTask]) -> Self:
+        """Count the tokens of a chunk."""
+        columns = list(zip(*((*task.prompts, task.essence) for task in tasks), strict=True))
+        *n_shared, n_essence = (
+            count_shared([row.token_ids[: row.subject_last] for row in column])
+            for column in columns
+        )
+        prompts = [row for task in tasks for row in task.prompts]
+        essence = [task.essence for task in tasks]
+        shared = [*(n_shared * len(tasks)), *([n_essence] * len(tasks))]
+        longest = max(len(task.bare.token_ids) for task in tasks)
+        return cls(
+            prompts=_Rows.of(prompts, shared[: len(prompts)]),
+            essence=_Rows.of(essence, shared[len(prompts) :]),
+            together=_Rows.of([*prompts, *essence], shared),
+            bare=(len(tasks), longest),
+        )
+
+    def groups(self, size: DecoderSize, settings: TargetSettings) -> list[_Rows]:
+        """What runs as one: prompts and KL rows together where there are few."""
+        reads_last = settings.loss_layer in (None, size.n_layers - 1)
+        if reads_last and self.together.n_tokens <= _FEW_TOKENS:
+            return [self.together]
+        return [self.prompts, self.essence]
+
+    def cost(self, size: DecoderSize, layer: int, settings: TargetSettings) -> StageCost:
+        """All steps, and what comes before them.
+
+        Args:
+            size: The model's sizes.
+            layer: The block behind which offsets are added.
+            settings: How offsets are optimized.
+        """
+        n_blocks = size.n_layers - 1 - layer
+        n_bare, bare_width = self.bare
+        n_tokens = n_bare * bare_width
+        n_flops = (layer + 1) * size.block_flops(n_tokens, n_tokens * bare_width)
+        n_forwards, n_backwards = settings.n_steps, settings.n_steps - 1
+        groups = self.groups(size, settings)
+        for rows in groups:
+            forward, backward = rows.replay_flops(size, n_blocks)
+            n_flops += rows.prepare_flops(size) + n_forwards * forward + n_backwards * backward
+            n_tokens += rows.n_prefix_tokens + (1 + n_forwards) * rows.n_tokens
+        n_replays = len(groups) * (n_forwards + 2 * n_backwards)
+        n_once = layer + 1 + len(groups) * 3 * size.n_layers
+        n_passes = len(groups) * (n_forwards + n_backwards) * n_blocks / size.n_layers
+        return StageCost(
+            name=STAGE,
+            n_tokens=n_tokens,
+            n_flops=n_flops,
+            n_read_bytes=size.n_weight_bytes * (n_passes + n_once / size.n_layers),
+            n_block_calls=n_replays * n_blocks + n_once,
+            n_peak_bytes=self.peak_bytes(size, layer),
+        )
+
+    def peak_bytes(self, size: DecoderSize, layer: int) -> float:
+        """Bytes besides the weights."""
+        n_blocks = size.n_layers - 1 - layer
+        # Small groups run together; this is little more, and the same for any split.
+        return sum(rows.peak_bytes(size, n_blocks) for rows in (self.prompts, self.essence))

@@ -1,0 +1,73 @@
+"""Keys of ordinary text, run with little padding.
+
+Packing several texts into one row would not be cheaper. It spares what is padded here, one to two
+tokens in a hundred, and has attention look at whole rows instead of single texts, which takes about
+as much; and it needs every architecture to keep the texts of a row apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from editbench.models.editable import EditableModel
+from memit_core import capture
+
+# Padding that ends a batch; one of less than a sixteenth of the budget may have more.
+_TOLERATED_PADDING: Final = 0.03
+_SMALL: Final = 16
+
+
+def snug_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Group texts of like length, more of like length than as many as there is room for.
+
+    Args:
+        lengths: Tokens of each text.
+        token_budget: Padded tokens that a batch may hold; a longer text is a batch of its own.
+
+    Yields:
+        Indices into `lengths`, shortest texts first.
+    """
+    batch: list[int] = []
+    n_real = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        n_padded = (len(batch) + 1) * lengths[index]
+        is_loose = n_real + lengths[index] < (1 - _TOLERATED_PADDING) * n_padded
+        if batch and (n_padded > token_budget or (is_loose and n_padded > token_budget // _SMALL)):
+            yield batch
+            batch, n_real = [], 0
+        batch.append(index)
+        n_real += lengths[index]
+    if batch:
+        yield batch
+
+
+def read_keys(
+    model: EditableModel, projections: Mapping[int, str], texts: Sequence[Sequence[int]]
+) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """Run texts batch by batch.
+
+    Args:
+        model: The model.
+        projections: By layer, the module whose inputs are the keys.
+        texts: Their tokens.
+
+    Yields:
+        For each layer the keys of a batch's tokens, `[n_tokens, d_key]`, and which text each token
+        is of, `[n_tokens]`, on the CPU.
+    """
+    for batch in snug_batches([len(text) for text in texts], model.token_budget):
+        inputs = model.batch([texts[index] for index in batch])
+        with (
+            torch.no_grad(),
+            capture(model.model, inputs_of=list(projections.values()), stop=True) as seen,
+        ):
+            model.model(**inputs, use_cache=False)
+        real = inputs["attention_mask"].bool().cpu()
+        owners = torch.tensor(batch)[:, None].expand(real.shape)[real]
+        keys = {}
+        for layer, projection in projections.items():
+            found = seen.inputs[projection].reshape(*real.shape, -1)  # OPT's MLP flattens
+            keys[layer] = found[real.to(found.device)]
+        yield keys, owners

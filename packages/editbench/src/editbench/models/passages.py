@@ -1,0 +1,189 @@
+"""What is put to a model to score tokens: each thing once.
+
+The last token of a continuation is only ever predicted, so it is left out of the input; then all
+one-token continuations of a prompt have the same input, and more generally any input that begins
+another one is read off that other one's pass: in a causal model, nothing later changes it. Several
+longer continuations of a prompt branch off it: the prompt is run once, and they behind it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Label = TypeVar("Label")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Generic[Label]):
+    """Tokens to score, and what comes before them.
+
+    Attributes:
+        label: What the scores are for.
+        context: Ids of the tokens before; at least one.
+        targets: Ids of the tokens to score; at least one.
+    """
+
+    label: Label
+    context: Sequence[int]
+    targets: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch(Generic[Label]):
+    """Tokens behind a row, and what is read off them.
+
+    Attributes:
+        ids: The tokens; at least one.
+        read: Labels with their targets; the row's last position predicts the first target, and
+            the branch's positions predict the others.
+    """
+
+    ids: tuple[int, ...]
+    read: list[tuple[Label, Sequence[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[Label]):
+    """One input sequence, and what is read off it.
+
+    Attributes:
+        ids: The tokens.
+        read: Labels with the position that predicts their first target, and their targets.
+        branches: What goes on behind the sequence, in different ways.
+    """
+
+    ids: tuple[int, ...]
+    read: list[tuple[Label, int, Sequence[int]]] = field(default_factory=list)
+    branches: list[Branch[Label]] = field(default_factory=list)
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions at which logits are needed, ascending."""
+        read = {first + offset for _, first, targets in self.read for offset in range(len(targets))}
+        return sorted(read | ({len(self.ids) - 1} if self.branches else set()))
+
+    @property
+    def n_reads(self) -> int:
+        """At how many places, branches included, logits are needed."""
+        return len(self.positions) + sum(len(branch.ids) for branch in self.branches)
+
+    def cut_apart(self) -> "list[Row[Label]]":
+        """The same as rows without branches, one for each."""
+        first = len(self.ids) - 1
+        rows: list[Row[Label]] = []
+        for branch in self.branches:
+            read = [(label, first, targets) for label, targets in branch.read]
+            rows.append(Row(self.ids + branch.ids, read))
+        rows[0].read.extend(self.read)
+        return rows
+
+
+def make_rows(passages: Iterable[Passage[Label]]) -> list[Row[Label]]:
+    """Gather what passages have in common."""
+    by_context: dict[tuple[int, ...], list[Passage[Label]]] = {}
+    for passage in passages:
+        by_context.setdefault(tuple(passage.context), []).append(passage)
+    plain: list[Passage[Label]] = []
+    rows: list[Row[Label]] = []
+    for context, some in by_context.items():
+        row = _branch_off(context, some)
+        if row is None:
+            plain += some
+        else:
+            rows.append(row)
+    return _merge(plain, rows)
+
+
+def batch_rows(
+    rows: Iterable[Row[Label]], *, token_budget: int, read_budget: int, cache_budget: int
+) -> Iterator[list[Row[Label]]]:
+    """Group rows of like length; the longest first, so that a lack of memory shows at once.
+
+    Args:
+        rows: The rows; those with branches and those without are not mixed.
+        token_budget: At most how many tokens, padding included, are run together.
+        read_budget: At how many places logits are read.
+        cache_budget: At most how many tokens are kept for branches to see.
+    """
+    kinds: dict[bool, list[Row[Label]]] = {True: [], False: []}
+    for row in rows:
+        if row.branches and _Extent().grown(row).n_tokens > token_budget:
+            kinds[False] += row.cut_apart()
+        else:
+            kinds[bool(row.branches)].append(row)
+    for some in kinds.values():
+        batch: list[Row[Label]] = []
+        extent = _Extent()
+        for row in sorted(some, key=lambda row: len(row.ids), reverse=True):
+            grown = extent.grown(row)
+            is_full = grown.n_tokens > token_budget or grown.n_reads > read_budget
+            if batch and (is_full or grown.n_cached > cache_budget):
+                yield batch
+                batch, grown = [], _Extent().grown(row)
+            batch.append(row)
+            extent = grown
+        if batch:
+            yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How large a growing batch is."""
+
+    n_rows: int = 0
+    width: int = 0
+    n_branches: int = 0
+    branch_width: int = 0
+    n_reads: int = 0
+
+    def grown(self, row: Row[Label]) -> "_Extent":
+        return _Extent(
+            self.n_rows + 1,
+            max(self.width, len(row.ids)),
+            self.n_branches + len(row.branches),
+            max([self.branch_width, *(len(branch.ids) for branch in row.branches)]),
+            self.n_reads + row.n_reads,
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_rows * self.width + self.n_branches * self.branch_width
+
+    @property
+    def n_cached(self) -> int:
+        return self.n_branches * (self.width + self.branch_width)
+
+
+def _branch_off(context: tuple[int, ...], passages: Sequence[Passage[Label]]) -> Row[Label] | None:
+    """A row with branches, if that saves running a long context more than once."""
+    row: Row[Label] = Row(context)
+    # From the back, as in `_merge`.
+    for passage in sorted(passages, key=lambda passage: tuple(passage.targets), reverse=True):
+        ids = tuple(passage.targets[:-1])
+        if not ids:
+            row.read.append((passage.label, len(context) - 1, passage.targets))
+            continue
+        if not row.branches or row.branches[-1].ids[: len(ids)] != ids:
+            row.branches.append(Branch(ids))
+        row.branches[-1].read.append((passage.label, passage.targets))
+    longest = max((len(branch.ids) for branch in row.branches), default=0)
+    return row if len(row.branches) > 1 and len(context) > longest else None
+
+
+def _merge(passages: Iterable[Passage[Label]], trunks: Iterable[Row[Label]]) -> list[Row[Label]]:
+    """Put passages into rows: what begins another row, a trunk too, is read off that one."""
+    asked: list[tuple[tuple[int, ...], Passage[Label] | Row[Label]]] = [
+        ((*passage.context, *passage.targets[:-1]), passage) for passage in passages
+    ]
+    asked += [(trunk.ids, trunk) for trunk in trunks]
+    rows: list[Row[Label]] = []
+    # In sorted order whatever begins with a sequence follows it; so from the back, a sequence
+    # that begins another one begins the one that was taken last.
+    for ids, each in sorted(asked, key=lambda entry: entry[0], reverse=True):
+        if isinstance(each, Row):
+            rows.append(each)
+            continue
+        if not rows or rows[-1].ids[: len(ids)] != ids:
+            rows.append(Row(ids))
+        rows[-1].read.append((each.label, len(each.context) - 1, each.targets))
+    return rows

@@ -1,0 +1,137 @@
+"""``--plan``: what would be computed, without weights and without computing it."""
+
+import shutil
+
+import pytest
+import torch
+import transformers as hf
+
+from editbench.costs.machine import Machine
+from editbench.costs.plan import Plan, Work
+from editbench.costs.stage import Known, StageCost
+from editbench.editors.base import Resources
+from editbench.editors.memit import Memit
+from editbench.models.builtin_specs import BUILTIN_SPECS
+from editbench.models.device_memory import GIB
+from editbench.models.editable import EditableModel
+from editbench.testing import tiny_model, tiny_tokenizer, toy_cases
+
+SPECS = {spec.name: spec for spec in BUILTIN_SPECS}
+
+
+@pytest.fixture
+def outline_folder(model_folder, tmp_path):
+    """A model folder without weights."""
+    folder = tmp_path / "outline"
+    shutil.copytree(model_folder, folder)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_run_is_planned_without_weights(invoke, outline_folder, facts_file, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke(
+        "run", "--plan", "--model", outline_folder, "--dataset", f"facts={facts_file}",
+        "--editor", "memit", "--editor", "rome", "--editor", "ft-w", "--n-edits", 2, "--n-edits", 4,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for stage in ("second moments", "target hidden states", "keys", "solve", "answers: scores"):
+        assert f"  {stage} " in result.stdout
+    assert "fine-tuning" in result.stdout
+    assert "Times are estimates" in result.stdout
+    assert "trials)" not in result.stdout  # no run was begun
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_edit_is_planned(invoke, outline_folder, facts_file, tmp_path):
+    out = tmp_path / "edit.safetensors"
+    result = invoke(
+        "edit", "--plan", "--model", outline_folder, "--facts", facts_file, "--out", out, "--check"
+    )
+    assert result.exit_code == 0, result.output
+    assert "memit on" in result.stdout
+    assert "answers: scores" in result.stdout
+    assert not out.exists()
+
+
+def test_an_editor_that_says_nothing_is_marked(invoke, outline_folder, facts_file, nudging):
+    arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--editor", "nudge"]
+    result = invoke("run", "--plan", "--model", outline_folder, *arguments, plugins=[nudging])
+    assert result.exit_code == 0, result.output
+    assert "the editor does not say" in result.stdout
+    assert "Stages marked ? are left out" in result.stdout
+
+
+def test_layers_cannot_be_traced_in_a_plan(refuses, model_folder, facts_file):
+    refuses(
+        "run", "--plan", "--model", model_folder, "--dataset", f"facts={facts_file}",
+        "--layers", "auto", says="nothing is computed, so no layers can be traced",
+    )  # fmt: skip
+
+
+def test_what_is_too_large_is_said(invoke, outline_folder, facts_file):
+    arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--max-memory", 0.0001]
+    result = invoke("run", "--plan", "--model", outline_folder, *arguments)
+    assert "Too large for" in result.stdout
+
+
+def test_a_device_that_is_not_there_has_no_times(invoke, outline_folder, facts_file):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--device", "cuda"]
+    result = invoke("run", "--plan", "--model", outline_folder, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "The device is not on this machine, so times are unknown." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "gib", "least_edits"),
+    [("gpt-j-6b", hf.GPTJConfig(), 24, 20), ("gpt-neox-20b", hf.GPTNeoXConfig(), 80, 20)],
+)
+def test_the_papers_models_fit(name, config, gib, least_edits):
+    """10,000 edits in bfloat16; the paper needed 48 GB for GPT-J and two devices for NeoX."""
+    with torch.device("meta"):
+        network = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = EditableModel(network, tiny_tokenizer(), name=name, spec=SPECS[name])
+    model.planned_device = torch.device("cuda")
+    model.max_memory = int(gib * 1e9)
+    requests = [toy_cases(25)[index % 25].request for index in range(10_000)]
+    editor = Memit(Memit.default_config(model)[0])
+    stages = editor.plan(model, requests, Resources(seed=0), Known())
+    assert [stage.name for stage in stages] == [
+        "second moments", "target hidden states", "keys", "solve",
+    ]  # fmt: skip
+    for stage in stages:
+        assert model.size.n_weight_bytes + stage.n_peak_bytes < gib * 1e9, stage
+    n_chunks = int(stages[1].chunks.split()[0])
+    assert least_edits < 10_000 / n_chunks < 1_000
+    assert model.token_budget >= 4_096
+
+
+def test_less_memory_makes_smaller_parts():
+    model = tiny_model()
+    whole = model.token_budget
+    model.max_memory = model.size.n_weight_bytes + GIB // 256
+    assert 1 < model.token_budget < whole
+    model.max_memory = 1
+    assert model.token_budget == 1
+    assert model.place_for(GIB) == torch.device("cpu")
+
+
+def test_a_machine_is_measured_in_a_moment():
+    model = tiny_model()
+    machine = Machine.measure(model.size, model.device, model.model.dtype)
+    assert machine is not None
+    work = StageCost("work", n_flops=machine.flops, n_read_bytes=machine.read_bytes)
+    assert machine.seconds(work) == pytest.approx(1 / 0.4 + 1)
+
+
+def test_long_work_is_summed_up_in_a_line():
+    model = tiny_model()
+    machine = Machine(1e9, 1e9, 1e9, 0.0)
+    stages = (StageCost("thinking", n_flops=4e11), StageCost.unknown("guessing", "nobody knows"))
+    plan = Plan((Work("a trial", model, stages),), {id(model): machine})
+    assert plan.total_seconds == pytest.approx(1000)
+    (line,) = plan.summarize()
+    assert line.startswith("Plan for tiny: 400 GFLOP, peak ")
+    assert line.endswith("at most about 17 min: thinking 17 min.")

@@ -1,0 +1,208 @@
+"""What editors plan is what they do: tokens exactly, operations and bytes nearly."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers as hf
+from torch.utils.flop_counter import FlopCounterMode
+
+from editbench.costs.answers import plan_answers
+from editbench.costs.stage import Known, StageCost
+from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.finetune import FineTune
+from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.layer_sweep import LayerSweep
+from editbench.editors.parts.target_cache import TargetCache
+from editbench.editors.parts.target_costs import chunk_tasks, make_tasks, plan_targets
+from editbench.editors.parts.target_hidden import optimize_target_hidden
+from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.rome import Rome
+from editbench.editors.unedited import Unedited
+from editbench.models.answering import answer_questions
+from editbench.models.editable import EditableModel
+from editbench.questions import Generate, Question, Read, Score
+from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
+
+REQUESTS = [case.request for case in toy_cases(6)]
+PREFIXES = ContextPrefixes((("",), ("Ana Lund met Boris Sato. ", "It is known. ")))
+SETTINGS = TargetSettings(n_steps=20, stop_loss=0)  # nobody stops early
+LAYER = 2
+N_COMPARED = 3  # prefixes, suffix and replay of a few rows, to compare with the model's own
+PROBE = (1, 4)  # the short row on which `SparedModules` finds out what need not be computed
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gptj", "llama"])
+def network(
+    request: pytest.FixtureRequest,
+    families: dict[str, tuple[hf.PreTrainedConfig, ...]],
+    make_network: Callable[..., hf.PreTrainedModel],
+) -> EditableModel:
+    """Attention as plain products of matrices: the counter knows no other on a CPU."""
+    values = {**families[request.param][0].to_dict(), "vocab_size": len(tiny_tokenizer())}
+    values["n_layer" if "n_layer" in values else "num_hidden_layers"] = 6
+    config = type(families[request.param][0]).from_dict(values)
+    config._attn_implementation = "eager"
+    return EditableModel(make_network(config), tiny_tokenizer(), name=request.param)
+
+
+@contextmanager
+def counting_tokens(model: EditableModel, layer: int) -> Iterator[list[int]]:
+    """Tokens, padding included, that go through a block."""
+    counts: list[int] = []
+
+    def count(module: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(states, torch.Tensor)
+        if states.shape[:2] != PROBE:
+            counts.append(states.shape[0] * states.shape[1])
+
+    block = model.model.get_submodule(model.architecture.block(layer))
+    handle = block.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def optimize(model: EditableModel, token_budget: int | None) -> None:
+    optimize_target_hidden(
+        model,
+        REQUESTS,
+        layer=LAYER,
+        settings=SETTINGS,
+        prefixes=PREFIXES.flat,
+        cache=TargetCache(None),
+        report_progress=report_nothing,
+        token_budget=token_budget,
+    )
+
+
+@pytest.mark.parametrize("token_budget", [1, 64, None])
+def test_targets(network: EditableModel, token_budget: int | None) -> None:
+    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+    planned = plan_targets(network, tasks, LAYER, SETTINGS, token_budget)
+    with counting_tokens(network, LAYER + 2) as counts, FlopCounterMode(display=False) as counter:
+        optimize(network, token_budget)
+    chunks = list(chunk_tasks(network, tasks, LAYER, token_budget))
+    bare = sum(len(chunk) * max(len(task.bare.token_ids) for task in chunk) for chunk in chunks)
+    # Bare prompts go up to the layer alone.
+    assert planned.n_tokens == sum(counts[N_COMPARED:]) + bare
+    assert 0.95 < planned.n_flops / counter.get_total_flops() < 1.2
+
+
+def test_bytes_that_targets_keep(network: EditableModel) -> None:
+    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+    once = TargetSettings(n_steps=1, stop_loss=0)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    weights = {each.untyped_storage().data_ptr() for each in network.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        optimize_target_hidden(
+            network,
+            REQUESTS,
+            layer=LAYER,
+            settings=once,
+            prefixes=PREFIXES.flat,
+            cache=TargetCache(None),
+            report_progress=report_nothing,
+        )
+    measured = sum(each.nbytes() for place, each in kept.items() if place not in weights)
+    # Besides what is kept there are prefixes, logits, and the gradients on their way.
+    assert measured < plan_targets(network, tasks, LAYER, once).n_peak_bytes < 3 * measured
+
+
+def test_keys(network: EditableModel) -> None:
+    planned = plan_memit(network, MemitConfig(critical_layers=(1, 3), preservation_weight=1.0))
+    with counting_tokens(network, 0) as counts, FlopCounterMode(display=False) as counter:
+        sweep = LayerSweep(network, REQUESTS, PREFIXES, "grouped", first=1, last=3)
+        for layer in (1, 3):
+            sweep.measure(layer)
+    # A few rows are run to see whether prefixes can be shared.
+    assert planned["keys"].n_tokens <= sum(counts) < 1.5 * planned["keys"].n_tokens
+    assert 0.6 < planned["keys"].n_flops / counter.get_total_flops() < 2.5
+
+
+def test_answers(network: EditableModel) -> None:
+    questions: list[Question] = [
+        *(Score(request.text, request.target) for request in REQUESTS),
+        *(Score(request.text, "by the sea") for request in REQUESTS),
+        *(Read(request.text) for request in REQUESTS),
+        *(Generate(request.subject, 20) for request in REQUESTS),
+    ]
+    planned = plan_answers(network, questions, token_budget=64)
+    with counting_tokens(network, 0) as counts, FlopCounterMode(display=False) as counter:
+        answer_questions(network, questions, seed=0, token_budget=64)
+    assert sum(stage.n_tokens for stage in planned) == sum(counts)
+    assert sum(stage.n_flops for stage in planned) == pytest.approx(
+        counter.get_total_flops(), rel=0.05
+    )
+
+
+def plan_memit(model: EditableModel, config: MemitConfig, **given: object) -> dict[str, StageCost]:
+    resources = Resources(**{"seed": 0, "context_prefixes": PREFIXES, **given})
+    return {stage.name: stage for stage in Memit(config).plan(model, REQUESTS, resources, Known())}
+
+
+CONFIG = MemitConfig(
+    critical_layers=(0, 2), preservation_weight=50, n_steps=2, second_moment_tokens=500
+)
+
+
+def test_what_the_cache_holds_is_not_planned(tmp_path) -> None:
+    model = tiny_model()
+    given = {"cache": tmp_path, "corpus": toy_corpus()}
+    before = plan_memit(model, CONFIG, **given)
+    assert before["second moments"].n_tokens == 500
+    resources = Resources(seed=0, context_prefixes=PREFIXES, **given)
+    Memit(CONFIG).edit(model, REQUESTS[:4], resources)
+    after = plan_memit(model, CONFIG, **given)
+    assert "second moments" not in after
+    share = after["target hidden states"].n_tokens / before["target hidden states"].n_tokens
+    assert 0.2 < share < 0.5  # two of six
+    assert after["keys"] == before["keys"]
+
+
+def test_what_earlier_work_leaves_is_planned_once(tmp_path) -> None:
+    known = Known()
+    plans = [
+        Memit(CONFIG).plan(
+            tiny_model(), requests, Resources(0, tmp_path, context_prefixes=PREFIXES), known
+        )
+        for requests in (REQUESTS[:3], REQUESTS[:3])
+    ]
+    names = [[stage.name for stage in stages if stage.n_tokens] for stages in plans]
+    assert names == [["second moments", "target hidden states", "keys"], ["keys"]]
+
+
+@pytest.mark.parametrize("editor", [Memit, Rome, FineTune])
+def test_more_facts_cost_more(editor: type[Editor]) -> None:
+    model = tiny_model()
+    chosen = editor(editor.default_config(model)[0])
+
+    def plan(requests: Sequence[object]) -> float:
+        stages = chosen.plan(model, requests, Resources(seed=0), Known())
+        assert all(stage.is_known and stage.n_peak_bytes > 0 for stage in stages)
+        return sum(
+            stage.n_flops + stage.n_double_flops
+            for stage in stages
+            if stage.name != "second moments"
+        )
+
+    assert 1.2 * plan(REQUESTS[:3]) < plan(REQUESTS) < 2.5 * plan(REQUESTS[:3])
+
+
+def test_an_editor_that_says_nothing_is_unknown() -> None:
+    class Silent(Unedited):
+        name = "silent"
+        plan = Editor.plan
+
+    (stage,) = Silent(Silent.config_type()).plan(tiny_model(), REQUESTS, Resources(0), Known())
+    assert not stage.is_known
+    assert stage.chunks == "the editor does not say"

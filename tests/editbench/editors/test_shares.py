@@ -1,0 +1,86 @@
+"""The work of one edit, divided: the parts together leave the bits of the whole."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from editbench.editors.base import Resources, Share
+from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.parts import target_costs
+from editbench.editors.parts.target_hidden import choose_share
+from editbench.models.editable import EditableModel
+from editbench.testing import tiny_model, toy_cases, toy_corpus
+
+REQUESTS = [case.request for case in toy_cases(32)]
+
+
+@pytest.fixture(scope="module")
+def model() -> EditableModel:
+    return tiny_model(n_layers=3)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(target_costs, "_CPU_TOKENS", 48)
+
+
+def make_memit() -> Memit:
+    return Memit(
+        MemitConfig(
+            critical_layers=(0, 1),
+            preservation_weight=10.0,
+            n_steps=4,
+            n_context_prefixes=2,
+            second_moment_tokens=2000,
+        )
+    )
+
+
+def resources(cache: Path, heard: list[str]) -> Resources:
+    return Resources(
+        seed=0,
+        cache=cache,
+        corpus=toy_corpus(),
+        report_progress=lambda stage, done, total, note="": heard.append(f"{stage}: {note}"),
+    )
+
+
+def test_shares_are_whole_chunks_and_together_everything(model):
+    def shares(n: int) -> list[list[str]]:
+        return [
+            [
+                request.case_id
+                for request in choose_share(
+                    model, REQUESTS, layer=1, prefixes=["", "So. "], share=Share(index, n)
+                )
+            ]
+            for index in range(n)
+        ]
+
+    assert sorted(chain.from_iterable(shares(3)), key=int) == [
+        request.case_id for request in REQUESTS
+    ]
+    assert all(shares(3))
+    chunks = [chunk for chunk in shares(32) if chunk]
+    assert len(chunks) > 3
+    for index, share in enumerate(shares(3)):
+        assert share == list(chain.from_iterable(chunks[index::3]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_an_edit_is_the_same_bits_with_and_without_shares(model, tmp_path, n):
+    memit, heard = make_memit(), []
+    before = model.compute_fingerprint()
+    for index in range(n):
+        memit.prepare(model, REQUESTS, resources(tmp_path / "divided", []), Share(index, n))
+    assert model.compute_fingerprint() == before
+    divided = memit.edit(model, REQUESTS, resources(tmp_path / "divided", heard))
+    assert "target hidden states: 32 from the cache" in heard
+    assert not any(line.startswith("second moments") for line in heard)
+    whole = memit.edit(model, REQUESTS, resources(tmp_path / "whole", []))
+    assert divided.updates.keys() == whole.updates.keys()
+    for name, update in whole.updates.items():
+        assert isinstance(update, torch.Tensor)  # of higher rank than the tiny weights have
+        assert torch.equal(divided.updates[name], update)
