@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(INSTALLED)  ## Run the whole default suite.
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: $(INSTALLED)  ## Style, types and layers.
 	$(BIN)/ruff check .

@@ -62,6 +62,15 @@ class MemitConfig(TargetSettings):
     context_prefix_length: int = Field(
         default=10, ge=2, description="tokens of a sampled prefix (length_params)"
     )
+    share_subjects: bool = Field(
+        default=False,
+        description="optimize one offset for all facts about a subject, instead of one for each",
+    )
+    warm_start: bool = Field(
+        default=False,
+        description="start from the mean offset of finished edits with the same target; what "
+        "is found depends on the order",
+    )
     second_moment_tokens: PositiveInt | Literal["auto"] = Field(
         default=100_000,
         description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
@@ -154,7 +163,8 @@ class Memit(Editor):
             obtain_second_moments(
                 model, layers, config.second_moment_tokens, resources, config.module
             )
-        if share.index > 0 or share.n == 1:
+        depends_on_others = config.share_subjects or config.warm_start
+        if (share.index > 0 or share.n == 1) and not depends_on_others:
             prefixes = self._prefixes(model, resources)
             rest = Share(max(0, share.index - 1), max(1, share.n - 1))
             own = choose_share(
@@ -245,4 +255,6 @@ class Memit(Editor):
             prefixes=prefixes.flat,
             cache=TargetCache(resources.cache),
             report_progress=resources.report_progress,
+            share_subjects=self.config.share_subjects,
+            warm_start=self.config.warm_start,
         )

@@ -80,7 +80,11 @@ class PrefixStates:
         return PrefixStates(cache, self.mask[index], place)
 
     def frozen_cache(self) -> DynamicCache:
-        """A cache whose layers hand out what they hold plus new states, and keep nothing."""
+        """A cache whose layers hand out what they hold plus new states, and keep nothing.
+
+        What a layer hands out holds until the next time, so that gradients can be taken of the
+        latest forward, and of no earlier one.
+        """
         cache = _copy(self._cache)
         for cache_layer in cache.layers:
             _freeze(cache_layer)
@@ -113,16 +117,30 @@ def _copy(cache: DynamicCache) -> DynamicCache:
 
 def _freeze(cache_layer: Any) -> None:
     """Let a cache layer hand out what it holds plus the new states, and keep nothing of them."""
+    rooms: list[Tensor] = []
 
     def hand_out(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if cache_layer.keys is None or cache_layer.keys.numel() == 0:
             return keys, values
-        return (
-            torch.cat([cache_layer.keys, keys], dim=-2),
-            torch.cat([cache_layer.values, values], dim=-2),
-        )
+        held = (cache_layer.keys, cache_layer.values)
+        if not rooms:
+            rooms.extend(_make_room(*pair) for pair in zip(held, (keys, values), strict=True))
+        n_held = cache_layer.keys.shape[-2]
+        joined = []
+        for room, new in zip(rooms, (keys, values), strict=True):
+            whole = room.detach()  # the same memory, without the graph of the time before
+            whole[..., n_held:, :] = new
+            joined.append(whole)
+        return joined[0], joined[1]
 
     cache_layer.update = hand_out  # of this instance alone: it shadows the method
+
+
+def _make_room(held: Tensor, new: Tensor) -> Tensor:
+    """What a layer holds, with space for as many new states behind it as `new` has."""
+    room = held.new_empty(*held.shape[:-2], held.shape[-2] + new.shape[-2], held.shape[-1])
+    room[..., : held.shape[-2], :] = held
+    return room
 
 
 def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) -> None:

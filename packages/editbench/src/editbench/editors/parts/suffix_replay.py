@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editbench.editors.parts.block_calls import BlockCalls
 from editbench.editors.parts.offset_forward import OffsetForward, OffsetRow, OffsetSite
@@ -14,11 +14,7 @@ from editbench.editors.parts.spared_modules import SparedModules
 from editbench.editors.parts.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
 from editbench.models.activations import find_composed_activations, fused
-from editbench.models.chosen_positions import (
-    Places,
-    find_mlps,
-    only_at,
-)
+from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.readout import apply_head
@@ -73,7 +69,7 @@ class SuffixReplay(OffsetForward):
         cache = self.prefixes.frozen_cache()
         suffix = model.batch([row.token_ids[row.offset_position :] for row in rows])
         move_positions(suffix, [row.offset_position for row in rows])
-        self._unpadded = Places.without_padding(suffix["attention_mask"])
+        suffix_mask = suffix["attention_mask"]
         masks = [self.prefixes.mask, suffix["attention_mask"]]
         suffix["attention_mask"] = torch.cat(masks, dim=1)
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
@@ -87,8 +83,8 @@ class SuffixReplay(OffsetForward):
         def run_suffix() -> None:
             with intervene(model.model, {model.architecture.block(site.layer): keep_states}):
                 if not check:
-                    mlps = find_mlps(model, range(site.layer))
-                    with fused(self._activations), only_at(mlps, self._unpadded):
+                    skipping = skipping_padding(model, suffix_mask, range(site.layer))
+                    with fused(self._activations), skipping:
                         model.model.base_model(**inputs)
                     return
                 with select_head_positions(model, self.read_rows, self._read_index):
@@ -114,7 +110,10 @@ class SuffixReplay(OffsetForward):
             lambda states: self._calls.run(states, self._first, self._first),
             self._states,
         )
-        self._mlps = self._find_mlps()
+        start = self._first if site.leaves_block else self._first + 1  # behind the offset
+        padded, self._unpadded = find_padded(model, suffix_mask, range(start, self.read_layer + 1))
+        spared_too = {*self.spared.unmoved, *self.spared.read}
+        self._padded = [module for module in padded if module not in spared_too]
         if own_logits:
             self._check(own_logits[0])
 
@@ -140,13 +139,13 @@ class SuffixReplay(OffsetForward):
         first, last = self._first, self.read_layer
         if first > last:
             return states
-        with only_at(self._mlps, self._unpadded):
+        with only_at(self._padded, self._unpadded):
             if first < last:
                 with self._unmoved.reused():
                     states = self._calls.run(states, first, first)
             states = self._calls.run(states, first + 1, last - 1)
-        with only_at(self.spared.read, Places(self.read_rows, self._read_index)):
-            return self._calls.run(states, last, last)
+            with only_at(self.spared.read, Places(self.read_rows, self._read_index)):
+                return self._calls.run(states, last, last)
 
     def _find_spared(self, known: SparedModules | None) -> SparedModules:
         """What is known, if it is of the blocks at hand; else it is found out."""
@@ -160,15 +159,6 @@ class SuffixReplay(OffsetForward):
             return found
         # The offset is added inside of block `first`, behind some of its modules.
         return replace(found, unmoved=(), read=found.read if first < last else ())
-
-    def _find_mlps(self) -> list[nn.Module]:
-        """MLPs that would only waste time on padding: neither read out, nor spared, nor the site's.
-
-        The block behind the site has them if it comes before the one that is read out.
-        """
-        start = self._first if self.site.leaves_block else self._first + 1
-        mlps = find_mlps(self.model, range(start, self.read_layer))
-        return [mlp for mlp in mlps if mlp not in self.spared.unmoved]
 
     def _check(self, expected: Tensor) -> None:
         try:

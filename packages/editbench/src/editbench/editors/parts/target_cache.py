@@ -42,8 +42,12 @@ class TargetCache:
         layer: int,
         settings: TargetSettings,
         prefixes: Sequence[str],
+        others: Sequence[EditRequest] = (),
     ) -> str:
-        """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters."""
+        """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters.
+
+        Also of `others`, facts that the state depends on besides its own.
+        """
         content = {
             "version": _VERSION,
             "model": model.fingerprint,
@@ -53,6 +57,8 @@ class TargetCache:
             "prefixes": list(prefixes),
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
         }
+        if others:
+            content["others"] = [[one.subject, one.prompt, one.target] for one in others]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def chained_keys(

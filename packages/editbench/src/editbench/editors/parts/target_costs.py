@@ -9,7 +9,7 @@ from editbench.costs.stage import Known, StageCost, add_stages
 from editbench.editors.parts.prefix_states import count_shared
 from editbench.editors.parts.subject_tokens import PromptRow
 from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_optimizer import _FEW_TOKENS, TargetTask
+from editbench.editors.parts.target_optimizer import FEW_TOKENS, TargetTask
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
@@ -272,7 +272,7 @@ class _Replay:
     def groups(self, size: DecoderSize, settings: TargetSettings) -> list[_Rows]:
         """What runs as one: prompts and KL rows together where there are few."""
         reads_last = settings.loss_layer in (None, size.n_layers - 1)
-        if reads_last and self.together.n_tokens <= _FEW_TOKENS:
+        if reads_last and self.together.n_tokens <= FEW_TOKENS:
             return [self.together]
         return [self.prompts, self.essence]
 

@@ -5,8 +5,8 @@ new target after every context prefix. Edits do not touch each other, so many ar
 side, and what is finished is kept in a cache.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from editbench.editors.base import Progress, Share
 from editbench.editors.parts.layer_sweep import read_hidden
 from editbench.editors.parts.offset_forward import OffsetSite
+from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.target_cache import TargetCache
 from editbench.editors.parts.target_costs import STAGE, chunk_tasks, make_tasks
 from editbench.editors.parts.target_optimizer import (
@@ -57,6 +58,8 @@ def optimize_target_hidden(
     report_progress: Progress,
     replay: bool = True,
     token_budget: int | None = None,
+    share_subjects: bool = False,
+    warm_start: bool = False,
 ) -> TargetHidden:
     """Optimise z for every request, on the unedited model.
 
@@ -78,20 +81,36 @@ def optimize_target_hidden(
         replay: False runs whole forwards, which gives the same numbers, slowly.
         token_budget: Suffix tokens that are replayed together; None chooses by device and memory.
             Where memory runs out all the same, chunks are halved.
+        share_subjects: Optimise one δ for all requests about a subject. The loss is the mean over
+            all their prompts, and each one's z is its own h plus δ.
+        warm_start: Start from the mean δ of the edits finished before that have the same target.
 
     Raises:
         DeviceMemoryError: There is not enough memory for a single edit.
     """
     outcomes: dict[int, FinishedTarget] = {}
-    keys = [cache.key(model, request, layer, settings, prefixes) for request in requests]
+    groups = _group(requests, share_subjects=share_subjects)
+    keys = [
+        cache.key(
+            model,
+            request,
+            layer,
+            settings,
+            prefixes,
+            others=_find_others(requests, groups[index], warm_start=warm_start),
+        )
+        for index, request in enumerate(requests)
+    ]
     outcomes.update(cache.read(keys))
     report_progress(
         STAGE, len(outcomes), len(requests), f"{len(outcomes)} from the cache" if outcomes else ""
     )
     tasks = [
-        TargetTask.of(model.tokens, index, request, prefixes)
-        for index, request in enumerate(requests)
-        if index not in outcomes
+        TargetTask.joined(
+            [TargetTask.of(model.tokens, member, requests[member], prefixes) for member in group]
+        )
+        for index, group in enumerate(groups)
+        if group[0] == index and not all(member in outcomes for member in group)
     ]
     optimizer = TargetOptimizer(
         model, OffsetSite.block_output(model, layer), settings, replay=replay
@@ -102,12 +121,16 @@ def optimize_target_hidden(
 
         def on_step(step: int, n_finished: int, loss: float) -> None:
             advanced = (len(some) - n_finished) * (step - 1) // settings.n_steps
-            n_done = n_before + n_finished + advanced
+            n_done = min(n_before + n_finished + advanced, len(requests))
             report_progress(STAGE, n_done, len(requests), f"loss {loss:.3f}")
 
         initial = read_hidden(model, [task.bare for task in some], layer)
-        found = optimizer.run(some, initial, on_step)
-        return {task.index: one for task, one in zip(some, found, strict=True)}
+        start = None
+        if warm_start:
+            start = _mean_offsets(requests, outcomes, [task.index for task in some])
+        found = optimizer.run(some, initial, on_step, start)
+        first = {task.index: one for task, one in zip(some, found, strict=True)}
+        return {**first, **_share(model, requests, layer, groups, first)}
 
     halving = Halving(f"target hidden states on '{model.name}'")
     for chunk in chunk_tasks(model, tasks, layer, token_budget):
@@ -122,6 +145,62 @@ def optimize_target_hidden(
         n_steps=torch.tensor([one.n_steps for one in ordered]),
         replay_failure=optimizer.replay_failure,
     )
+
+
+def _group(requests: Sequence[EditRequest], *, share_subjects: bool) -> list[list[int]]:
+    """For each request, those that share its offset, itself among them."""
+    if not share_subjects:
+        return [[index] for index in range(len(requests))]
+    of_subject: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        of_subject.setdefault(request.subject, []).append(index)
+    return [of_subject[request.subject] for request in requests]
+
+
+def _find_others(
+    requests: Sequence[EditRequest], group: Sequence[int], *, warm_start: bool
+) -> list[EditRequest]:
+    """The requests that one's state depends on, if it depends on more than its own."""
+    if warm_start:
+        return list(requests)
+    return [requests[index] for index in group] if len(group) > 1 else []
+
+
+def _mean_offsets(
+    requests: Sequence[EditRequest], outcomes: Mapping[int, FinishedTarget], edits: Sequence[int]
+) -> Tensor | None:
+    """For each edit, the mean δ of finished ones that have the same target; zero without any."""
+    of_target: dict[str, list[Tensor]] = {}
+    for index, one in outcomes.items():
+        of_target.setdefault(requests[index].target, []).append(one.state - one.initial)
+    if not of_target:
+        return None
+    means = {target: torch.stack(offsets).mean(dim=0) for target, offsets in of_target.items()}
+    zero = torch.zeros_like(next(iter(means.values())))
+    return torch.stack([means.get(requests[index].target, zero) for index in edits])
+
+
+def _share(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    layer: int,
+    groups: Sequence[Sequence[int]],
+    found: Mapping[int, FinishedTarget],
+) -> dict[int, FinishedTarget]:
+    """The outcomes of those whose offset was optimised as another one's."""
+    others = [(member, index) for index in found for member in groups[index] if member != index]
+    if not others:
+        return {}
+    bare = [key_row(model.tokens, requests[member], "") for member, _ in others]
+    initial = read_hidden(model, bare, layer).cpu()
+    return {
+        member: replace(
+            found[index],
+            state=own + found[index].state - found[index].initial,
+            initial=own,
+        )
+        for (member, index), own in zip(others, initial, strict=True)
+    }
 
 
 def choose_share(

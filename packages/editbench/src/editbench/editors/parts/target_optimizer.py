@@ -1,8 +1,9 @@
 """The optimisation of z for one batch of edits: losses, Adam, the norm bound and the stop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
-_FEW_TOKENS = 256  # below that a forward's time does not depend on how many there are
+# Below that a forward's time does not depend on how many there are.
+FEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,12 @@ class TargetTask:
             tuple(target_row(tokens, request, prefix) for prefix in prefixes),
             essence_row(tokens, request.subject),
         )
+
+    @classmethod
+    def joined(cls, tasks: Sequence["TargetTask"]) -> "TargetTask":
+        """One edit that writes several facts about a subject; h is the first one's."""
+        prompts = tuple(prompt for task in tasks for prompt in task.prompts)
+        return replace(tasks[0], prompts=prompts)
 
     @property
     def suffix_width(self) -> int:
@@ -91,13 +99,14 @@ class _Batch:
         row_edit: list[int] = []
         weights: list[float] = []
         target_ids: list[int] = []
-        columns = zip(*((*task.prompts, task.essence) for task in tasks), strict=True)
+        columns = list(zip_longest(*(task.prompts for task in tasks)))
+        columns.append(tuple(task.essence for task in tasks))
         *n_shared, n_essence = (
-            count_shared([row.token_ids[: row.subject_last] for row in column])
+            count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
             for column in columns
         )
         for edit, task in enumerate(tasks):
-            for row, n in zip(task.prompts, n_shared, strict=True):
+            for row, n in zip(task.prompts, n_shared, strict=False):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
                 rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads), n))
                 row_edit.append(edit)
@@ -113,7 +122,7 @@ class _Batch:
         together = [*rows, *essence]
         last = model.architecture.n_layers - 1
         self._essence: OffsetForward | None = None
-        if settings.loss_layer in (None, last) and _count_tokens(together) <= _FEW_TOKENS:
+        if settings.loss_layer in (None, last) and _count_tokens(together) <= FEW_TOKENS:
             self._prompts = build(model, site, together)
             everyone = torch.arange(len(tasks), device=device)
             self._row_edit = torch.cat([self._row_edit, everyone])
@@ -150,7 +159,14 @@ class _Batch:
         negative_log_likelihood = torch.zeros(len(self.tasks), device=losses.device).index_add(
             0, self._read_edit, losses * self._weights
         )
+        self._logits = logits.detach()
         return negative_log_likelihood, essence.float().log_softmax(dim=-1)
+
+    def says_target(self) -> Tensor:
+        """Whose target was the likeliest after every prefix when measured last, `[n_edits]`."""
+        is_missed = (self._logits.argmax(dim=1) != self._target_ids).float()
+        n_missed = is_missed.new_zeros(len(self.tasks)).index_add(0, self._read_edit, is_missed)
+        return n_missed == 0
 
 
 class TargetOptimizer:
@@ -178,6 +194,7 @@ class TargetOptimizer:
         tasks: Sequence[TargetTask],
         initial: Tensor,
         on_step: Callable[[int, int, float], None],
+        start: Tensor | None = None,
     ) -> list[FinishedTarget]:
         """Optimise one chunk.
 
@@ -187,6 +204,7 @@ class TargetOptimizer:
                 at the bare prompt's subject. δ's bounds are relative to it.
             on_step: Told, after each step, the step, how many edits are finished, and the mean
                 loss of those that are not.
+            start: Offsets to start from, `[n_edits, d_model]`; None is zero.
 
         Returns:
             The outcomes, in the order of `tasks`.
@@ -199,6 +217,10 @@ class TargetOptimizer:
         offsets = torch.zeros_like(initial)
         mean, square = torch.zeros_like(offsets), torch.zeros_like(offsets)
         original: Tensor | None = None
+        if start is not None:
+            with torch.no_grad():
+                original = batch.measure(offsets)[1]
+            offsets = _within(start.to(offsets), settings.clamp_factor * norms)
         for step in range(1, settings.n_steps + 1):
             offsets.requires_grad_()
             likelihoods, log_probs = batch.measure(offsets)
@@ -209,11 +231,15 @@ class TargetOptimizer:
                 + settings.offset_decay * torch.linalg.vector_norm(offsets, dim=1) / norms.square()
             )
             values = losses.detach().tolist()
+            is_done = losses.detach() < settings.stop_loss
+            if settings.stop_at == "argmax":
+                is_done |= batch.says_target()
+            done = is_done.tolist()
             going = []
             for row, place in enumerate(places):
                 if place in finished:
                     continue
-                if values[row] < settings.stop_loss or step == settings.n_steps:
+                if done[row] or step == settings.n_steps:
                     state = (initial[row] + offsets[row]).detach().cpu()
                     finished[place] = FinishedTarget(state, initial[row].cpu(), values[row], step)
                 else:
@@ -229,8 +255,7 @@ class TargetOptimizer:
             scale = (square / (1 - _ADAM_BETAS[1] ** step)).sqrt() + _ADAM_EPSILON
             rates = self._learning_rates(norms)[:, None] / (1 - _ADAM_BETAS[0] ** step)
             offsets -= rates * mean / scale
-            bounds = settings.clamp_factor * norms / offsets.norm(dim=1)
-            offsets *= bounds.clamp(max=1)[:, None]
+            offsets = _within(offsets, settings.clamp_factor * norms)
             if len(going) <= len(places) // 2:
                 places = [places[row] for row in going]
                 initial, norms, offsets = initial[going], norms[going], offsets[going]
@@ -260,6 +285,11 @@ class TargetOptimizer:
             self._spared = tried.spared
         except ReplayMismatchError as error:
             self.replays, self.replay_failure = False, str(error)
+
+
+def _within(offsets: Tensor, bounds: Tensor) -> Tensor:
+    """Scale offsets down to norms of at most `bounds`, `[n_edits]`."""
+    return offsets * (bounds / offsets.norm(dim=1)).clamp(max=1)[:, None]
 
 
 def _count_tokens(rows: Sequence[OffsetRow]) -> int:

@@ -34,6 +34,11 @@ class TargetSettings(EditorConfig):
     stop_loss: float = Field(
         default=0.05, description="an edit with a total loss below it is finished, before the step"
     )
+    stop_at: Literal["loss", "argmax"] = Field(
+        default="loss",
+        description="argmax: an edit is finished, too, once its target is the likeliest "
+        "continuation after every prefix; faster, and weaker edits",
+    )
     loss_layer: int | None = Field(
         default=None, ge=0, description="block whose output is read out; null: last (v_loss_layer)"
     )
