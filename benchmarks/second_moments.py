@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 from side_by_side import make_parser, record, time_in_turns
-from target_hidden import read_work
+from speed_work import DEFAULT_WORK, SpeedWork
 from torch import nn
 
 from editbench.editors.base import report_nothing
@@ -48,13 +48,14 @@ def mean_difference(found: object, expected: object) -> float:
 def main() -> None:
     """Parse the command line, measure, print and write."""
     parser = make_parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("../shared/reference/speed"))
-    parser.add_argument("--n-tokens", type=int, default=20_000)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
+    parser.add_argument("--n-tokens", type=int, default=5_000)
     parser.add_argument("--layers", type=int, nargs="+", help="by default those MEMIT writes to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, _, _, config = read_work(args.work)
-    layers = args.layers or list(config.critical_layers)
+    work = SpeedWork.read(args.work)
+    model = work.model
+    layers = args.layers or list(work.config.critical_layers)
     corpus = atlas_corpus()
 
     def collect(some: list[int]) -> dict[int, SecondMoment]:
@@ -72,7 +73,8 @@ def main() -> None:
         "ended": collect_apart,
         "one": partial(collect, layers),
     }
-    outcomes = time_in_turns(sides, args.repeats)
+    timed = time_in_turns(list(sides.values()), args.repeats)
+    outcomes = dict(zip(sides, timed, strict=True))
     fast, together = outcomes["one"]
     rows = []
     for name, what in (("whole", "whole forwards"), ("ended", "forwards that end at the layer")):
@@ -88,7 +90,7 @@ def main() -> None:
                 "difference": mean_difference(together, apart),
             }
         )
-    settings = {"model": str(args.work), "layers": layers, "d_key": model.d_key(layers[0])}
+    settings = {"model": args.work.name, "layers": layers, "d_key": model.d_key(layers[0])}
     record(args, settings, rows)
 
 

@@ -70,7 +70,8 @@ def compare(
     }
     for run in sides.values():  # the first turn pays for memory and libraries
         run()
-    outcomes = time_in_turns(sides, args.repeats)
+    timed = time_in_turns(list(sides.values()), args.repeats)
+    outcomes = dict(zip(sides, timed, strict=True))
     slow, expected = outcomes["whole"]
     assert isinstance(expected, Tensor)
     rows = []

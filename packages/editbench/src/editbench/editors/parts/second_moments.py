@@ -9,10 +9,12 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
@@ -90,8 +92,25 @@ def obtain_second_moments(
         return LayerMoments({layer: moment.moment for layer, moment in found.items()})
     path = cached_path(resources.cache, *collection, module)
     if not path.exists():
-        collect_to_file(*collection, path, resources.report_progress, module)
+        with _alone(path):
+            if not path.exists():
+                collect_to_file(*collection, path, resources.report_progress, module)
     return read_second_moments(model, layers, path, module)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for other trials that collect the same; they begin at once when a grid is spread."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cached_path(

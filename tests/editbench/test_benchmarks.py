@@ -1,0 +1,59 @@
+"""The benchmarks' commands run; at a size at which their figures mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+WORK = REPOSITORY.parent / "shared" / "reference" / "speed"
+
+
+def run(name: str, *arguments: str, out: Path) -> list[dict[str, object]]:
+    """Run a benchmark in the folder in which its command is given; return the recorded rows."""
+    command = [sys.executable, f"benchmarks/{name}.py", *arguments, "--threads", "1"]
+    command += ["--repeats", "1", "--out", str(out)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert record["benchmark"] == name
+    assert record["command"].startswith(f"python benchmarks/{name}.py")
+    rows: list[dict[str, object]] = record["rows"]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("insertion", ("--n-edits", "2")),
+        ("evaluation", ("--n-records", "1")),
+        ("second_moments", ("--n-tokens", "100")),
+        ("solve", ("--d", "64", "--n", "1", "8")),
+    ],
+)
+def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    if name != "solve" and not WORK.exists():
+        pytest.skip(f"the work to be timed is not there: {WORK}")
+    for row in run(name, *arguments, out=tmp_path / "record.json"):
+        assert row["ratio"] > 0
+        assert row["difference"] < 1e-4
+
+
+def test_growth_starts_a_process_for_each_size(tmp_path: Path) -> None:
+    one, two = run("growth", "--n-edits", "1", "2", out=tmp_path / "record.json")
+    assert (one["n"], two["n"]) == (1, 2)
+    assert two["seconds"] > 0
+    assert two["peak_bytes"] > 1e8
+
+
+def test_the_table_holds_every_record(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    command = [sys.executable, "benchmarks/write_table.py", str(table)]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    text = table.read_text()
+    for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["command"] in text
+        assert all(str(row["what"]) in text for row in record["rows"] if "ratio" in row)
