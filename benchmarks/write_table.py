@@ -14,9 +14,11 @@ from side_by_side import RESULTS
 def main() -> None:
     """Read all records, and write one table of ratios and one of growth."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    lines = ["| what | usual way | here | ratio | largest difference |", "|---|--:|--:|--:|--:|"]
+    lines = ["| what | model | usual way | here | ratio | largest difference |"]
+    lines.append("|---|---|--:|--:|--:|--:|")
     for record in records:
-        lines += [_ratio(row) for row in record["rows"] if "ratio" in row]
+        model = record["settings"].get("model", "")
+        lines += [_ratio(row, model) for row in record["rows"] if "ratio" in row]
     lines += ["", "| what | seconds | peak memory |", "|---|--:|--:|"]
     for record in records:
         lines += [_growth(row) for row in record["rows"] if "peak_bytes" in row and "n" in row]
@@ -30,9 +32,15 @@ def main() -> None:
     Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
 
 
-def _ratio(row: dict[str, Any]) -> str:
+def _ratio(row: dict[str, Any], model: str) -> str:
     difference = f"{row['difference']:.0e}" if "difference" in row else ""
-    cells = [row["what"], _seconds(row["slow"]), _seconds(row["fast"]), f"**{row['ratio']:.1f}×**"]
+    cells = [
+        row["what"],
+        model,
+        _seconds(row["slow"]),
+        _seconds(row["fast"]),
+        f"**{row['ratio']:.1f}×**",
+    ]
     return f"| {' | '.join([*cells, difference])} |"
 
 

@@ -22,7 +22,7 @@ from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 
 # Tokens of one forward pass without gradients, where memory allows: more are no faster.
-_CPU_TOKENS = 4_096
+_CPU_TOKENS = 2_048
 _ACCELERATOR_TOKENS = 65_536
 _LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
 _SHARE = 0.8  # of the free memory: some is lost between allocations
