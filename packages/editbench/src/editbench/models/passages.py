@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from editbench.models.growing_batches import grow_batches
+
 Label = TypeVar("Label")
 
 
@@ -111,19 +113,14 @@ def batch_rows(
             kinds[False] += row.cut_apart()
         else:
             kinds[bool(row.branches)].append(row)
+
+    def is_full(extent: _Extent) -> bool:
+        is_large = extent.n_tokens > token_budget or extent.n_reads > read_budget
+        return is_large or extent.n_cached > cache_budget
+
     for some in kinds.values():
-        batch: list[Row[Label]] = []
-        extent = _Extent()
-        for row in sorted(some, key=lambda row: len(row.ids), reverse=True):
-            grown = extent.grown(row)
-            is_full = grown.n_tokens > token_budget or grown.n_reads > read_budget
-            if batch and (is_full or grown.n_cached > cache_budget):
-                yield batch
-                batch, grown = [], _Extent().grown(row)
-            batch.append(row)
-            extent = grown
-        if batch:
-            yield batch
+        longest_first = sorted(some, key=lambda row: len(row.ids), reverse=True)
+        yield from grow_batches(longest_first, _Extent(), is_full)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
 from editbench.editors.parts.sweep_rows import SweepRow, batch_rows, make_rows
 from editbench.models.activations import find_composed_activations, fused
 from editbench.models.architecture import ProjectionKind
-from editbench.models.chosen_positions import Places, find_mlps, only_at
+from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import capture
@@ -42,7 +42,7 @@ class _Batch:
         edits: The fact of each row, `[n_rows]`.
         weights: What its key weighs, `[n_rows]`.
         last: Where the row ends, `[n_rows]`.
-        unpadded: Where there is no padding.
+        mask: 1 for a token, 0 for padding, `[n_rows, width]`.
         is_bare: Whether these are rows of the bare prompt.
         calls: The blocks.
         states: What enters the layer at hand, `[n_rows, width, d_model]`.
@@ -51,7 +51,7 @@ class _Batch:
     edits: Tensor
     weights: Tensor
     last: Tensor
-    unpadded: Places | None
+    mask: Tensor
     is_bare: bool
     calls: BlockCalls
     states: Tensor
@@ -137,9 +137,8 @@ class LayerSweep:
 
     def _measure(self, batch: _Batch, layer: int, keys: Tensor, hidden: Tensor | None) -> None:
         """Advance one batch, and put its keys and hidden states where they belong."""
-        mlps = find_mlps(self._model, range(self._layer, self._last))
         states = batch.states.to(self._model.device)
-        with only_at(mlps, batch.unpadded):
+        with skipping_padding(self._model, batch.mask, range(self._layer, layer)):
             states = batch.calls.run(states, self._layer, layer - 1)
         batch.states = states.to(self._kept_on)
         hidden = hidden if batch.is_bare else None
@@ -153,7 +152,7 @@ class LayerSweep:
         found = inputs.reshape(-1, keys.shape[1]).to(keys)
         keys.index_add_(0, batch.edits, found * batch.weights[:, None])
         if goes_on:
-            with only_at(mlps, batch.unpadded):
+            with skipping_padding(self._model, batch.mask, range(layer + 1, self._last)):
                 states = batch.calls.run(states, layer + 1, self._last - 1)
             states = self._run_block(batch, states, self._last, everywhere=False)
         if hidden is not None:
@@ -185,9 +184,9 @@ class LayerSweep:
     def _start(self, rows: Sequence[SweepRow]) -> _Batch:
         model = self._model
         own = model.batch([row.own for row in rows])
-        unpadded = Places.without_padding(own["attention_mask"])
+        mask = own["attention_mask"]
         first, last = self._first, self._last
-        with fused(self._activations), only_at(find_mlps(model, range(first)), unpadded):
+        with fused(self._activations), skipping_padding(model, mask, range(first)):
             if self._contexts is not None and rows[0].context:
                 calls = self._contexts.record_after(
                     [row.context for row in rows], [row.own for row in rows], first, last
@@ -208,7 +207,7 @@ class LayerSweep:
             edits=torch.tensor([row.edit for row in rows], device=device),
             weights=torch.tensor([row.weight for row in rows], device=device),
             last=torch.tensor([len(row.own) - 1 for row in rows], device=device),
-            unpadded=unpadded,
+            mask=mask,
             is_bare=rows[0].is_bare,
             calls=calls,
             states=states,

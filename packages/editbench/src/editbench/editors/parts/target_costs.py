@@ -13,6 +13,7 @@ from editbench.editors.parts.target_optimizer import FEW_TOKENS, TargetTask
 from editbench.editors.parts.target_settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
+from editbench.models.growing_batches import grow_batches
 from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest
 
@@ -37,25 +38,20 @@ def chunk_tasks(
         layer: The block behind which offsets are added.
         token_budget: Padded suffix tokens that a chunk may hold; None chooses by device and memory.
 
-    Yields:
+    Returns:
         Edits that are optimized together, the shortest first.
     """
     if token_budget is None:
         token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
     memory = model.work_memory_beside(0)
     n_blocks = model.size.n_layers - 1 - layer
-    chunk: list[TargetTask] = []
-    extent = _Extent()
-    for task in sorted(tasks, key=lambda task: task.suffix_width):
-        grown = extent.grown(task)
-        is_full = grown.n_rows * grown.width > token_budget
-        if chunk and (is_full or grown.peak_bytes(model.size, n_blocks) > memory):
-            yield chunk
-            chunk, grown = [], _Extent().grown(task)
-        chunk.append(task)
-        extent = grown
-    if chunk:
-        yield chunk
+
+    def is_full(extent: _Extent) -> bool:
+        is_wide = extent.n_rows * extent.width > token_budget
+        return is_wide or extent.peak_bytes(model.size, n_blocks) > memory
+
+    shortest_first = sorted(tasks, key=lambda task: task.suffix_width)
+    return grow_batches(shortest_first, _Extent(), is_full)
 
 
 @dataclass(frozen=True, slots=True)
