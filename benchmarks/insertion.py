@@ -23,10 +23,10 @@ from two_forwards_a_layer import insert
 
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.editors.parts.layer_sweep import read_hidden
+from editbench.editors.parts.keys.layer_sweep import read_hidden
 from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_optimizer import FinishedTarget
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.edits.edit import Edit
 from editbench.requests import EditRequest
 

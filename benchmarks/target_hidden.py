@@ -16,8 +16,8 @@ from speed_work import DEFAULT_WORK, SpeedWork
 from torch import Tensor
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 
 
 def measure(work: SpeedWork, n: int, n_slow: int, repeats: int) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from editbench.editors.base import Editor, Resources, report_nothing
 from editbench.editors.finetune import FineTune
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.layer_sweep import LayerSweep
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_costs import chunk_tasks, make_tasks, plan_targets
-from editbench.editors.parts.target_hidden import optimize_target_hidden
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.keys.layer_sweep import LayerSweep
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks, plan_targets
+from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.editors.rome import Rome
 from editbench.editors.unedited import Unedited
 from editbench.models.answering import answer_questions

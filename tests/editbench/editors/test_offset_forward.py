@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from editbench.editors.parts.offset_forward import FullForward, OffsetRow, OffsetSite
-from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
+from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
+from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.models.editable import EditableModel
 
 # Suffix and prefix lengths differ, one row has no prefix, one reads at the offset itself. The last

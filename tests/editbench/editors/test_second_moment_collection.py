@@ -12,17 +12,17 @@ import torch
 from editbench.atlas.text import write_ordinary_sentence
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
-from editbench.editors.parts import second_moment_collection
-from editbench.editors.parts.corpus_reading import Shard
-from editbench.editors.parts.sampling_stop import TOLERATED_EXCESS
-from editbench.editors.parts.second_moment_collection import collect_second_moments
-from editbench.editors.parts.second_moment_shards import merge_shards
-from editbench.editors.parts.second_moments import (
+from editbench.editors.parts.second_moments import collection as second_moment_collection
+from editbench.editors.parts.second_moments.collection import collect_second_moments
+from editbench.editors.parts.second_moments.corpus_reading import Shard
+from editbench.editors.parts.second_moments.obtaining import (
     collect_to_file,
     obtain_second_moments,
     read_second_moments,
 )
-from editbench.editors.parts.text_keys import snug_batches
+from editbench.editors.parts.second_moments.sampling_stop import TOLERATED_EXCESS
+from editbench.editors.parts.second_moments.shards import merge_shards
+from editbench.editors.parts.second_moments.text_keys import snug_batches
 from editbench.errors import SecondMomentError
 from editbench.testing import tiny_model, toy_corpus
 from memit_core import capture, load_second_moments

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from editbench.editors import memit
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts import second_moment_factors
-from editbench.editors.parts.second_moment_factors import obtain_factor, solve_layer
-from editbench.editors.parts.second_moments import LayerMoments
+from editbench.editors.parts.second_moments import factors as second_moment_factors
+from editbench.editors.parts.second_moments.factors import obtain_factor, solve_layer
+from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.rome import Rome
 from editbench.errors import SecondMomentError
 from editbench.testing import tiny_model, toy_cases, toy_corpus

@@ -8,8 +8,8 @@ import torch
 
 from editbench.editors.base import Resources, Share
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts import target_costs
-from editbench.editors.parts.target_hidden import choose_share
+from editbench.editors.parts.targets import costs as target_costs
+from editbench.editors.parts.targets.target_hidden import choose_share
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 

@@ -10,9 +10,9 @@ from editbench.atlas import default_world
 from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_hidden import TargetHidden, optimize_target_hidden
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from editbench.editors.parts import target_likelihood
 from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.target_likelihood import (
+from editbench.editors.parts.training import target_likelihood
+from editbench.editors.parts.training.target_likelihood import (
     Scoring,
     TargetBatch,
     keep_states,

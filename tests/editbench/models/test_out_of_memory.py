@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_hidden import TargetHidden, optimize_target_hidden
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.errors import DeviceMemoryError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel

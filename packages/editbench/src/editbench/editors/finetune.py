@@ -10,13 +10,13 @@ from torch import nn
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.target_likelihood import (
+from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.target_likelihood import (
     Scoring,
     keep_states,
     make_target_batches,
 )
-from editbench.editors.parts.training_costs import plan_training
-from editbench.editors.parts.weight_trainer import WeightTrainer
+from editbench.editors.parts.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
 from editbench.errors import EditError, UnknownNameError

@@ -11,18 +11,18 @@ from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.insertion_costs import plan_insertion, plan_second_moments
-from editbench.editors.parts.layer_sweep import LayerSweep
-from editbench.editors.parts.second_moment_factors import solve_layer
-from editbench.editors.parts.second_moments import obtain_second_moments
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_costs import leave_out_known, make_tasks, plan_targets
-from editbench.editors.parts.target_hidden import (
+from editbench.editors.parts.keys.insertion_costs import plan_insertion, plan_second_moments
+from editbench.editors.parts.keys.layer_sweep import LayerSweep
+from editbench.editors.parts.second_moments.factors import solve_layer
+from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.costs import leave_out_known, make_tasks, plan_targets
+from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.parts.targets.target_hidden import (
     TargetHidden,
     choose_share,
     optimize_target_hidden,
 )
-from editbench.editors.parts.target_settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_module
 from editbench.errors import EditError

@@ -13,15 +13,19 @@ from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import growing_update
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.insertion_costs import plan_insertion, plan_second_moments, plan_solve
-from editbench.editors.parts.offset_forward import OffsetSite
-from editbench.editors.parts.projection_reading import read_projections
-from editbench.editors.parts.second_moment_factors import obtain_factor
-from editbench.editors.parts.second_moments import LayerMoments, obtain_second_moments
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_costs import make_tasks, plan_targets
-from editbench.editors.parts.target_optimizer import FinishedTarget, TargetOptimizer, TargetTask
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.keys.insertion_costs import (
+    plan_insertion,
+    plan_second_moments,
+    plan_solve,
+)
+from editbench.editors.parts.keys.projection_reading import read_projections
+from editbench.editors.parts.replay.offset_forward import OffsetSite
+from editbench.editors.parts.second_moments.factors import obtain_factor
+from editbench.editors.parts.second_moments.obtaining import LayerMoments, obtain_second_moments
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.costs import make_tasks, plan_targets
+from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
+from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import SecondMomentError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.mend.matrices import Matrix
-from editbench.editors.parts.target_likelihood import TargetBatch
+from editbench.editors.parts.training.target_likelihood import TargetBatch
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 

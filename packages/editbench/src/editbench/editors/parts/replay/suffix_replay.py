@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.offset_forward import OffsetForward, OffsetRow, OffsetSite
-from editbench.editors.parts.prefix_states import PrefixStates, move_positions
-from editbench.editors.parts.spared_modules import SparedModules
-from editbench.editors.parts.unmoved_maps import UnmovedMaps
+from editbench.editors.parts.replay.block_calls import BlockCalls
+from editbench.editors.parts.replay.offset_forward import OffsetForward, OffsetRow, OffsetSite
+from editbench.editors.parts.replay.prefix_states import PrefixStates, move_positions
+from editbench.editors.parts.replay.spared_modules import SparedModules
+from editbench.editors.parts.replay.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
 from editbench.models.activations import find_composed_activations, fused
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding

@@ -6,15 +6,15 @@ from dataclasses import replace
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.keys.sweep_rows import batch_rows, make_rows
 from editbench.editors.parts.placement import (
     count_solve_bytes,
     place_second_moments,
     place_states,
 )
-from editbench.editors.parts.sampling_stop import SamplingStop
-from editbench.editors.parts.second_moment_collection import TokenCount
-from editbench.editors.parts.second_moments import cached_path
-from editbench.editors.parts.sweep_rows import batch_rows, make_rows
+from editbench.editors.parts.second_moments.collection import TokenCount
+from editbench.editors.parts.second_moments.obtaining import cached_path
+from editbench.editors.parts.second_moments.sampling_stop import SamplingStop
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

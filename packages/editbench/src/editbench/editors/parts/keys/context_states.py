@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editbench.editors.parts.block_calls import BlockCalls
-from editbench.editors.parts.prefix_states import move_positions
+from editbench.editors.parts.replay.block_calls import BlockCalls
+from editbench.editors.parts.replay.prefix_states import move_positions
 from editbench.models.editable import EditableModel
 
 

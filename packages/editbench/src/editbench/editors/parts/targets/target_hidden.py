@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from editbench.editors.base import Progress, Share
-from editbench.editors.parts.layer_sweep import read_hidden
-from editbench.editors.parts.offset_forward import OffsetSite
+from editbench.editors.parts.keys.layer_sweep import read_hidden
+from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_costs import STAGE, chunk_tasks, make_tasks
-from editbench.editors.parts.target_optimizer import (
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.costs import STAGE, chunk_tasks, make_tasks
+from editbench.editors.parts.targets.optimizer import (
     FinishedTarget,
     TargetOptimizer,
     TargetTask,
 )
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editbench.editors.parts.offset_forward import OffsetRow
+from editbench.editors.parts.replay.offset_forward import OffsetRow
 from editbench.models.activations import fused_activations
 from editbench.models.chosen_positions import (
     Places,

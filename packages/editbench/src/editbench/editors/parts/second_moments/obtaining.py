@@ -19,13 +19,13 @@ from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress, Resources
-from editbench.editors.parts.corpus_reading import WHOLE, Shard
-from editbench.editors.parts.second_moment_collection import (
+from editbench.editors.parts.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
     save_moments,
 )
+from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel

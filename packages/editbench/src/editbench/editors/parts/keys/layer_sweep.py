@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.block_calls import BlockCalls
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.context_states import ContextStates, can_share
+from editbench.editors.parts.keys.context_states import ContextStates, can_share
+from editbench.editors.parts.keys.sweep_rows import SweepRow, batch_rows, make_rows
 from editbench.editors.parts.placement import place_states
+from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
-from editbench.editors.parts.sweep_rows import SweepRow, batch_rows, make_rows
 from editbench.models.activations import find_composed_activations, fused
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Self
 
 from editbench.costs.stage import Known, StageCost, add_stages
-from editbench.editors.parts.prefix_states import count_shared
+from editbench.editors.parts.replay.prefix_states import count_shared
 from editbench.editors.parts.subject_tokens import PromptRow
-from editbench.editors.parts.target_cache import TargetCache
-from editbench.editors.parts.target_optimizer import FEW_TOKENS, TargetTask
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.optimizer import FEW_TOKENS, TargetTask
+from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.models.growing_batches import grow_batches

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.parts.target_optimizer import FinishedTarget
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.optimizer import FinishedTarget
+from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

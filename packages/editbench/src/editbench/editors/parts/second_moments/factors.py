@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.second_moments import LayerMoments
+from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from memit_core import (
     FactorizedSecondMoment,

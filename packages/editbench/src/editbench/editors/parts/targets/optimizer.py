@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.offset_forward import FullForward, OffsetForward, OffsetRow, OffsetSite
-from editbench.editors.parts.prefix_states import PrefixStates, count_shared
-from editbench.editors.parts.spared_modules import SparedModules
+from editbench.editors.parts.replay.offset_forward import (
+    FullForward,
+    OffsetForward,
+    OffsetRow,
+    OffsetSite,
+)
+from editbench.editors.parts.replay.prefix_states import PrefixStates, count_shared
+from editbench.editors.parts.replay.spared_modules import SparedModules
+from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
-from editbench.editors.parts.suffix_replay import ReplayMismatchError, SuffixReplay
-from editbench.editors.parts.target_settings import TargetSettings
+from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.block_calls import BlockCalls
+from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.models.activations import find_composed_activations, fused
 from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel

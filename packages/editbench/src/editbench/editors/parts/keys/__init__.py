@@ -1,0 +1,1 @@
+"""Keys and current states of facts, measured layer by layer."""

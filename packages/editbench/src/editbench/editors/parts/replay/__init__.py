@@ -1,0 +1,1 @@
+"""Running again only what a change to a hidden state can reach."""

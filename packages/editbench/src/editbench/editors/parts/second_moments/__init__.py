@@ -1,0 +1,1 @@
+"""E[k kᵀ] over ordinary text: collected, stored, merged, factorized."""

@@ -1,0 +1,1 @@
+"""Target hidden states z: their optimization, its settings, its cache, its cost."""

@@ -1,0 +1,1 @@
+"""What editors that train weights share: the loss, its fast paths, the steps."""
