@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from editbench.models.activations import fused_activations
 from editbench.models.chosen_positions import Places, find_read_modules, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
 from editbench.models.passages import Label, Passage, Row, batch_rows, make_rows
 from editbench.questions import Score, ScoreAnswer
@@ -168,7 +168,7 @@ def _forward(
     read_modules = find_read_modules(model, n_layers - 1)
     mask = arguments["attention_mask"][:, -arguments["input_ids"].shape[1] :]
     with (
-        fused_activations(model),
+        lean_modules(model),
         skipping_padding(model, mask, range(n_layers), besides=read_modules),
         only_at(read_modules, Places(rows, positions)),
         select_head_positions(model, rows, positions),

@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from editbench.models.activations import fused_activations
 from editbench.models.editable import EditableModel
+from editbench.models.lean_modules import lean_modules
 from editbench.models.readout import apply_head
 from editbench.tracing.block_replay import BlockReplay, ReplayArguments
 from editbench.tracing.entries import MODULE_KINDS, Entries
@@ -72,7 +72,7 @@ class PromptReplay:
         cut = {route: self._cut(route) for route in routes}
         wanted = list(dict.fromkeys(route for route in cut.values() if route is not None))
         found: dict[Route, float] = {}
-        with torch.no_grad(), fused_activations(self._model):
+        with torch.no_grad(), lean_modules(self._model):
             start = self._prompt.subject.start
             replay = self._replay_from(start)
             entries = Entries(self._model, self._runs, self._reach, wanted, start, replay)

@@ -13,10 +13,10 @@ from editbench.editors.parts.placement import place_states
 from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
-from editbench.models.activations import find_composed_activations, fused
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding
 from editbench.models.editable import EditableModel
+from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.requests import EditRequest
 from memit_core import capture
 
@@ -95,7 +95,7 @@ class LayerSweep:
         self._layer = self._first = first
         self._last = last
         self._initial = initial
-        self._activations = find_composed_activations(model)
+        self._wasteful = find_wasteful(model)
         self._kept_on = model.device
         self._contexts: ContextStates | None = None
         rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
@@ -127,7 +127,7 @@ class LayerSweep:
         if self._initial is not None and layer == self._first:
             hidden.copy_(self._initial)
             asked = None
-        with torch.no_grad(), fused(self._activations):
+        with torch.no_grad(), made_lean(self._wasteful):
             if self._contexts is not None:
                 self._contexts.advance(layer)
             for batch in self._batches:
@@ -186,7 +186,7 @@ class LayerSweep:
         own = model.batch([row.own for row in rows])
         mask = own["attention_mask"]
         first, last = self._first, self._last
-        with fused(self._activations), skipping_padding(model, mask, range(first)):
+        with made_lean(self._wasteful), skipping_padding(model, mask, range(first)):
             if self._contexts is not None and rows[0].context:
                 calls = self._contexts.record_after(
                     [row.context for row in rows], [row.own for row in rows], first, last

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editbench.editors.parts.replay.joined_states import JoinedStates
 from editbench.editors.parts.replay.offset_forward import OffsetRow
-from editbench.models.activations import fused_activations
 from editbench.models.chosen_positions import (
     Places,
     find_read_modules,
@@ -18,6 +18,7 @@ from editbench.models.chosen_positions import (
     skipping_padding,
 )
 from editbench.models.editable import EditableModel
+from editbench.models.lean_modules import lean_modules
 
 
 class PrefixStates:
@@ -125,13 +126,7 @@ def _freeze(cache_layer: Any) -> None:
         held = (cache_layer.keys, cache_layer.values)
         if not rooms:
             rooms.extend(_make_room(*pair) for pair in zip(held, (keys, values), strict=True))
-        n_held = cache_layer.keys.shape[-2]
-        joined = []
-        for room, new in zip(rooms, (keys, values), strict=True):
-            whole = room.detach()  # the same memory, without the graph of the time before
-            whole[..., n_held:, :] = new
-            joined.append(whole)
-        return joined[0], joined[1]
+        return JoinedStates.join(keys, rooms[0]), JoinedStates.join(values, rooms[1])
 
     cache_layer.update = hand_out  # of this instance alone: it shadows the method
 
@@ -156,7 +151,7 @@ def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) 
     mask = inputs["attention_mask"][:, -width:]
     with (
         torch.no_grad(),
-        fused_activations(model),
+        lean_modules(model),
         skipping_padding(model, mask, range(n_layers), besides=unread),
         only_at(unread, nowhere),
     ):

@@ -13,10 +13,10 @@ from editbench.editors.parts.replay.prefix_states import PrefixStates, move_posi
 from editbench.editors.parts.replay.spared_modules import SparedModules
 from editbench.editors.parts.replay.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
-from editbench.models.activations import find_composed_activations, fused
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import apply_head
 from memit_core import intervene
 
@@ -75,7 +75,7 @@ class SuffixReplay(OffsetForward):
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
         last = model.architecture.n_layers - 1
         self._first = site.layer + 1 if site.leaves_block else site.layer
-        self._activations = find_composed_activations(model)
+        self._wasteful = find_wasteful(model)
         check = spared is None and self._reads_ordinary_logits
         own_logits: list[Tensor] = []
         states: list[Tensor] = []
@@ -84,7 +84,7 @@ class SuffixReplay(OffsetForward):
             with intervene(model.model, {model.architecture.block(site.layer): keep_states}):
                 if not check:
                     skipping = skipping_padding(model, suffix_mask, range(site.layer))
-                    with fused(self._activations), skipping:
+                    with made_lean(self._wasteful), skipping:
                         model.model.base_model(**inputs)
                     return
                 with select_head_positions(model, self.read_rows, self._read_index):
@@ -125,7 +125,7 @@ class SuffixReplay(OffsetForward):
             moved = (states[:, :1].float() + offsets[:, None].to(states.device)).to(states.dtype)
             return torch.cat([moved, states[:, 1:]], dim=1).reshape(output.shape)
 
-        with fused(self._activations):
+        with made_lean(self._wasteful):
             if self.site.leaves_block:
                 states = self._run(add_offsets(self._states))
             else:

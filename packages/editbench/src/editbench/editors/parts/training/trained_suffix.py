@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.replay.block_calls import BlockCalls
-from editbench.models.activations import find_composed_activations, fused
 from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel
+from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import apply_head
 from memit_core import capture
 
@@ -46,7 +46,7 @@ class TrainedSuffix:
         self._places = Places(*torch.stack([rows, positions]).unique(dim=1))
         self._last = model.architecture.n_layers - 1
         self._read_modules = find_read_modules(model, self._last)
-        self._activations = find_composed_activations(model)
+        self._wasteful = find_wasteful(model)
         self._calls = BlockCalls.record(
             model, lambda: model.model(**inputs), first=layer, last=self._last, stop=True
         )
@@ -79,7 +79,7 @@ class TrainedSuffix:
         states = self._states
         if self._keys is not None:
             states = states + self._projection(self._keys).reshape(states.shape)
-        with fused(self._activations):
+        with made_lean(self._wasteful):
             states = self._calls.run(states, self._first, self._last - 1)
             with only_at(self._read_modules, self._places):
                 states = self._calls.run(states, max(self._first, self._last), self._last)
