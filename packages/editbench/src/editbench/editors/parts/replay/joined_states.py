@@ -17,11 +17,12 @@ class JoinedStates(Tensor):
     """Constant states with new ones behind them, `[…, n_held + width, d]`.
 
     It is a tensor like any other, and what is computed from it is an ordinary one. Only, a matrix
-    product with it as the right factor, as it is or transposed, has gradients of the new part and
-    no others. What stands at the end of its last axis but one is new, or of the last if transposed.
+    product with it as the right factor, as it is, transposed or cast, has gradients of the new part
+    and no others, and keeps for them what the states are held in, but no copy of it.
     """
 
-    _new: Tensor
+    _new: Tensor  # as transposed and cast as the whole is
+    _held: Tensor  # as transposed, but never cast
 
     @classmethod
     def join(cls, new: Tensor, room: Tensor) -> Self:
@@ -32,12 +33,13 @@ class JoinedStates(Tensor):
             room: The constant part with space for the new one behind it. It is overwritten, so
                 gradients of what was joined in it before can no longer be taken.
         """
-        return cls._of(_Join.apply(new, room), new)  # type: ignore[no-untyped-call]
+        whole = _Join.apply(new, room)  # type: ignore[no-untyped-call]
+        return cls._of(whole, new, whole.detach())
 
     @classmethod
-    def _of(cls, whole: Tensor, new: Tensor) -> Self:
+    def _of(cls, whole: Tensor, new: Tensor, held: Tensor) -> Self:
         joined = whole.as_subclass(cls)
-        joined._new = new
+        joined._new, joined._held = new, held
         return joined
 
     @classmethod
@@ -54,23 +56,28 @@ class JoinedStates(Tensor):
             one, *rest = args or (None,)
             if func in _PRODUCTS and len(rest) == 1 and _fits(one, rest[0]):
                 other = rest[0]
-                product: Tensor = _Product.apply(one, other._new, other.detach())  # type: ignore[no-untyped-call]
+                factors = (one, other._new, other._held, other.detach())
+                product: Tensor = _Product.apply(*factors)  # type: ignore[no-untyped-call]
                 return product
             result = func(*args, **kwargs)
-            if isinstance(one, cls) and (
-                (
-                    func in _TRANSPOSING
-                    and {axis % one.dim() - one.dim() for axis in rest} == {-2, -1}
-                )
-                or (func in _CASTING and all(isinstance(each, torch.dtype) for each in rest))
-            ):
-                return cls._of(result, func(one._new, *rest, **kwargs))
+            if isinstance(one, cls) and func in _TRANSPOSING and _swaps_last_two(one, rest):
+                return cls._of(result, one._new.mT, one._held.mT)
+            if isinstance(one, cls) and func in _CASTING and _are_dtypes(rest):
+                return cls._of(result, func(one._new, *rest, **kwargs), one._held)
             return result
 
 
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 _TRANSPOSING = {torch.transpose, Tensor.transpose}
 _CASTING = {Tensor.to, Tensor.float}
+
+
+def _swaps_last_two(states: Tensor, axes: Sequence[int]) -> bool:
+    return {axis % states.dim() - states.dim() for axis in axes} == {-2, -1}
+
+
+def _are_dtypes(arguments: Sequence[object]) -> bool:
+    return all(isinstance(argument, torch.dtype) for argument in arguments)
 
 
 def _fits(one: object, other: object) -> bool:
@@ -80,6 +87,7 @@ def _fits(one: object, other: object) -> bool:
         and isinstance(one, Tensor)
         and not isinstance(one, JoinedStates)
         and one.shape[:-2] == other.shape[:-2]
+        and one.dtype == other.dtype
     )
 
 
@@ -103,26 +111,26 @@ class _Join(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """One times whole, where `new` is the end of `whole` along one of its last two axes."""
+    """One times whole, which is `held` cast; `new` is the end of it along one of the last axes."""
 
     @staticmethod
-    def forward(ctx: Any, one: Tensor, new: Tensor, whole: Tensor) -> Tensor:
-        ctx.save_for_backward(one, whole)
-        ctx.is_transposed = new.shape[-1] < whole.shape[-1]
+    def forward(ctx: Any, one: Tensor, new: Tensor, held: Tensor, whole: Tensor) -> Tensor:
+        ctx.save_for_backward(one, held)
+        ctx.is_transposed = new.shape[-1] < held.shape[-1]
         ctx.width = new.shape[-1] if ctx.is_transposed else new.shape[-2]
         return one @ whole
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        one, whole = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        one, held = ctx.saved_tensors
         of_one = of_new = None
         if ctx.needs_input_grad[0]:
-            of_one = gradient @ whole.mT
+            of_one = gradient @ held.mT.to(gradient.dtype)
         if ctx.needs_input_grad[1]:
             if ctx.is_transposed:
                 gradient = gradient[..., -ctx.width :]
             else:
                 one = one[..., -ctx.width :]
             of_new = one.mT @ gradient
-        return of_one, of_new, None
+        return of_one, of_new, None, None

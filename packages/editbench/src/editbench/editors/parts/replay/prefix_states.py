@@ -28,7 +28,7 @@ class PrefixStates:
     made up of these rows.
 
     Args:
-        cache: The keys and values; never written to.
+        cache: The keys and values.
         mask: Which of its places are no padding, `[n_rows, n_cached]`; padding stands before each
             part of a row that was run at once.
         place: Which row of the cache holds which tokens.
@@ -87,8 +87,8 @@ class PrefixStates:
         latest forward, and of no earlier one.
         """
         cache = _copy(self._cache)
-        for cache_layer in cache.layers:
-            _freeze(cache_layer)
+        for cache_layer, origin in zip(cache.layers, self._cache.layers, strict=True):
+            _freeze(cache_layer, origin)
         return cache
 
 
@@ -116,16 +116,23 @@ def _copy(cache: DynamicCache) -> DynamicCache:
     return same
 
 
-def _freeze(cache_layer: Any) -> None:
-    """Let a cache layer hand out what it holds plus the new states, and keep nothing of them."""
+def _freeze(cache_layer: Any, origin: Any) -> None:
+    """Let a cache layer hand out what it holds plus the new states, and keep nothing of them.
+
+    Args:
+        cache_layer: A copy of `origin`.
+        origin: From then on it has what it holds from the same memory, not from its own.
+    """
     rooms: list[Tensor] = []
 
     def hand_out(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if cache_layer.keys is None or cache_layer.keys.numel() == 0:
             return keys, values
-        held = (cache_layer.keys, cache_layer.values)
         if not rooms:
+            held = (cache_layer.keys, cache_layer.values)
             rooms.extend(_make_room(*pair) for pair in zip(held, (keys, values), strict=True))
+            for each in (cache_layer, origin):
+                each.keys, each.values = (room[..., : -keys.shape[-2], :] for room in rooms)
         return JoinedStates.join(keys, rooms[0]), JoinedStates.join(values, rooms[1])
 
     cache_layer.update = hand_out  # of this instance alone: it shadows the method

@@ -19,9 +19,10 @@ from editbench.requests import EditRequest
 
 STAGE = "target hidden states"
 
-# Suffix tokens that are replayed together where memory allows. On a CPU more fall out of its cache.
+# Suffix tokens that are replayed together where memory allows. On a CPU more fall out of its cache;
+# a GPU's matrix products are no faster for more, and memory is better left to others.
 _CPU_TOKENS = 1_024
-_ACCELERATOR_TOKENS = 16_384
+_ACCELERATOR_TOKENS = 8_192
 
 
 def chunk_tasks(
@@ -30,7 +31,7 @@ def chunk_tasks(
     layer: int,
     token_budget: int | None = None,
 ) -> Iterator[list[TargetTask]]:
-    """Divide edits into chunks of like suffix length.
+    """Divide edits into chunks of like lengths: of suffixes first, then of prefixes.
 
     Args:
         model: The model, with weights or without.
@@ -50,7 +51,7 @@ def chunk_tasks(
         is_wide = extent.n_rows * extent.width > token_budget
         return is_wide or extent.peak_bytes(model.size, n_blocks) > memory
 
-    shortest_first = sorted(tasks, key=lambda task: task.suffix_width)
+    shortest_first = sorted(tasks, key=lambda task: (task.suffix_width, task.prefix_width))
     return grow_batches(shortest_first, _Extent(), is_full)
 
 
@@ -66,13 +67,12 @@ class _Extent:
 
     def grown(self, task: TargetTask) -> Self:
         """The extent with one edit more."""
-        prefix = max(row.subject_last for row in (*task.prompts, task.essence))
         return replace(
             self,
             n_edits=self.n_edits + 1,
             n_rows=self.n_rows + len(task.prompts),
             n_reads=self.n_reads + sum(len(row.target_ids) for row in task.prompts),
-            prefix=max(self.prefix, prefix),
+            prefix=max(self.prefix, task.prefix_width),
             width=max(self.width, task.suffix_width),
         )
 
@@ -230,7 +230,8 @@ class _Rows:
 
     def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
         prefix_width = self.shared + self.own
-        cached = self.n_rows * prefix_width * size.n_cache_bytes
+        # Blocks that are replayed keep what is cached together with what is new.
+        cached = self.n_rows * prefix_width * size.n_cache_bytes * (1 - n_blocks / size.n_layers)
         kept = n_blocks * size.kept_bytes(self.n_keys, n_prefix=prefix_width / self.width)
         working = 2 * size.working_bytes(self.n_keys)  # the gradient is as wide as what it is of
         logits = self.n_reads * size.logit_bytes(with_loss=True)

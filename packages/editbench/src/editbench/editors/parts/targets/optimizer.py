@@ -69,6 +69,11 @@ class TargetTask:
         """Tokens from the subject's last one on, in the longest row."""
         return max(len(row.token_ids) - row.subject_last for row in self.prompts)
 
+    @property
+    def prefix_width(self) -> int:
+        """Tokens before the subject's last one, in the longest row."""
+        return max(row.subject_last for row in (*self.prompts, self.essence))
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedTarget:
