@@ -56,7 +56,7 @@ def profiling(device: torch.device) -> Iterator[None]:
 
     def optimize_profiled(*args: Any, **options: Any) -> Any:
         began = time.perf_counter()
-        with torch.profiler.profile(activities=[activity]) as profile:
+        with torch.profiler.profile(activities=[activity], acc_events=True) as profile:
             found = optimize(*args, **options)
         seconds = time.perf_counter() - began
         kernels = profile.key_averages()

@@ -26,6 +26,7 @@ _CPU_TOKENS = 2_048
 _ACCELERATOR_TOKENS = 65_536
 _LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
 _SHARE = 0.8  # of the free memory: some is lost between allocations
+_PIECE = 64 * 2**20  # bytes that are hashed at a time
 
 # Fields of a configuration that do not change what the model computes.
 _INESSENTIAL_FIELDS = frozenset(
@@ -274,12 +275,23 @@ def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
 
 def _hash_tensor(model: nn.Module, path: str, name: str) -> bytes:
     module = model.get_submodule(path)
+    digest = hashlib.blake2b(digest_size=32)
     with align_module_device(module):  # brings in what accelerate has offloaded
         tensor: torch.Tensor = getattr(module, name).detach()
-        tensor = tensor if tensor.is_meta else tensor.cpu()
-    digest = hashlib.blake2b(digest_size=32)
-    digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    if tensor.is_meta:
-        return digest.digest()
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            for piece in _to_host(tensor.contiguous().reshape(-1).view(torch.uint8)):
+                digest.update(piece.numpy().data)
     return digest.digest()
+
+
+def _to_host(content: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A flat tensor in pieces on the CPU, each gone when the next one is there."""
+    if content.device.type == "cpu":
+        yield content
+        return
+    # One buffer, pinned where it can be: new memory for each gigabyte takes longer than to hash it.
+    on_gpu = content.device.type == "cuda"
+    buffer = torch.empty(min(_PIECE, len(content)), dtype=torch.uint8, pin_memory=on_gpu)
+    for piece in content.split(_PIECE):
+        yield buffer[: len(piece)].copy_(piece)
