@@ -40,7 +40,7 @@ class Shape:
     Attributes:
         config: The sizes.
         memit: MEMIT's hyperparameters, but for how long it takes.
-        moment_tokens: Tokens that second moments are the mean over: ten for each dimension of a
+        moment_tokens: Tokens that second moments are the mean over: four for each dimension of a
             key, so that random ones are well-conditioned.
     """
 
@@ -60,7 +60,7 @@ SHAPES = {
             vocab_size=50400, bos_token_id=0, eos_token_id=0,
         ),
         _published("gpt-j-6b"),
-        163_840,
+        65_536,
     ),
     "neox": Shape(
         GPTNeoXConfig(
@@ -69,7 +69,7 @@ SHAPES = {
             bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
         ),
         _published("gpt-neox-20b"),
-        245_760,
+        98_304,
     ),
     "tiny": Shape(
         GPTJConfig(
