@@ -380,7 +380,9 @@ def test_devices_without_float64_are_served_by_the_cpu(monkeypatch: pytest.Monke
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """What torch allocates at most while `run` runs."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiled:
         run()
     events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

@@ -42,8 +42,10 @@ class ContextStates:
         self._model = model
         self._place = {context: index for index, context in enumerate(contexts)}
         self._cache = DynamicCache(config=model.model.config)
-        for cache_layer in self._cache.layers:
-            _keep_latest(cache_layer)
+        self._latest = [_Latest() for _ in self._cache.layers]
+        layers: list[Any] = self._cache.layers
+        for cache_layer, latest in zip(layers, self._latest, strict=True):
+            cache_layer.update = latest.update  # of this instance alone: it shadows the method
         inputs = model.batch(list(contexts), "left")
         self._mask = inputs["attention_mask"]
         cache = {"past_key_values": self._cache, "use_cache": True}
@@ -77,8 +79,7 @@ class ContextStates:
         model = self._model
         index = torch.tensor([self._place[context] for context in contexts], device=model.device)
         cache = DynamicCache(config=model.model.config)
-        held: list[Any] = self._cache.layers
-        for number, latest in enumerate(held):
+        for number, latest in enumerate(self._latest):
             places = index.to(latest.keys.device)
             cache.update(latest.keys[places], latest.values[places], number)
             _hand_out(cache.layers[number], latest, index)
@@ -96,17 +97,21 @@ class ContextStates:
         return calls
 
 
-def _keep_latest(cache_layer: Any) -> None:
-    """Let a cache layer hold what it was given last, and nothing of before."""
+class _Latest:
+    """Holds what a cache layer was given last, and nothing of before.
 
-    def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        cache_layer.keys, cache_layer.values = keys, values
+    The layer does not hold it itself: that would make a ring, which Python frees late.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
         return keys, values
 
-    cache_layer.update = update  # of this instance alone: it shadows the method
 
-
-def _hand_out(cache_layer: Any, source: Any, index: Tensor) -> None:
+def _hand_out(cache_layer: Any, source: _Latest, index: Tensor) -> None:
     """Let a cache layer put rows `index` of what `source` holds before the new states."""
 
     def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,15 +81,18 @@ class PrefixStates:
         place = {_prefix(row): index for index, row in enumerate(rows)}
         return PrefixStates(cache, self.mask[index], place)
 
-    def frozen_cache(self) -> DynamicCache:
+    def frozen_cache(self, width: int) -> DynamicCache:
         """A cache whose layers hand out what they hold plus new states, and keep nothing.
 
         What a layer hands out holds until the next time, so that gradients can be taken of the
         latest forward, and of no earlier one.
+
+        Args:
+            width: How many new states there will be in a row, each time.
         """
         cache = _copy(self._cache)
-        for cache_layer, origin in zip(cache.layers, self._cache.layers, strict=True):
-            _freeze(cache_layer, origin)
+        for own, frozen in zip(self._cache.layers, cache.layers, strict=True):
+            _freeze(frozen, own, width)
         return cache
 
 
@@ -116,32 +120,36 @@ def _copy(cache: DynamicCache) -> DynamicCache:
     return same
 
 
-def _freeze(cache_layer: Any, origin: Any) -> None:
+def _freeze(cache_layer: Any, origin: Any, width: int) -> None:
     """Let a cache layer hand out what it holds plus the new states, and keep nothing of them.
 
     Args:
         cache_layer: A copy of `origin`.
-        origin: From then on it has what it holds from the same memory, not from its own.
+        origin: From now on it has what it holds from the same memory, not from its own.
+        width: How many new states there will be.
     """
     rooms: list[Tensor] = []
-
-    def hand_out(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if cache_layer.keys is None or cache_layer.keys.numel() == 0:
-            return keys, values
-        if not rooms:
-            held = (cache_layer.keys, cache_layer.values)
-            rooms.extend(_make_room(*pair) for pair in zip(held, (keys, values), strict=True))
-            for each in (cache_layer, origin):
-                each.keys, each.values = (room[..., : -keys.shape[-2], :] for room in rooms)
-        return JoinedStates.join(keys, rooms[0]), JoinedStates.join(values, rooms[1])
-
-    cache_layer.update = hand_out  # of this instance alone: it shadows the method
+    if origin.keys is not None and origin.keys.numel():
+        rooms = [_make_room(held, width) for held in (origin.keys, origin.values)]
+        for each in (cache_layer, origin):
+            each.keys, each.values = (room[..., :-width, :] for room in rooms)
+    # Of this instance alone: it shadows the method. It must not know the instance: Python frees
+    # rings of objects late, and these are the largest there are.
+    cache_layer.update = partial(_hand_out, rooms)
 
 
-def _make_room(held: Tensor, new: Tensor) -> Tensor:
-    """What a layer holds, with space for as many new states behind it as `new` has."""
-    room = held.new_empty(*held.shape[:-2], held.shape[-2] + new.shape[-2], held.shape[-1])
-    room[..., : held.shape[-2], :] = held
+def _hand_out(
+    rooms: Sequence[Tensor], keys: Tensor, values: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor]:
+    if not rooms:
+        return keys, values
+    return JoinedStates.join(keys, rooms[0]), JoinedStates.join(values, rooms[1])
+
+
+def _make_room(held: Tensor, width: int) -> Tensor:
+    """What a layer holds, with space for new states behind it."""
+    room = held.new_empty(*held.shape[:-2], held.shape[-2] + width, held.shape[-1])
+    room[..., :-width, :] = held
     return room
 
 

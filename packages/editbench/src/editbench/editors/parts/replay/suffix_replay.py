@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,12 +65,12 @@ class SuffixReplay(OffsetForward):
         self._read_index = self._read_positions([-row.offset_position for row in rows])
         held = next((states for states in known if states.hold(rows)), None)
         self.prefixes = PrefixStates.run(model, rows) if held is None else held.taken(rows)
-        cache = self.prefixes.frozen_cache()
         suffix = model.batch([row.token_ids[row.offset_position :] for row in rows])
         move_positions(suffix, [row.offset_position for row in rows])
         suffix_mask = suffix["attention_mask"]
         masks = [self.prefixes.mask, suffix["attention_mask"]]
         suffix["attention_mask"] = torch.cat(masks, dim=1)
+        cache = self.prefixes.frozen_cache(suffix_mask.shape[1])
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
         last = model.architecture.n_layers - 1
         self._first = site.layer + 1 if site.leaves_block else site.layer
@@ -102,8 +101,6 @@ class SuffixReplay(OffsetForward):
             stop=not check and self._first <= last,
         )
         self._states = states[0] if site.leaves_block else self._calls.entry
-        for cache_layer in cache.layers[: self._first]:
-            _empty(cache_layer)
         self.spared = self._find_spared(spared)
         self._unmoved = UnmovedMaps(
             self.spared.unmoved,
@@ -173,8 +170,3 @@ class SuffixReplay(OffsetForward):
                 f"suffix replay: logits differ from the model's own by {worst:.2e}; "
                 f"expected at most {tolerance:.2e}."
             )
-
-
-def _empty(cache_layer: Any) -> None:
-    """Free what a cache layer holds."""
-    cache_layer.keys = cache_layer.values = None
