@@ -53,7 +53,7 @@ def edit_once(n: int, threads: int, cache: Path) -> dict[str, float]:
     config, _ = Memit.default_config(model)
     resources = Resources(seed=0, cache=cache, corpus=atlas_corpus())
     if n == 0:  # what is made once for all edits
-        Memit(config).prepare(model, [], resources, Share(0, 2))
+        Memit(config).prepare(model, [], resources, Share(0, 1))
         return {}
     requests = make_requests(n)
     began = time.perf_counter()

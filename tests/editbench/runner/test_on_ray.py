@@ -1,6 +1,7 @@
 """Trials on a real Ray cluster of two workers, on the loopback address."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from editbench.datasets.base import Dataset
-from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.editors.base import Editor, EditorConfig, Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.parts.second_moments.collection import collect_second_moments
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import RunError
@@ -28,7 +30,7 @@ from editbench.results.row import Row
 from editbench.results.store import read_manifest, read_trial
 from editbench.runner import Inputs, Trial, grid, run_grid
 from editbench.testing import tiny_model, toy_cases, toy_corpus
-from memit_core import UpdateFactors
+from memit_core import UpdateFactors, load_second_moments
 
 ray = pytest.importorskip("ray", reason="needs the extra editbench[ray]")
 
@@ -114,6 +116,25 @@ class Stuck(Nudge):
             time.sleep(60)
             raise AssertionError("nobody killed it")
         return super().edit(model, requests, resources)
+
+
+class Watched(Memit):
+    """Says what was in the cache when a share was done; the worker of the second then dies."""
+
+    def prepare(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        share: Share,
+    ) -> None:
+        super().prepare(model, requests, resources, share)
+        assert resources.cache is not None
+        shard = f"{share.index + 1}.safetensors"
+        if list(resources.cache.glob(f"second_moments/*.{share.n}-shards/{shard}")):
+            (resources.cache / f"saw-{shard}").touch()
+        if share.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Toy(Dataset):
@@ -241,14 +262,14 @@ def test_a_trial_whose_workers_all_die_is_a_row_and_a_resumed_run_tries_it_again
     assert contents_of(folder) == contents_of(tmp_path / "whole")
 
 
-def memit_trials(model: EditableModel) -> list[Trial]:
+def memit_trials(model: EditableModel, editor: type[Memit] = Memit) -> list[Trial]:
     config = MemitConfig(
         critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
     )
     return grid(
         models=[model],
         datasets=[Toy()],
-        editors=lambda _: [Memit(config)],
+        editors=lambda _: [editor(config)],
         metrics=lambda _: [Success(), Length()],
         n_edits=[12],
         seeds=[0],
@@ -267,13 +288,23 @@ def test_one_large_trial_is_divided_and_its_rows_are_those_of_a_local_run(
 
     here, there = tmp_path / "here", tmp_path / "there"
     run_grid(
-        memit_trials(model),
+        memit_trials(model, Watched),
         there,
         cache=tmp_path / "cache-there",
-        executor=RayExecutor(),
+        executor=RayExecutor(n_retries=0),
         on_progress=report,
     )
     assert any("target hidden states" in note and "12 from the cache" in note for note in notes)
+    assert len(list((tmp_path / "cache-there").glob("saw-*"))) == 2
+    (joined,) = (tmp_path / "cache-there" / "second_moments").rglob("*.safetensors")  # no shard
+    moments = load_second_moments(joined).moments
+    expected = collect_second_moments(model, toy_corpus(), (0, 1), 2000, report_nothing)
+    for layer, moment in expected.items():
+        difference = moments[layer].moment() - moment.moment()
+        assert difference.norm() < 1e-8 * moment.moment().norm()
+    # Given the same second moments, which have other last bits, all else is the same.
+    (tmp_path / "cache").mkdir()
+    shutil.copytree(joined.parent, tmp_path / "cache" / "second_moments")
     run_grid(memit_trials(model), here, cache=tmp_path / "cache")
     assert contents_of(there) == contents_of(here)
 

@@ -119,7 +119,7 @@ def stats(
     share: dict[str, Any] = {"max_length": max_length, "shard": _parse_shard(shard)}
     texts = open_corpus(corpus)
     from editbench.editors.parts.second_moments.collection import describe_collection
-    from editbench.editors.parts.second_moments.obtaining import collect_to_file
+    from editbench.editors.parts.second_moments.collection_files import collect_to_file
 
     with (
         ProgressDisplay(quiet=quiet) as display,

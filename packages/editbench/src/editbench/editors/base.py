@@ -196,8 +196,8 @@ class Editor(ABC):
         """Do a share of the work of `edit` ahead, and leave what comes of it in the cache.
 
         Override it where much of the work of one edit can be divided: on a cluster with nothing
-        else to do, all shares are done side by side before `edit`, which must give the same bits
-        with and without them.
+        else to do, all shares are done side by side before `edit`, which must give the same with
+        and without them, but for the last bits of sums that are taken in another order.
 
         Args:
             model: As for `edit`.

@@ -14,7 +14,10 @@ from editbench.editors.parts.expected_prefixes import expect_prefixes
 from editbench.editors.parts.keys.insertion_costs import plan_insertion, plan_second_moments
 from editbench.editors.parts.keys.layer_sweep import LayerSweep
 from editbench.editors.parts.second_moments.factors import solve_layer
-from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
+from editbench.editors.parts.second_moments.obtaining import (
+    obtain_second_moments,
+    prepare_second_moments,
+)
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import leave_out_known, make_tasks, plan_targets
 from editbench.editors.parts.targets.settings import TargetSettings
@@ -155,18 +158,16 @@ class Memit(Editor):
         resources: Resources,
         share: Share,
     ) -> None:
-        """Collect second moments (the first of several shares), or optimise some of the z."""
+        """Collect a share of the second moments, and optimise a share of the z."""
         config = self.config
         layers = config.critical_layers
         model.architecture.check_layer(layers[-1])
-        if share.index == 0:
-            obtain_second_moments(
-                model, layers, config.second_moment_tokens, resources, config.module
-            )
+        rest = prepare_second_moments(
+            model, layers, config.second_moment_tokens, resources, config.module, share
+        )
         depends_on_others = config.share_subjects or config.warm_start
-        if (share.index > 0 or share.n == 1) and not depends_on_others:
+        if rest is not None and not depends_on_others:
             prefixes = self._prefixes(model, resources)
-            rest = Share(max(0, share.index - 1), max(1, share.n - 1))
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
             )

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.parts.borrowed_weights import growing_update
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
@@ -21,7 +21,11 @@ from editbench.editors.parts.keys.insertion_costs import (
 from editbench.editors.parts.keys.projection_reading import read_projections
 from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.second_moments.factors import obtain_factor
-from editbench.editors.parts.second_moments.obtaining import LayerMoments, obtain_second_moments
+from editbench.editors.parts.second_moments.obtaining import (
+    LayerMoments,
+    obtain_second_moments,
+    prepare_second_moments,
+)
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import make_tasks, plan_targets
 from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
@@ -135,6 +139,19 @@ class Rome(Editor):
             keys,
             plan_solve(model, len(requests), layers, one_by_one=True),
         ]
+
+    def prepare(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        share: Share,
+    ) -> None:
+        """Collect a share of the second moments; facts are optimized one after another."""
+        config = self.config
+        model.architecture.check_layer(config.layer)
+        tokens = config.second_moment_tokens
+        prepare_second_moments(model, (config.layer,), tokens, resources, "mlp", share)
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -135,7 +135,11 @@ class _Shipment:
     def _prepare(
         self, work: Work, parts: "Mapping[str, ObjectRef[Any]]"
     ) -> "list[ObjectRef[None]]":
-        """Divide the editing of a trial, where the cluster has room for more than the trials."""
+        """Divide the editing of a trial, where the cluster has room for more than the trials.
+
+        Returns:
+            What ends when the shares have; nothing, where nothing is divided.
+        """
         is_divisible = type(work.editor).prepare is not Editor.prepare
         if self._conditions.cache is None or not is_divisible:
             return []
@@ -143,10 +147,13 @@ class _Shipment:
         n_free = count_places(self._settle(work.model), self._nodes) // self._n_editing
         n = min(n_free, n_edits // _MIN_SHARE)
         shared = [parts[name] for name in ("editor", "model", "batches", "inputs", "seed")]
-        return [
+        if n < 2:
+            return []
+        shares = [
             self._start(prepare_share, work.label, work, work.trial, *shared, Share(index, n))
-            for index in range(n if n > 1 else 0)
+            for index in range(n)
         ]
+        return [_await_all(shares, work.label, self._n_retries)]
 
     def _ask(self, sheet: Sheet, work: Work) -> "ObjectRef[Answers]":
         if id(sheet) not in self._asked:
@@ -193,6 +200,24 @@ class _Shipment:
                     stacklevel=2,
                 )
         return self._options[id(model)]
+
+
+def _await_all(
+    references: "Sequence[ObjectRef[Any]]", name: str, n_retries: int
+) -> "ObjectRef[None]":
+    """What ends when all tasks have, those included whose workers died for good.
+
+    A task that is given their results would fail with them, though it can do without.
+    """
+    import ray
+
+    def wait(references: "list[ObjectRef[Any]]") -> None:  # sent as code: needs no editbench
+        import ray
+
+        ray.wait(references, num_returns=len(references), fetch_local=False)
+
+    task = ray.remote(wait).options(name=f"{name}: shares", max_retries=n_retries, num_cpus=0)
+    return task.remote(list(references))
 
 
 def _collect(

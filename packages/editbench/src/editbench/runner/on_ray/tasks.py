@@ -100,7 +100,7 @@ def run_work(
     Args:
         setting: What else it has to know.
         sheets: The trial's sheets, fetched if an edit turns out to change nothing.
-        n_prepared: How many of `awaited` are shares of the trial that were done ahead.
+        n_prepared: How many of `awaited` stand for shares of the trial that were done ahead.
         awaited: After these the answers to the sheets, where it is known that they are needed.
         parts: The trial's other parts.
     """

@@ -9,27 +9,26 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Progress, Resources
+from editbench.editors.base import Resources, Share
 from editbench.editors.parts.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
-    save_moments,
 )
-from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
+from editbench.editors.parts.second_moments.collection_files import alone, collect_to_file
+from editbench.editors.parts.second_moments.divided_collection import DividedCollection
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from memit_core import MemitCoreError, SecondMoment, SecondMomentFile
+from memit_core import MemitCoreError, SecondMomentFile
 
 
 class LayerMoments(Mapping[int, Tensor]):
@@ -67,7 +66,8 @@ def obtain_second_moments(
 ) -> LayerMoments:
     """The second moments of `layers`: from the user's file, the cache, or the corpus.
 
-    Where they are collected and there is no cache, those of all layers stay in memory.
+    What shares have prepared in the cache is joined, and a missing shard collected. Where they are
+    collected and there is no cache, those of all layers stay in memory.
 
     Args:
         model: The unedited model.
@@ -91,26 +91,59 @@ def obtain_second_moments(
         found = collect_second_moments(*collection, resources.report_progress, module=module)
         return LayerMoments({layer: moment.moment for layer, moment in found.items()})
     path = cached_path(resources.cache, *collection, module)
+    divided = DividedCollection(path, *collection, module)
     if not path.exists():
-        with _alone(path):
-            if not path.exists():
+        with alone(path):
+            if not path.exists() and not divided.join(resources.report_progress):
                 collect_to_file(*collection, path, resources.report_progress, module)
+    divided.remove()
     return read_second_moments(model, layers, path, module)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for other trials that collect the same; they begin at once when a grid is spread."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def prepare_second_moments(
+    model: EditableModel,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    resources: Resources,
+    module: ProjectionKind,
+    share: Share,
+) -> Share | None:
+    """Do a share of what `obtain_second_moments` would do, and leave it in the cache.
+
+    Each share collects its shard of the corpus. ``auto`` cannot be divided, because it is the whole
+    collection that says when it is enough: then the first share collects it.
+
+    Args:
+        model: As for `obtain_second_moments`, like the next ones.
+        layers: Critical layers.
+        n_tokens: Tokens to collect from where there is no file.
+        resources: Names the file, the cache folder and the corpus.
+        module: Whose output projection's inputs are the keys.
+        share: Which part to do.
+
+    Returns:
+        The share of an edit's other work that is left to the same worker; None if that is none,
+        since it has collected while others work.
+
+    Raises:
+        SecondMomentError: As `obtain_second_moments`, from the first share only.
+    """
+    cache, corpus = resources.cache, resources.corpus
+    is_given = resources.second_moments is not None
+    is_divisible = not is_given and n_tokens != "auto" and share.n > 1
+    if is_divisible and cache is not None and corpus is not None:
+        path = cached_path(cache, model, corpus, layers, n_tokens, module)
+        divided = DividedCollection(path, model, corpus, layers, n_tokens, module)
+        # A shard of a short corpus may be empty, a disk full: the other work goes on, and whoever
+        # joins the shards collects what is missing, or says what is wrong.
+        with suppress(SecondMomentError, OSError):
+            divided.collect_share(share, resources.report_progress)
+        return share
+    if share.index == 0:
+        obtain_second_moments(model, layers, n_tokens, resources, module)
+    if is_given or share.n == 1:
+        return share
+    return Share(share.index - 1, share.n - 1) if share.index > 0 else None
 
 
 def cached_path(
@@ -181,50 +214,3 @@ def read_second_moments(
                 f"'{module}' of '{model.name}'."
             )
     return LayerMoments({layer: partial(file.read, layer) for layer in layers}, file.provenance)
-
-
-def collect_to_file(
-    model: EditableModel,
-    corpus: Corpus,
-    layers: Sequence[int],
-    n_tokens: TokenCount,
-    path: Path,
-    report_progress: Progress,
-    module: ProjectionKind = "mlp",
-    *,
-    max_length: int | None = None,
-    shard: Shard = WHOLE,
-) -> dict[int, SecondMoment]:
-    """Collect into `path`; what an interrupted collection had is taken up again.
-
-    Args:
-        model: See `collect_second_moments`, also for what follows.
-        corpus: Ordinary text.
-        layers: The layers whose keys are collected.
-        n_tokens: When to stop.
-        path: The file; the folders above it are made.
-        report_progress: Told tokens done and tokens a second.
-        module: Whose output projection's inputs are the keys.
-        max_length: Tokens that a text is cut to.
-        shard: Which of the texts to count.
-
-    Raises:
-        SecondMomentError: The corpus has no text, or the file cannot be written.
-    """
-    share: dict[str, Any] = {"max_length": max_length, "shard": shard}
-    provenance = describe_collection(model, corpus, layers, n_tokens, module, **share)
-    checkpoint = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    moments = collect_second_moments(
-        model,
-        corpus,
-        layers,
-        n_tokens,
-        report_progress,
-        module=module,
-        checkpoint=checkpoint,
-        **share,
-    )
-    save_moments(path, moments, provenance)
-    checkpoint.unlink(missing_ok=True)
-    return moments

@@ -1,0 +1,96 @@
+"""Collections in files: one collects what several want, and what is interrupted is taken up."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from editbench.datasets.corpus import Corpus
+from editbench.editors.base import Progress
+from editbench.editors.parts.second_moments.collection import (
+    TokenCount,
+    collect_second_moments,
+    describe_collection,
+    save_moments,
+)
+from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
+from editbench.errors import SecondMomentError
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from memit_core import SecondMoment
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait for other trials that collect the same; they begin at once when a grid is spread.
+
+    Args:
+        path: The file that is collected into; the folders above it are made.
+
+    Raises:
+        SecondMomentError: Nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def collect_to_file(
+    model: EditableModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    path: Path,
+    report_progress: Progress,
+    module: ProjectionKind = "mlp",
+    *,
+    max_length: int | None = None,
+    shard: Shard = WHOLE,
+) -> dict[int, SecondMoment]:
+    """Collect into `path`; what an interrupted collection had is taken up again.
+
+    Args:
+        model: See `collect_second_moments`, also for what follows.
+        corpus: Ordinary text.
+        layers: The layers whose keys are collected.
+        n_tokens: When to stop.
+        path: The file; the folders above it are made.
+        report_progress: Told tokens done and tokens a second.
+        module: Whose output projection's inputs are the keys.
+        max_length: Tokens that a text is cut to.
+        shard: Which of the texts to count.
+
+    Raises:
+        SecondMomentError: The corpus has no text, or the file cannot be written.
+    """
+    share: dict[str, Any] = {"max_length": max_length, "shard": shard}
+    provenance = describe_collection(model, corpus, layers, n_tokens, module, **share)
+    checkpoint = name_checkpoint(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    moments = collect_second_moments(
+        model,
+        corpus,
+        layers,
+        n_tokens,
+        report_progress,
+        module=module,
+        checkpoint=checkpoint,
+        **share,
+    )
+    save_moments(path, moments, provenance)
+    checkpoint.unlink(missing_ok=True)
+    return moments
+
+
+def name_checkpoint(path: Path) -> Path:
+    """Where `collect_to_file` keeps what it has, as long as it is not done."""
+    return path.with_name(f"{path.name}.partial")
