@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import transformers as hf
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from editbench.costs.answers import plan_answers
 from editbench.costs.stage import Known, StageCost
@@ -21,6 +24,7 @@ from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.editors.rome import Rome
 from editbench.editors.unedited import Unedited
+from editbench.models import readout
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Generate, Question, Read, Score
@@ -116,6 +120,70 @@ def test_bytes_that_targets_keep(network: EditableModel) -> None:
     measured = sum(each.nbytes() for place, each in kept.items() if place not in weights)
     # Besides what is kept there are prefixes, logits, and the gradients on their way.
     assert measured < plan_targets(network, tasks, LAYER, once).n_peak_bytes < 3 * measured
+
+
+def count_reads(model: EditableModel) -> int:
+    tasks = make_tasks(model.tokens, REQUESTS, PREFIXES.flat)
+    return sum(len(row.target_ids) for task in tasks for row in task.prompts)
+
+
+def test_logits_of_targets_are_counted_up_to_a_slice(
+    network: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+    n_reads, n_bytes = count_reads(network), network.size.logit_bytes(with_loss=True)
+    assert n_reads > 10
+    whole = plan_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
+    for slice_size in (1, 7, n_reads, n_reads + 1):
+        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * network.n_logits)
+        sliced = plan_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
+        assert whole - sliced == pytest.approx(max(0, n_reads - slice_size) * n_bytes)
+
+
+def test_slices_leave_room_for_larger_chunks(
+    network: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a vocabulary so large that logits are nearly all that counts."""
+    network.size  # noqa: B018 (worked out once)
+    wide = replace(network.size, n_logits=100_000)
+    monkeypatch.setitem(network.__dict__, "size", wide)
+    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+    # Room for the KL rows of all edits and the losses of a few.
+    memory = (len(REQUESTS) + 5) * wide.logit_bytes(with_loss=True)
+    monkeypatch.setattr(EditableModel, "work_memory_beside", lambda self, n_bytes: memory)
+    assert len(list(chunk_tasks(network, tasks, LAYER))) == 3
+    monkeypatch.setattr(readout, "_MAX_LOGITS", 4 * wide.n_logits)
+    assert len(list(chunk_tasks(network, tasks, LAYER))) == 1
+
+
+class OperationCount(TorchDispatchMode):
+    """As `FlopCounterMode`, which does not go with gradients that are taken inside of a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            count = flop_registry[func.overloadpacket]
+            self.n_flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def test_operations_of_slices(network: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is taken in slices brings its gradient along, in the last step, too."""
+    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+    done, planned = [], []
+    for slice_size in (1_000, 3):
+        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * network.n_logits)
+        planned.append(plan_targets(network, tasks, LAYER, SETTINGS).n_flops)
+        with OperationCount() as count:
+            optimize(network, None)
+        done.append(count.n_flops)
+    expected = network.size.head_flops(count_reads(network))
+    assert planned[1] - planned[0] == pytest.approx(expected)
+    assert done[1] - done[0] == expected
 
 
 def test_keys(network: EditableModel) -> None:

@@ -13,6 +13,7 @@ from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.models import readout
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
@@ -54,7 +55,12 @@ def optimize(
     )
 
 
-def test_argmax_stops_at_the_first_step_that_says_the_target(model) -> None:
+@pytest.mark.parametrize("slice_size", [None, 3])
+def test_argmax_stops_at_the_first_step_that_says_the_target(
+    model, monkeypatch: pytest.MonkeyPatch, slice_size: int | None
+) -> None:
+    if slice_size is not None:
+        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * model.n_logits)
     by_loss = optimize(model)
     by_argmax = optimize(model, settings=SETTINGS.model_copy(update={"stop_at": "argmax"}))
     assert by_loss.n_steps.tolist() == [20] * 4

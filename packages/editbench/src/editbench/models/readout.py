@@ -1,10 +1,23 @@
 """From the last block's hidden states to logits, for states that did not come out of a forward."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from editbench.errors import ModelError
 from editbench.models.architecture import input_width
 from editbench.models.editable import EditableModel
+
+# A loss of each of some reads: told their logits `[n, vocabulary]`, and which of all reads they
+# are, it says `[n]` numbers. None of them may depend on another read's logits.
+ReadLoss = Callable[[Tensor, slice], Tensor]
+
+# 256 MiB in float32; a loss and its gradient make several copies. With a vocabulary of 256,000
+# these are 256 reads, and from about there on the head takes no less time a read for more of them.
+_MAX_LOGITS = 2**26
 
 
 def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
@@ -38,3 +51,66 @@ def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
     if cap is not None:
         logits = (logits / cap).tanh() * cap
     return logits.to(model.device)
+
+
+def choose_slice_size(n_logits: int) -> int:
+    """How many reads' logits may be in memory at once, where only a loss of each is wanted.
+
+    Args:
+        n_logits: Width of the logits.
+    """
+    return max(1, _MAX_LOGITS // n_logits)
+
+
+def find_losses(model: EditableModel, hidden: Tensor, loss: ReadLoss) -> Tensor:
+    """A loss of each state's logits, of which no more than a slice is ever in memory.
+
+    Gradients are found along with the losses, slice by slice: a row's loss depends on that row
+    alone, so what there is to keep for the backward pass is as wide as a state, not as a
+    vocabulary. Making logits once more in the backward pass would take the head half as long again.
+
+    Args:
+        model: The model.
+        hidden: States that left a decoder block, `[n, d_model]`.
+        loss: What is wanted of the logits. It is called once for each slice, in order.
+
+    Returns:
+        The losses, `[n]`, on the model's device; differentiable (once) with respect to `hidden`
+        and nothing else.
+
+    Raises:
+        ModelError: See `apply_head`.
+    """
+    has_gradient = hidden.requires_grad and torch.is_grad_enabled()
+    losses: list[Tensor] = []
+    gradients: list[Tensor] = []
+    start = 0
+    for part in hidden.detach().split(choose_slice_size(model.n_logits)):
+        part.requires_grad_(has_gradient)
+        found = loss(apply_head(model, part), slice(start, start + len(part)))
+        if has_gradient:
+            gradients += torch.autograd.grad(found.sum(), part)
+        losses.append(found.detach())
+        start += len(part)
+    if not has_gradient:
+        return torch.cat(losses)
+    linked: Tensor = _WithGradients.apply(  # type: ignore[no-untyped-call]
+        hidden, torch.cat(losses), torch.cat(gradients)
+    )
+    return linked
+
+
+class _WithGradients(torch.autograd.Function):
+    """Losses `[n]` of states `[n, d_model]`, where each one's gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(gradients)
+        return losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        weighted = weights.to(gradients.device)[:, None] * gradients
+        return weighted.to(gradients.dtype), None, None

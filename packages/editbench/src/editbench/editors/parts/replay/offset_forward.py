@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
-from editbench.models.readout import apply_head
+from editbench.models.readout import ReadLoss, apply_head
 from memit_core import capture, intervene
 
 
@@ -139,6 +139,23 @@ class OffsetForward(ABC):
         Returns:
             Logits at the read positions, row after row, `[n_reads, vocabulary]`.
         """
+
+    def losses(self, offsets: Tensor, n_losses: int, loss: ReadLoss) -> tuple[Tensor, Tensor]:
+        """Run the rows with `offsets` added; of the first reads' logits only a loss is kept.
+
+        So a forward may make these logits in slices; this one makes all of them.
+
+        Args:
+            offsets: δ of each row, `[n_rows, d_model]`.
+            n_losses: How many reads, the first ones.
+            loss: The loss of each; called for one slice of these reads after the other.
+
+        Returns:
+            The losses, `[n_losses]`, and logits at all other reads,
+            `[n_reads - n_losses, vocabulary]`.
+        """
+        logits = self.logits(offsets)
+        return loss(logits[:n_losses], slice(0, n_losses)), logits[n_losses:]
 
     @property
     def _reads_ordinary_logits(self) -> bool:

@@ -16,7 +16,7 @@ from editbench.models.chosen_positions import Places, find_padded, only_at, skip
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import find_wasteful, made_lean
-from editbench.models.readout import apply_head
+from editbench.models.readout import ReadLoss, apply_head, choose_slice_size, find_losses
 from memit_core import intervene
 
 
@@ -116,6 +116,20 @@ class SuffixReplay(OffsetForward):
 
     def logits(self, offsets: Tensor) -> Tensor:
         """See `OffsetForward.logits`."""
+        return apply_head(self.model, self._read(offsets))
+
+    def losses(self, offsets: Tensor, n_losses: int, loss: ReadLoss) -> tuple[Tensor, Tensor]:
+        """See `OffsetForward.losses`; in slices, if these reads' logits are more than one."""
+        if n_losses <= choose_slice_size(self.model.n_logits):
+            return super().losses(offsets, n_losses, loss)
+        states, others = self._read(offsets).tensor_split([n_losses])
+        losses = find_losses(self.model, states, loss)
+        if not len(others):
+            return losses, losses.new_empty(0, self.model.n_logits)
+        return losses, apply_head(self.model, others)
+
+    def _read(self, offsets: Tensor) -> Tensor:
+        """States at the read positions, in front of the final norm: `[n_reads, d_model]`."""
 
         def add_offsets(output: Tensor) -> Tensor:
             states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
@@ -129,7 +143,7 @@ class SuffixReplay(OffsetForward):
                 with intervene(self.model.model, {self.site.module: add_offsets}):
                     states = self._run(self._states)
         places = (self.read_rows.to(states.device), self._read_index.to(states.device))
-        return apply_head(self.model, states[places])
+        return states[places]
 
     def _run(self, states: Tensor) -> Tensor:
         """Replay the blocks, but what an offset cannot reach or nobody reads in the outer two."""

@@ -14,6 +14,7 @@ from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.models.growing_batches import grow_batches
+from editbench.models.readout import choose_slice_size
 from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest
 
@@ -78,8 +79,8 @@ class _Extent:
 
     def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
         """Bytes besides the weights, at most."""
-        prompts = _Rows(self.n_rows, self.n_rows, self.prefix, 0, self.width, self.n_reads)
-        essence = _Rows(self.n_edits, self.n_edits, self.prefix, 0, 1, self.n_edits)
+        prompts = _Rows(self.n_rows, self.n_rows, self.prefix, 0, self.width, self.n_reads, 0)
+        essence = _Rows(self.n_edits, self.n_edits, self.prefix, 0, 1, 0, self.n_edits)
         return prompts.peak_bytes(size, n_blocks) + essence.peak_bytes(size, n_blocks)
 
 
@@ -169,7 +170,8 @@ class _Rows:
         shared: Tokens of the longest of these.
         own: Tokens from there to the offset, in the longest row.
         width: Tokens from the offset on, in the longest row.
-        n_reads: Places at which logits are read.
+        n_losses: Places at which logits are read for the target's loss, in slices if they are many.
+        n_whole: Places whose logits are wanted whole.
     """
 
     n_rows: int
@@ -177,7 +179,8 @@ class _Rows:
     shared: int
     own: int
     width: int
-    n_reads: int
+    n_losses: int
+    n_whole: int
 
     @classmethod
     def of(cls, rows: Sequence[PromptRow], n_shared: Sequence[int]) -> Self:
@@ -189,7 +192,8 @@ class _Rows:
             shared=max(len(beginning) for beginning in beginnings),
             own=max(row.subject_last - n for row, n in zip(rows, n_shared, strict=True)),
             width=max(len(row.token_ids) - row.subject_last for row in rows),
-            n_reads=sum(max(1, len(row.target_ids)) for row in rows),
+            n_losses=sum(len(row.target_ids) for row in rows),
+            n_whole=sum(not row.target_ids for row in rows),
         )
 
     @property
@@ -200,6 +204,11 @@ class _Rows:
     def n_tokens(self) -> int:
         """Tokens from the offset on."""
         return self.n_rows * self.width
+
+    @property
+    def n_reads(self) -> int:
+        """Places at which logits are read."""
+        return self.n_losses + self.n_whole
 
     @property
     def n_keys(self) -> int:
@@ -218,15 +227,19 @@ class _Rows:
         """One replay of the blocks behind the offset, forwards and backwards.
 
         In the first block, what works on its input does so at the first position alone; in the last
-        one, the MLP works where logits are read.
+        one, the MLP works where logits are read. Losses that are taken in slices bring their
+        gradients along, in the forward pass.
         """
         n_pairs = self.n_tokens * self.n_keys
         forward = n_blocks * size.block_flops(self.n_tokens, n_pairs)
         forward -= 2 * size.n_mlp * (self.n_tokens - min(self.n_reads, self.n_tokens))
         if n_blocks > 1:
             forward -= 2 * size.n_inward * (self.n_tokens - self.n_rows)
-        forward += size.head_flops(self.n_reads)
-        return forward, forward + n_blocks * size.attention_flops(n_pairs)
+        is_sliced = self.n_losses > choose_slice_size(size.n_logits)
+        head = size.head_flops(self.n_reads)
+        moved = size.head_flops(self.n_losses) if is_sliced else 0.0
+        backward = forward + n_blocks * size.attention_flops(n_pairs) + head - moved
+        return forward + head + moved, backward
 
     def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
         prefix_width = self.shared + self.own
@@ -234,7 +247,8 @@ class _Rows:
         cached = self.n_rows * prefix_width * size.n_cache_bytes * (1 - n_blocks / size.n_layers)
         kept = n_blocks * size.kept_bytes(self.n_keys, n_prefix=prefix_width / self.width)
         working = 2 * size.working_bytes(self.n_keys)  # the gradient is as wide as what it is of
-        logits = self.n_reads * size.logit_bytes(with_loss=True)
+        n_at_once = self.n_whole + min(self.n_losses, choose_slice_size(size.n_logits))
+        logits = n_at_once * size.logit_bytes(with_loss=True)
         return cached + self.n_tokens * (kept + working) + logits
 
 

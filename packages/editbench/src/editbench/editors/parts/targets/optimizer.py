@@ -129,6 +129,8 @@ class _Batch:
         self._row_edit = torch.tensor(row_edit, device=device)
         self._weights = torch.tensor(weights, device=device)
         self._target_ids = torch.tensor(target_ids, device=device)
+        self._stops_at_argmax = settings.stop_at == "argmax"
+        self._is_missed = torch.ones(len(target_ids), device=device)
         together = [*rows, *essence]
         last = model.architecture.n_layers - 1
         self._essence: OffsetForward | None = None
@@ -160,23 +162,30 @@ class _Batch:
             The mean over prefixes of the target's mean −log p, `[n_edits]`, and the next-token
             log-probabilities right after the subject, `[n_edits, vocabulary]`.
         """
-        logits = self._prompts.logits(offsets[self._row_edit])
-        if self._essence is None:
-            logits, essence = logits[: len(self._target_ids)], logits[len(self._target_ids) :]
-        else:
+        losses, essence = self._prompts.losses(
+            offsets[self._row_edit], len(self._target_ids), self._loss
+        )
+        if self._essence is not None:
             essence = self._essence.logits(offsets)
-        losses = functional.cross_entropy(logits.float(), self._target_ids, reduction="none")
         negative_log_likelihood = torch.zeros(len(self.tasks), device=losses.device).index_add(
             0, self._read_edit, losses * self._weights
         )
-        self._logits = logits.detach()
         return negative_log_likelihood, essence.float().log_softmax(dim=-1)
 
     def says_target(self) -> Tensor:
-        """Whose target was the likeliest after every prefix when measured last, `[n_edits]`."""
-        is_missed = (self._logits.argmax(dim=1) != self._target_ids).float()
-        n_missed = is_missed.new_zeros(len(self.tasks)).index_add(0, self._read_edit, is_missed)
-        return n_missed == 0
+        """Whose target was the likeliest after every prefix when measured last, `[n_edits]`.
+
+        Nobody's, unless the settings say to stop at it.
+        """
+        n_missed = self._is_missed.new_zeros(len(self.tasks))
+        return n_missed.index_add(0, self._read_edit, self._is_missed) == 0
+
+    def _loss(self, logits: Tensor, reads: slice) -> Tensor:
+        """−log p of the targets at `reads`, from their logits `[n, vocabulary]`."""
+        target_ids = self._target_ids[reads]
+        if self._stops_at_argmax:
+            self._is_missed[reads] = (logits.detach().argmax(dim=1) != target_ids).float()
+        return functional.cross_entropy(logits.float(), target_ids, reduction="none")
 
 
 class TargetOptimizer:
