@@ -12,6 +12,21 @@ from side_by_side import RESULTS
 
 from editbench.costs.plan import describe_flops
 
+_HALF_COLUMNS = {
+    "type": "dtype",
+    "δ off by (median)": "offset_median",
+    "(worst)": "offset_worst",
+    "z off by (median)": "state_median",
+    "(worst) ": "state_worst",
+    "least cosine of δ": "cosine_least",
+    "steps": "mean_steps",
+    "loss": "mean_loss",
+    "in float32": "mean_loss_in_float32",
+    "ES": "efficacy_success",
+    "PS": "paraphrase_success",
+    "NS": "neighborhood_success",
+}
+
 
 def main() -> None:
     """Read all records, and write a table for each kind of row: what was timed, what counted."""
@@ -31,6 +46,10 @@ def main() -> None:
     lines += ["", "| padding of | tokens | batches | padding |", "|---|--:|--:|--:|"]
     for record in records:
         lines += [_padding(row) for row in record["rows"] if "padding" in row]
+    lines += ["", f"| half precision | {' | '.join(_HALF_COLUMNS)} |"]
+    lines.append("|---|---|" + "--:|" * (len(_HALF_COLUMNS) - 1))
+    for record in records:
+        lines += [_half(row) for row in record["rows"] if "dtype" in row]
     lines += ["", "Recorded by:", ""]
     for record in records:
         machine = record["machine"]
@@ -68,6 +87,17 @@ def _operations(row: dict[str, Any]) -> str:
 def _padding(row: dict[str, Any]) -> str:
     share = f"{100 * row['padding']:.1f} %"
     return f"| {row['what']} | {row['n_tokens']:,} | {row['n_batches']:,} | {share} |"
+
+
+def _half(row: dict[str, Any]) -> str:
+    cells = [row["what"]]
+    for field in _HALF_COLUMNS.values():
+        value = row.get(field, "")
+        if isinstance(value, float):
+            is_share = field.startswith(("offset", "state"))
+            value = f"{100 * value:.2g} %" if is_share else f"{value:.4g}"
+        cells.append(value)
+    return f"| {' | '.join(cells)} |"
 
 
 def _seconds(seconds: float) -> str:

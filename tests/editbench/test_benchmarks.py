@@ -48,6 +48,26 @@ def test_growth_measures_a_process_of_its_own(tmp_path: Path) -> None:
     assert row["peak_bytes"] > 1e8
 
 
+def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
+    if not WORK.exists():
+        pytest.skip(f"the work to be timed is not there: {WORK}")
+    sizes = ("--n-edits", "2", "--n-tokens", "2000", "--n-random", "1", "--n-steps", "3")
+    rows = run("half_precision", *sizes, out=tmp_path / "record.json")
+    assert [row["dtype"] for row in rows] == 2 * ["float32", "bfloat16", "float16"]
+    assert all(row["n_overflowed"] == 0 for row in rows)
+    assert all(row["replay_failure"] is None for row in rows)
+    for row in rows[::3]:
+        assert row["offset_worst"] == row["state_worst"] == 0
+        assert row["mean_loss_in_float32"] == pytest.approx(row["mean_loss"], rel=1e-4)
+    for row in (rows[1], rows[4]):
+        assert 1e-4 < row["offset_median"] <= row["offset_worst"] < 0.05
+        assert row["cosine_least"] > 0.999
+    for bfloat16, float16 in ((rows[1], rows[2]), (rows[4], rows[5])):
+        assert 0 < float16["state_worst"] < bfloat16["state_worst"]  # three bits more
+    for row in rows[:3]:  # two facts; with a hundred the table shows as much
+        assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
+
+
 def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
