@@ -48,6 +48,43 @@ def test_growth_measures_a_process_of_its_own(tmp_path: Path) -> None:
     assert row["peak_bytes"] > 1e8
 
 
+def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
+    if not WORK.exists():
+        pytest.skip(f"the work to be timed is not there: {WORK}")
+    sizes = ("--n-edits", "2", "--n-tokens", "2000", "--n-random", "1", "--n-steps", "3")
+    rows = run("half_precision", *sizes, out=tmp_path / "record.json")
+    assert [row["dtype"] for row in rows] == 2 * ["float32", "bfloat16", "float16"]
+    assert all(row["n_overflowed"] == 0 for row in rows)
+    assert all(row["replay_failure"] is None for row in rows)
+    for row in rows[::3]:
+        assert row["offset_worst"] == row["state_worst"] == 0
+        assert row["mean_loss_in_float32"] == pytest.approx(row["mean_loss"], rel=1e-4)
+    for row in (rows[1], rows[4]):
+        assert 1e-4 < row["offset_median"] <= row["offset_worst"] < 0.05
+        assert row["cosine_least"] > 0.999
+    for bfloat16, float16 in ((rows[1], rows[2]), (rows[4], rows[5])):
+        assert 0 < float16["state_worst"] < bfloat16["state_worst"]  # three bits more
+    for row in rows[:3]:  # two facts; with a hundred the table shows as much
+        assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
+
+
+def test_counts_are_of_what_runs(tmp_path: Path) -> None:
+    if not WORK.exists():
+        pytest.skip(f"the work to be timed is not there: {WORK}")
+    sizes = ("--n-edits", "2", "--n-requests", "40", "--n-tokens", "5000", "--n-samples", "1")
+    rows = run("counts", *sizes, out=tmp_path / "record.json")
+    target, start, later = (row for row in rows if "slow_operations" in row)
+    assert 10 < target["ratio"] < target["ratio_of_steps"]
+    assert 0.1 < target["setup_share"] < 0.5
+    assert 5 < start["ratio"] < later["ratio"]  # the further back a subject is, the less is left
+    padding = {row["what"]: row["padding"] for row in rows if "padding" in row}
+    assert len(padding) == 8
+    assert all(0 <= share < 0.6 for share in padding.values())
+    assert padding["text, atlas, 5,000 tokens, CPU"] < 0.05
+    few, many = (padding[f"z, CounterFact's lengths, n = 40, {name}"] for name in ("CPU", "GPU"))
+    assert few < many  # larger chunks
+
+
 def test_the_table_holds_every_record(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     command = [sys.executable, "benchmarks/write_table.py", str(table)]
@@ -56,4 +93,5 @@ def test_the_table_holds_every_record(tmp_path: Path) -> None:
     for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
         record = json.loads(path.read_text())
         assert record["command"] in text
-        assert all(str(row["what"]) in text for row in record["rows"] if "ratio" in row)
+        rows = [row for row in record["rows"] if "exponent" not in row]
+        assert all(f"| {row['what']} |" in text for row in rows)

@@ -28,8 +28,8 @@ from memit_core import (
 STAGE = "second moments"
 TokenCount = int | Literal["auto"]
 
-_WINDOW = 16  # batches' worth of texts that are sorted by length together
-_MAX_LENGTH = 2_048
+WINDOW = 16  # batches' worth of texts that are sorted by length together
+MAX_LENGTH = 2_048  # tokens that a text is cut to, if nobody says
 _N_PROBES = 256  # keys that halves of a sample are compared on
 _N_PROBE_TEXTS = 32
 _CHECKPOINT_SECONDS = 60.0
@@ -132,7 +132,7 @@ def collect_second_moments(
     projections = {layer: model.architecture.projection(layer, module) for layer in layers}
     began = saved = time.monotonic()
     while True:
-        n_window = _WINDOW * model.token_budget
+        n_window = WINDOW * model.token_budget
         if stop is not None:
             n_window = min(n_window, stop.count_ahead(n_done))
         first = reader.n_texts
@@ -254,4 +254,4 @@ def _number(parts: Sequence[Mapping[int, SecondMoment]]) -> dict[int, SecondMome
 
 
 def _limit_length(model: EditableModel, max_length: int | None) -> int:
-    return min(max_length or _MAX_LENGTH, model.max_positions or _MAX_LENGTH)
+    return min(max_length or MAX_LENGTH, model.max_positions or MAX_LENGTH)

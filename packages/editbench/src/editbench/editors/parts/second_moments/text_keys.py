@@ -1,7 +1,7 @@
 """Keys of ordinary text, run with little padding.
 
-Packing several texts into one row would not be cheaper. It spares what is padded here, one to two
-tokens in a hundred, and has attention look at whole rows instead of single texts, which takes about
+Packing several texts into one row would not be cheaper. It spares what is padded here, on a CPU one
+token in a hundred, and has attention look at whole rows instead of single texts, which takes about
 as much; and it needs every architecture to keep the texts of a row apart.
 """
 
