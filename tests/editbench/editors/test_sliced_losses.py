@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from editbench.editors.base import report_nothing
 from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.editors.parts.replay.suffix_replay import SuffixReplay
-from editbench.editors.parts.targets import optimizer
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
@@ -162,12 +161,12 @@ def test_no_more_than_a_slice_is_in_memory(families, make_network, tokenizers, s
 
 
 @pytest.fixture(params=["together", "apart"])
-def optimize(
-    request: pytest.FixtureRequest, model, set_slice, monkeypatch: pytest.MonkeyPatch
-) -> OptimizeSliced:
+def optimize(request: pytest.FixtureRequest, model, set_slice) -> OptimizeSliced:
     """Optimizes z, with the KL term's rows in one batch with the prompts or in one of their own."""
+    settings = SETTINGS
     if request.param == "apart":
-        monkeypatch.setattr(optimizer, "FEW_TOKENS", 0)
+        earlier = model.architecture.n_layers - 2
+        settings = SETTINGS.model_copy(update={"loss_layer": earlier})
 
     def run(n_reads: int | None) -> TargetHidden:
         if n_reads is not None:
@@ -176,7 +175,7 @@ def optimize(
             model,
             REQUESTS,
             layer=1,
-            settings=SETTINGS,
+            settings=settings,
             prefixes=("", "It is known. "),
             cache=TargetCache(None),
             report_progress=report_nothing,

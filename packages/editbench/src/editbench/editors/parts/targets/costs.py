@@ -9,7 +9,7 @@ from editbench.costs.stage import Known, StageCost, add_stages
 from editbench.editors.parts.replay.prefix_states import count_shared
 from editbench.editors.parts.subject_tokens import PromptRow
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.optimizer import FEW_TOKENS, TargetTask
+from editbench.editors.parts.targets.optimizer import TargetTask
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
@@ -79,9 +79,18 @@ class _Extent:
 
     def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
         """Bytes besides the weights, at most."""
-        prompts = _Rows(self.n_rows, self.n_rows, self.prefix, 0, self.width, self.n_reads, 0)
-        essence = _Rows(self.n_edits, self.n_edits, self.prefix, 0, 1, 0, self.n_edits)
-        return prompts.peak_bytes(size, n_blocks) + essence.peak_bytes(size, n_blocks)
+        n_rows = self.n_rows + self.n_edits
+        rows = _Rows(
+            n_rows=n_rows,
+            n_distinct=n_rows,
+            shared=self.prefix,
+            own=0,
+            width=self.width,
+            n_unpadded=n_rows * self.width,
+            n_losses=self.n_reads,
+            n_whole=self.n_edits,
+        )
+        return rows.peak_bytes(size, n_blocks)
 
 
 def make_tasks(
@@ -170,6 +179,7 @@ class _Rows:
         shared: Tokens of the longest of these.
         own: Tokens from there to the offset, in the longest row.
         width: Tokens from the offset on, in the longest row.
+        n_unpadded: Tokens from the offset on in all rows, which is where maps and MLPs work.
         n_losses: Places at which logits are read for the target's loss, in slices if they are many.
         n_whole: Places whose logits are wanted whole.
     """
@@ -179,6 +189,7 @@ class _Rows:
     shared: int
     own: int
     width: int
+    n_unpadded: int
     n_losses: int
     n_whole: int
 
@@ -192,6 +203,7 @@ class _Rows:
             shared=max(len(beginning) for beginning in beginnings),
             own=max(row.subject_last - n for row, n in zip(rows, n_shared, strict=True)),
             width=max(len(row.token_ids) - row.subject_last for row in rows),
+            n_unpadded=sum(len(row.token_ids) - row.subject_last for row in rows),
             n_losses=sum(len(row.target_ids) for row in rows),
             n_whole=sum(not row.target_ids for row in rows),
         )
@@ -215,13 +227,13 @@ class _Rows:
         """What a token attends to."""
         return self.shared + self.own + self.width
 
-    def prepare_flops(self, size: DecoderSize) -> float:
-        """Everything that is run once: prefixes, and the suffix, both up to the last block."""
+    def prepare_flops(self, size: DecoderSize, n_blocks: int) -> float:
+        """Everything that is run once: prefixes up to the last block, suffixes up to the offset."""
         with_own = self.shared + self.own
         n_pairs = self.n_distinct * self.shared**2 + self.n_rows * self.own * with_own
         prefixes = size.block_flops(self.n_prefix_tokens, n_pairs)
-        suffix = size.block_flops(self.n_tokens, self.n_tokens * self.n_keys)
-        return (size.n_layers - 1) * (prefixes + suffix)
+        suffixes = size.block_flops(self.n_unpadded, self.n_tokens * self.n_keys)
+        return (size.n_layers - 1) * prefixes + (size.n_layers - n_blocks) * suffixes
 
     def replay_flops(self, size: DecoderSize, n_blocks: int) -> tuple[float, float]:
         """One replay of the blocks behind the offset, forwards and backwards.
@@ -231,10 +243,10 @@ class _Rows:
         gradients along, in the forward pass.
         """
         n_pairs = self.n_tokens * self.n_keys
-        forward = n_blocks * size.block_flops(self.n_tokens, n_pairs)
-        forward -= 2 * size.n_mlp * (self.n_tokens - min(self.n_reads, self.n_tokens))
+        forward = n_blocks * size.block_flops(self.n_unpadded, n_pairs)
+        forward -= 2 * size.n_mlp * (self.n_unpadded - min(self.n_reads, self.n_unpadded))
         if n_blocks > 1:
-            forward -= 2 * size.n_inward * (self.n_tokens - self.n_rows)
+            forward -= 2 * size.n_inward * (self.n_unpadded - self.n_rows)
         is_sliced = self.n_losses > choose_slice_size(size.n_logits)
         head = size.head_flops(self.n_reads)
         moved = size.head_flops(self.n_losses) if is_sliced else 0.0
@@ -281,9 +293,8 @@ class _Replay:
         )
 
     def groups(self, size: DecoderSize, settings: TargetSettings) -> list[_Rows]:
-        """What runs as one: prompts and KL rows together where there are few."""
-        reads_last = settings.loss_layer in (None, size.n_layers - 1)
-        if reads_last and self.together.n_tokens <= FEW_TOKENS:
+        """What runs as one: prompts and KL rows, unless they are read at different layers."""
+        if settings.reads_last_layer(size.n_layers):
             return [self.together]
         return [self.prompts, self.essence]
 
@@ -303,7 +314,9 @@ class _Replay:
         groups = self.groups(size, settings)
         for rows in groups:
             forward, backward = rows.replay_flops(size, n_blocks)
-            n_flops += rows.prepare_flops(size) + n_forwards * forward + n_backwards * backward
+            n_flops += (
+                rows.prepare_flops(size, n_blocks) + n_forwards * forward + n_backwards * backward
+            )
             n_tokens += rows.n_prefix_tokens + (1 + n_forwards) * rows.n_tokens
         n_replays = len(groups) * (n_forwards + 2 * n_backwards)
         n_once = layer + 1 + len(groups) * 3 * size.n_layers
@@ -314,11 +327,5 @@ class _Replay:
             n_flops=n_flops,
             n_read_bytes=size.n_weight_bytes * (n_passes + n_once / size.n_layers),
             n_block_calls=n_replays * n_blocks + n_once,
-            n_peak_bytes=self.peak_bytes(size, layer),
+            n_peak_bytes=sum(rows.peak_bytes(size, n_blocks) for rows in groups),
         )
-
-    def peak_bytes(self, size: DecoderSize, layer: int) -> float:
-        """Bytes besides the weights."""
-        n_blocks = size.n_layers - 1 - layer
-        # Small groups run together; this is little more, and the same for any split.
-        return sum(rows.peak_bytes(size, n_blocks) for rows in (self.prompts, self.essence))

@@ -26,8 +26,6 @@ from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
-# Below that a forward's time does not depend on how many there are.
-FEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +129,9 @@ class _Batch:
         self._target_ids = torch.tensor(target_ids, device=device)
         self._stops_at_argmax = settings.stop_at == "argmax"
         self._is_missed = torch.ones(len(target_ids), device=device)
-        together = [*rows, *essence]
-        last = model.architecture.n_layers - 1
         self._essence: OffsetForward | None = None
-        if settings.loss_layer in (None, last) and _count_tokens(together) <= FEW_TOKENS:
-            self._prompts = build(model, site, together)
+        if settings.reads_last_layer(model.architecture.n_layers):
+            self._prompts = build(model, site, [*rows, *essence])
             everyone = torch.arange(len(tasks), device=device)
             self._row_edit = torch.cat([self._row_edit, everyone])
         else:
@@ -290,17 +286,18 @@ class TargetOptimizer:
 
     def _prepare(self, tasks: Sequence[TargetTask], known: Sequence[PrefixStates] = ()) -> _Batch:
         if self.replays and self._spared is None:
-            self._try_replay(tasks[:: max(1, len(tasks) - 1)])
+            self._try_replay(tasks[:: max(1, len(tasks) - 1)])  # the shortest and the longest
         build: Callable[..., OffsetForward] = FullForward
         if self.replays:
             build = partial(SuffixReplay, spared=self._spared, known=known)
         return _Batch(self._model, self._site, self._settings, tasks, build)
 
     def _try_replay(self, tasks: Sequence[TargetTask]) -> None:
-        """Compare replay with the model's own forward, on the shortest and the longest edit."""
+        """Compare replay with the model's own forward, on some rows of a few edits."""
         self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
+        some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
         try:
-            tried = _Batch(self._model, self._site, self._settings, tasks, SuffixReplay)
+            tried = _Batch(self._model, self._site, self._settings, some, SuffixReplay)
             self._spared = tried.spared
         except ReplayMismatchError as error:
             self.replays, self.replay_failure = False, str(error)
@@ -309,8 +306,3 @@ class TargetOptimizer:
 def _within(offsets: Tensor, bounds: Tensor) -> Tensor:
     """Scale offsets down to norms of at most `bounds`, `[n_edits]`."""
     return offsets * (bounds / offsets.norm(dim=1)).clamp(max=1)[:, None]
-
-
-def _count_tokens(rows: Sequence[OffsetRow]) -> int:
-    """Padded tokens from the offset on."""
-    return len(rows) * max(len(row.token_ids) - row.offset_position for row in rows)

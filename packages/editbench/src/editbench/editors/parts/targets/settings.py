@@ -48,3 +48,7 @@ class TargetSettings(EditorConfig):
         if "learning_rate" in values:
             values = {"learning_rate_unit": "absolute", **values}
         return self.updated(values, source)
+
+    def reads_last_layer(self, n_layers: int) -> bool:
+        """Whether the loss is of the ordinary logits of a model with `n_layers` blocks."""
+        return self.loss_layer in (None, n_layers - 1)
