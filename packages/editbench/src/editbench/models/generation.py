@@ -10,6 +10,7 @@ import torch
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
 from editbench.models.preallocated_cache import preallocate_cache
 from editbench.questions import Generate, GenerateAnswer
@@ -63,8 +64,9 @@ def generate_texts(
     halving = Halving(f"generating on '{model.name}'")
     for batch in batch_openings(model, questions, token_budget):
         found: list[list[int]] = []
-        for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
-            found += written
+        with lean_modules(model):
+            for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
+                found += written
         for opening, new_ids in zip(batch, found, strict=True):
             text = model.tokens.decode([*opening.ids, *new_ids[: opening.n_missing]])
             answers[opening.question] = GenerateAnswer(text)

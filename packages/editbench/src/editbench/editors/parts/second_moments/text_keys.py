@@ -1,8 +1,9 @@
 """Keys of ordinary text, run with little padding.
 
-Packing several texts into one row would not be cheaper. It spares what is padded here, on a CPU one
-token in a hundred, and has attention look at whole rows instead of single texts, which takes about
-as much; and it needs every architecture to keep the texts of a row apart.
+Texts of like length run together, and linear maps and MLPs, which is nearly all the work, leave out
+what padding there is. Packing several texts into one row would spare attention the rest, and have
+it look at whole rows instead of single texts, which takes more; and it needs every architecture to
+keep the texts of a row apart.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from editbench.models.chosen_positions import skipping_padding
 from editbench.models.editable import EditableModel
+from editbench.models.lean_modules import find_wasteful, made_lean
 from memit_core import capture
 
 # Padding that ends a batch; one of less than a sixteenth of the budget may have more.
@@ -57,17 +60,25 @@ def read_keys(
         For each layer the keys of a batch's tokens, `[n_tokens, d_key]`, and which text each token
         is of, `[n_tokens]`, on the CPU.
     """
+    wasteful = find_wasteful(model)
+    layers = range(max(projections, default=-1) + 1)
     for batch in snug_batches([len(text) for text in texts], model.token_budget):
         inputs = model.batch([texts[index] for index in batch])
+        mask = inputs["attention_mask"]
         with (
             torch.no_grad(),
+            made_lean(wasteful),
+            skipping_padding(model, mask, layers),
             capture(model.model, inputs_of=list(projections.values()), stop=True) as seen,
         ):
             model.model(**inputs, use_cache=False)
-        real = inputs["attention_mask"].bool().cpu()
-        owners = torch.tensor(batch)[:, None].expand(real.shape)[real]
+        real = mask.bool().flatten()
+        owners = torch.tensor(batch).repeat_interleave(mask.sum(dim=1).cpu())
         keys = {}
         for layer, projection in projections.items():
-            found = seen.inputs[projection].reshape(*real.shape, -1)  # OPT's MLP flattens
-            keys[layer] = found[real.to(found.device)]
+            found = seen.inputs[projection]
+            found = found.reshape(-1, found.shape[-1])  # OPT's MLP flattens
+            # An MLP that skips padding has its own tokens alone, in the same order.
+            skipped = len(found) == len(owners)
+            keys[layer] = found if skipped else found[real.to(found.device)]
         yield keys, owners
