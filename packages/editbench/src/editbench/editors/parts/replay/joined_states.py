@@ -62,7 +62,7 @@ class JoinedStates(Tensor):
             result = func(*args, **kwargs)
             if isinstance(one, cls) and func in _TRANSPOSING and _swaps_last_two(one, rest):
                 return cls._of(result, one._new.mT, one._held.mT)
-            if isinstance(one, cls) and func in _CASTING and _are_dtypes(rest):
+            if isinstance(one, cls) and func in _CASTING and _are_dtypes(rest, kwargs):
                 return cls._of(result, func(one._new, *rest, **kwargs), one._held)
             return result
 
@@ -76,8 +76,9 @@ def _swaps_last_two(states: Tensor, axes: Sequence[int]) -> bool:
     return {axis % states.dim() - states.dim() for axis in axes} == {-2, -1}
 
 
-def _are_dtypes(arguments: Sequence[object]) -> bool:
-    return all(isinstance(argument, torch.dtype) for argument in arguments)
+def _are_dtypes(arguments: Sequence[object], options: Mapping[str, object]) -> bool:
+    given = [*arguments, *options.values()]
+    return all(isinstance(each, torch.dtype) for each in given)
 
 
 def _fits(one: object, other: object) -> bool:
