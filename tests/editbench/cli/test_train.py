@@ -75,7 +75,7 @@ def test_validation_may_be_another_dataset(invoke, options, facts_file, tmp_path
 
 
 def test_it_ends_in_time(invoke, options, tmp_path):
-    result = invoke("train", "mend", *options, "--max-minutes", 0.01, "--out", "m")
+    result = invoke("train", "mend", *options, "--max-minutes", 1e-4, "--out", "m")
     assert result.exit_code == 0, result.output
     assert "time was used up" in result.stdout
 
