@@ -84,7 +84,10 @@ def measure_losses(
         places = [task.index for task in chunk]
         offsets = (found.states - found.initial)[places]
         outcomes = optimizer.run(
-            chunk, found.initial[places], lambda step, n_finished, loss: None, offsets
+            chunk,
+            lambda step, n_finished, loss: None,
+            initial=found.initial[places],
+            start=offsets,
         )
         losses += [outcome.loss for outcome in outcomes]
     return losses

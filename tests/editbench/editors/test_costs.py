@@ -28,6 +28,7 @@ from editbench.models import readout
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Generate, Question, Read, Score
+from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 
 REQUESTS = [case.request for case in toy_cases(6)]
@@ -71,29 +72,35 @@ def counting_tokens(model: EditableModel, layer: int) -> Iterator[list[int]]:
         handle.remove()
 
 
-def optimize(model: EditableModel, token_budget: int | None) -> None:
+def optimize(
+    model: EditableModel, token_budget: int | None, prefixes: Sequence[str] = PREFIXES.flat
+) -> None:
     optimize_target_hidden(
         model,
         REQUESTS,
         layer=LAYER,
         settings=SETTINGS,
-        prefixes=PREFIXES.flat,
+        prefixes=prefixes,
         cache=TargetCache(None),
         report_progress=report_nothing,
         token_budget=token_budget,
     )
 
 
+@pytest.mark.parametrize("with_bare", [True, False])
 @pytest.mark.parametrize("token_budget", [1, 64, None])
-def test_targets(network: EditableModel, token_budget: int | None) -> None:
-    tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
+def test_targets(network: EditableModel, token_budget: int | None, *, with_bare: bool) -> None:
+    prefixes = PREFIXES.flat if with_bare else PREFIXES.flat[1:]
+    tasks = make_tasks(network.tokens, REQUESTS, prefixes)
     planned = plan_targets(network, tasks, LAYER, SETTINGS, token_budget)
     with counting_tokens(network, LAYER + 2) as counts, FlopCounterMode(display=False) as counter:
-        optimize(network, token_budget)
-    chunks = list(chunk_tasks(network, tasks, LAYER, token_budget))
-    bare = sum(len(chunk) * max(len(task.bare.token_ids) for task in chunk) for chunk in chunks)
-    # Bare prompts go up to the layer alone.
-    assert planned.n_tokens == sum(counts[N_COMPARED:]) + bare
+        optimize(network, token_budget, prefixes)
+    n_tokens = sum(counts[N_COMPARED:])
+    if not with_bare:  # bare prompts are run by themselves, up to the layer alone
+        chunks = list(chunk_tasks(network, tasks, LAYER, token_budget))
+        longest = [max(len(task.bare.token_ids) for task in chunk) for chunk in chunks]
+        n_tokens += sum(len(chunk) * n for chunk, n in zip(chunks, longest, strict=True))
+    assert planned.n_tokens == n_tokens
     assert 0.97 < planned.n_flops / counter.get_total_flops() < 1.1
 
 
@@ -235,6 +242,41 @@ def test_what_the_cache_holds_is_not_planned(tmp_path) -> None:
     share = after["target hidden states"].n_tokens / before["target hidden states"].n_tokens
     assert 0.2 < share < 0.5  # two of six
     assert after["keys"] == before["keys"]
+
+
+@pytest.mark.parametrize("option", ["share_subjects", "warm_start"])
+def test_what_the_cache_holds_is_not_planned_with_options_that_tie_edits(tmp_path, option) -> None:
+    about = REQUESTS[0]
+    requests = [about, replace(about, case_id="again", target=REQUESTS[1].target), *REQUESTS[1:]]
+    model, memit = tiny_model(), Memit(CONFIG.model_copy(update={option: True}))
+    resources = Resources(0, tmp_path, corpus=toy_corpus(), context_prefixes=PREFIXES)
+
+    def plan(some: Sequence[EditRequest]) -> int:
+        stages = memit.plan(model, some, resources, Known())
+        return sum(each.n_tokens for each in stages if each.name == "target hidden states")
+
+    before = plan(requests)
+    memit.edit(model, requests, resources)
+    assert plan(requests) == 0 < before
+    # Without the other fact about the subject it is another offset.
+    assert plan(requests[1:]) > 0
+
+
+def test_facts_that_share_an_offset_are_planned_as_one() -> None:
+    about = REQUESTS[0]
+    requests = [about, replace(about, case_id="again", target=REQUESTS[1].target)]
+    resources = Resources(0, corpus=toy_corpus(), context_prefixes=PREFIXES)
+    each, shared = (
+        Memit(CONFIG.model_copy(update={"share_subjects": is_shared})).plan(
+            tiny_model(), requests, resources, Known()
+        )
+        for is_shared in (False, True)
+    )
+    tokens = [
+        next(stage.n_tokens for stage in stages if stage.name == "target hidden states")
+        for stages in (each, shared)
+    ]
+    assert 0.7 * tokens[0] < tokens[1] < tokens[0]  # one KL term instead of two
 
 
 def test_what_earlier_work_leaves_is_planned_once(tmp_path) -> None:

@@ -127,7 +127,7 @@ def test_the_mean_key_maps_to_the_target_exactly() -> None:
         reading = read_projection(model, request, PREFIXES.flat, LAYER)
         task = TargetTask.of(model.tokens, 0, request, PREFIXES.flat)
         optimizer = TargetOptimizer(model, OffsetSite.mlp_output(model, LAYER), config, replay=True)
-        (target,) = optimizer.run([task], reading.values[:1], lambda *_: None)
+        (target,) = optimizer.run([task], lambda *_: None, initial=reading.values[:1])
         edit = Rome(config).edit(model, [request], resources())
         with edit.applied(model):
             after = read_projection(model, request, PREFIXES.flat, LAYER)
@@ -148,7 +148,7 @@ def test_n_edits_are_n_edits_of_one_fact_each_on_the_edited_model() -> None:
         task = TargetTask.of(naive.tokens, 0, request, PREFIXES.flat)
         site = OffsetSite.mlp_output(naive, LAYER)
         (target,) = TargetOptimizer(naive, site, CONFIG, replay=False).run(
-            [task], reading.values[:1], lambda *_: None
+            [task], lambda *_: None, initial=reading.values[:1]
         )
         key = reading.keys.double().mean(dim=0)
         direction = torch.linalg.solve(moment, key)

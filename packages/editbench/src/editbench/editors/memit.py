@@ -19,7 +19,7 @@ from editbench.editors.parts.second_moments.obtaining import (
     prepare_second_moments,
 )
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import leave_out_known, make_tasks, plan_targets
+from editbench.editors.parts.targets.costs import find_unknown, plan_targets
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import (
     TargetHidden,
@@ -139,9 +139,16 @@ class Memit(Editor):
         model.architecture.check_layer(layers[-1])
         lengths = (config.context_prefix_length,)
         prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
-        tasks = make_tasks(model.tokens, requests, prefixes.flat)
-        unknown = leave_out_known(
-            model, tasks, requests, layers[-1], config, prefixes.flat, resources.cache, known
+        unknown = find_unknown(
+            model,
+            requests,
+            layers[-1],
+            config,
+            prefixes.flat,
+            resources.cache,
+            known,
+            share_subjects=config.share_subjects,
+            warm_start=config.warm_start,
         )
         return [
             *plan_second_moments(

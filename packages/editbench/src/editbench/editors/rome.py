@@ -185,7 +185,7 @@ class Rome(Editor):
 
                 if index not in known:
                     task = TargetTask.of(model.tokens, index, request, prefixes.flat)
-                    (known[index],) = optimizer.run([task], reading.values[:1], on_step)
+                    (known[index],) = optimizer.run([task], on_step, initial=reading.values[:1])
                     keep(cache_keys[index], known[index])
                 target = known[index].state.to(model.device)
                 update = self._solve(reading.keys, reading.values, target, second_moment)

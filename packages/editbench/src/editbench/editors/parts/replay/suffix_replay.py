@@ -44,6 +44,8 @@ class SuffixReplay(OffsetForward):
 
     Attributes:
         prefixes: What stands before the offsets.
+        entry: The states that offsets are added to, `[n_rows, d_model]`; None if the site is inside
+            of a block.
         spared: What need not be computed everywhere, for later replays of this model and site.
 
     Raises:
@@ -101,6 +103,7 @@ class SuffixReplay(OffsetForward):
             stop=not check and self._first <= last,
         )
         self._states = states[0] if site.leaves_block else self._calls.entry
+        self.entry = self._states[:, 0] if site.leaves_block else None
         self.spared = self._find_spared(spared)
         self._unmoved = UnmovedMaps(
             self.spared.unmoved,

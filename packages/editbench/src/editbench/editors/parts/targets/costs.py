@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +10,7 @@ from editbench.costs.stage import Known, StageCost, add_stages
 from editbench.editors.parts.replay.prefix_states import count_shared
 from editbench.editors.parts.subject_tokens import PromptRow
 from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.groups import find_others, group_requests
 from editbench.editors.parts.targets.optimizer import TargetTask
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
@@ -94,46 +96,73 @@ class _Extent:
 
 
 def make_tasks(
-    tokens: Tokens, requests: Sequence[EditRequest], prefixes: Sequence[str]
+    tokens: Tokens,
+    requests: Sequence[EditRequest],
+    prefixes: Sequence[str],
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[TargetTask]:
-    """Tokenize requests after every context prefix."""
+    """Tokenize requests after every context prefix.
+
+    Args:
+        tokens: The model's tokenizer.
+        requests: The facts.
+        prefixes: Context prefixes.
+        groups: Which of them are optimized as one, each group once; None is each by itself.
+    """
+    chosen = [[index] for index in range(len(requests))] if groups is None else groups
     return [
-        TargetTask.of(tokens, index, request, prefixes) for index, request in enumerate(requests)
+        TargetTask.joined(
+            [TargetTask.of(tokens, index, requests[index], prefixes) for index in group]
+        )
+        for group in chosen
     ]
 
 
-def leave_out_known(
+def find_unknown(
     model: EditableModel,
-    tasks: Sequence[TargetTask],
     requests: Sequence[EditRequest],
     layer: int,
     settings: TargetSettings,
     prefixes: Sequence[str],
     folder: Path | None,
     known: Known,
+    *,
+    share_subjects: bool,
+    warm_start: bool,
 ) -> list[TargetTask]:
-    """The edits whose targets neither the cache holds nor earlier work of a plan will have found.
+    """What there is to optimize that neither the cache holds nor earlier work of a plan will find.
 
     Args:
         model: The model, with weights or without.
-        tasks: The edits of `requests`.
         requests: The facts.
         layer: The block behind which offsets are added.
         settings: How they are optimized.
         prefixes: Context prefixes.
         folder: The folder of the cache; None keeps nothing.
         known: What earlier work leaves in it; these edits are added.
+        share_subjects: Whether all requests about a subject share an offset.
+        warm_start: Whether offsets start from those of finished edits.
     """
+    groups = group_requests(requests, share_subjects=share_subjects)
+    first = [group for index, group in enumerate(groups) if group[0] == index]
     if folder is None:
-        return list(tasks)
+        return make_tasks(model.tokens, requests, prefixes, first)
     cache = TargetCache(folder)
-    keys = [cache.key(model, request, layer, settings, prefixes) for request in requests]
-    held = cache.read(keys)
-    return [
-        task
-        for index, (task, key) in enumerate(zip(tasks, keys, strict=True))
-        if known.add(STAGE, key) and index not in held
+    keys = [
+        cache.key(
+            model,
+            request,
+            layer,
+            settings,
+            prefixes,
+            others=find_others(requests, group, warm_start=warm_start),
+        )
+        for request, group in zip(requests, groups, strict=True)
     ]
+    held = cache.read(keys)
+    is_new = [known.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
+    unknown = [group for group in first if any(is_new[member] for member in group)]
+    return make_tasks(model.tokens, requests, prefixes, unknown)
 
 
 def plan_targets(
@@ -276,20 +305,22 @@ class _Replay:
     @classmethod
     def of(cls, tasks: Sequence[TargetTask]) -> Self:
         """Count the tokens of a chunk."""
-        columns = list(zip(*((*task.prompts, task.essence) for task in tasks), strict=True))
+        essence = [task.essence for task in tasks]
+        columns = [*zip_longest(*(task.prompts for task in tasks)), essence]
         *n_shared, n_essence = (
-            count_shared([row.token_ids[: row.subject_last] for row in column])
+            count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
             for column in columns
         )
         prompts = [row for task in tasks for row in task.prompts]
-        essence = [task.essence for task in tasks]
-        shared = [*(n_shared * len(tasks)), *([n_essence] * len(tasks))]
-        longest = max(len(task.bare.token_ids) for task in tasks)
+        shared = [n for task in tasks for n in n_shared[: len(task.prompts)]]
+        shared += [n_essence] * len(tasks)
+        bare = [len(task.bare.token_ids) for task in tasks]
+        is_apart = any(task.bare_prompt is None for task in tasks)
         return cls(
             prompts=_Rows.of(prompts, shared[: len(prompts)]),
             essence=_Rows.of(essence, shared[len(prompts) :]),
             together=_Rows.of([*prompts, *essence], shared),
-            bare=(len(tasks), longest),
+            bare=(len(bare), max(bare)) if is_apart else (0, 0),
         )
 
     def groups(self, size: DecoderSize, settings: TargetSettings) -> list[_Rows]:

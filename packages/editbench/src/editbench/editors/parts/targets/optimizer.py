@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from editbench.editors.parts.keys.layer_sweep import read_hidden
 from editbench.editors.parts.replay.offset_forward import (
     FullForward,
     OffsetForward,
@@ -63,6 +64,12 @@ class TargetTask:
         return replace(tasks[0], prompts=prompts)
 
     @property
+    def bare_prompt(self) -> int | None:
+        """Which of the prompts begins as the bare one does; None if each has something before."""
+        begins = (row.token_ids[: row.subject_last + 1] for row in self.prompts)
+        return next((place for place, ids in enumerate(begins) if ids == self.bare.token_ids), None)
+
+    @property
     def suffix_width(self) -> int:
         """Tokens from the subject's last one on, in the longest row."""
         return max(len(row.token_ids) - row.subject_last for row in self.prompts)
@@ -113,7 +120,10 @@ class _Batch:
             count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
             for column in columns
         )
+        self._bare_rows: list[int] = []
         for edit, task in enumerate(tasks):
+            if task.bare_prompt is not None:
+                self._bare_rows.append(len(rows) + task.bare_prompt)
             for row, n in zip(task.prompts, n_shared, strict=False):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
                 rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads), n))
@@ -145,6 +155,17 @@ class _Batch:
         """What smaller batches of the same edits need not run again."""
         forwards = (self._prompts, self._essence)
         return [forward.prefixes for forward in forwards if isinstance(forward, SuffixReplay)]
+
+    @property
+    def initial(self) -> Tensor | None:
+        """What the site says at the bare prompts' subjects, float32 `[n_edits, d_model]`.
+
+        None where that was not computed on the way.
+        """
+        states = self._prompts.entry if isinstance(self._prompts, SuffixReplay) else None
+        if states is None or len(self._bare_rows) < len(self.tasks):
+            return None
+        return states[self._bare_rows].float().to(self._row_edit.device)
 
     @property
     def spared(self) -> SparedModules | None:
@@ -207,18 +228,20 @@ class TargetOptimizer:
     def run(
         self,
         tasks: Sequence[TargetTask],
-        initial: Tensor,
         on_step: Callable[[int, int, float], None],
+        *,
+        initial: Tensor | None = None,
         start: Tensor | None = None,
     ) -> list[FinishedTarget]:
         """Optimise one chunk.
 
         Args:
             tasks: The edits of the chunk.
-            initial: h of each edit, float32 `[n_edits, d_model]`: what the site's module says
-                at the bare prompt's subject. δ's bounds are relative to it.
             on_step: Told, after each step, the step, how many edits are finished, and the mean
                 loss of those that are not.
+            initial: h of each edit, float32 `[n_edits, d_model]`: what the site's module says
+                at the bare prompt's subject. δ's bounds are relative to it. None is for a block's
+                output, and takes it from the prompts' own forward, or another one.
             start: Offsets to start from, `[n_edits, d_model]`; None is zero.
 
         Returns:
@@ -226,6 +249,10 @@ class TargetOptimizer:
         """
         settings = self._settings
         batch = self._prepare(tasks)
+        if initial is None:
+            initial = batch.initial
+        if initial is None:
+            initial = read_hidden(self._model, [task.bare for task in tasks], self._site.layer)
         places = list(range(len(tasks)))  # which of `tasks` each row of the batch is
         finished: dict[int, FinishedTarget] = {}
         norms = initial.norm(dim=1)

@@ -17,6 +17,7 @@ from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import STAGE, chunk_tasks, make_tasks
+from editbench.editors.parts.targets.groups import find_others, group_requests
 from editbench.editors.parts.targets.optimizer import (
     FinishedTarget,
     TargetOptimizer,
@@ -89,7 +90,7 @@ def optimize_target_hidden(
         DeviceMemoryError: There is not enough memory for a single edit.
     """
     outcomes: dict[int, FinishedTarget] = {}
-    groups = _group(requests, share_subjects=share_subjects)
+    groups = group_requests(requests, share_subjects=share_subjects)
     keys = [
         cache.key(
             model,
@@ -97,7 +98,7 @@ def optimize_target_hidden(
             layer,
             settings,
             prefixes,
-            others=_find_others(requests, groups[index], warm_start=warm_start),
+            others=find_others(requests, groups[index], warm_start=warm_start),
         )
         for index, request in enumerate(requests)
     ]
@@ -105,13 +106,12 @@ def optimize_target_hidden(
     report_progress(
         STAGE, len(outcomes), len(requests), f"{len(outcomes)} from the cache" if outcomes else ""
     )
-    tasks = [
-        TargetTask.joined(
-            [TargetTask.of(model.tokens, member, requests[member], prefixes) for member in group]
-        )
+    unknown = [
+        group
         for index, group in enumerate(groups)
         if group[0] == index and not all(member in outcomes for member in group)
     ]
+    tasks = make_tasks(model.tokens, requests, prefixes, unknown)
     optimizer = TargetOptimizer(
         model, OffsetSite.block_output(model, layer), settings, replay=replay
     )
@@ -124,11 +124,10 @@ def optimize_target_hidden(
             n_done = min(n_before + n_finished + advanced, len(requests))
             report_progress(STAGE, n_done, len(requests), f"loss {loss:.3f}")
 
-        initial = read_hidden(model, [task.bare for task in some], layer)
         start = None
         if warm_start:
             start = _mean_offsets(requests, outcomes, [task.index for task in some])
-        found = optimizer.run(some, initial, on_step, start)
+        found = optimizer.run(some, on_step, start=start)
         first = {task.index: one for task, one in zip(some, found, strict=True)}
         return {**first, **_share(model, requests, layer, groups, first)}
 
@@ -145,25 +144,6 @@ def optimize_target_hidden(
         n_steps=torch.tensor([one.n_steps for one in ordered]),
         replay_failure=optimizer.replay_failure,
     )
-
-
-def _group(requests: Sequence[EditRequest], *, share_subjects: bool) -> list[list[int]]:
-    """For each request, those that share its offset, itself among them."""
-    if not share_subjects:
-        return [[index] for index in range(len(requests))]
-    of_subject: dict[str, list[int]] = {}
-    for index, request in enumerate(requests):
-        of_subject.setdefault(request.subject, []).append(index)
-    return [of_subject[request.subject] for request in requests]
-
-
-def _find_others(
-    requests: Sequence[EditRequest], group: Sequence[int], *, warm_start: bool
-) -> list[EditRequest]:
-    """The requests that one's state depends on, if it depends on more than its own."""
-    if warm_start:
-        return list(requests)
-    return [requests[index] for index in group] if len(group) > 1 else []
 
 
 def _mean_offsets(
