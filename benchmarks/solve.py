@@ -42,7 +42,9 @@ def solve_whole(keys: Tensor, residuals: Tensor, moment: Tensor) -> Tensor:
 
 def peak_matrices(run: Callable[[], object], d_key: int) -> float:
     """Most memory that `run` holds at a time, in float64 matrices of d_key × d_key."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiled:
         run()
     events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
