@@ -7,6 +7,7 @@ from editbench.models.editable import EditableModel
 _FLOAT64 = 8
 _FLOAT32 = 4
 _MATRICES = 3  # of d_key × d_key: what is alive at once while a layer is solved
+_ENOUGH_TOKENS = 2_048  # in a batch of text: with fewer, weights are read for too little work
 _WIDENED = 2**26  # numbers of keys, and of what is solved for, that are in float64 at once
 
 
@@ -18,8 +19,14 @@ def count_solve_bytes(n_edits: int, d_key: int, d_value: int) -> int:
 
 
 def place_second_moments(model: EditableModel, n_layers: int, d_key: int) -> torch.device:
-    """Where second moments of some layers are collected: they are alive all at once."""
-    return model.place_for(n_layers * d_key**2 * _FLOAT64)
+    """Where second moments of some layers are collected: they are alive all at once.
+
+    On the model's device only if text still runs beside them in batches that are worth it.
+    """
+    n_bytes = n_layers * d_key**2 * _FLOAT64
+    enough = min(_ENOUGH_TOKENS, model.token_budget)
+    is_cramped = model.token_budget_beside(n_bytes) < enough
+    return torch.device("cpu") if is_cramped else model.place_for(n_bytes)
 
 
 def place_states(model: EditableModel, n_bytes: int, n_edits: int, d_key: int) -> torch.device:

@@ -1,0 +1,26 @@
+"""Where large things are kept when a device has little room."""
+
+import pytest
+import torch
+
+from editbench.editors.parts.placement import place_second_moments
+from editbench.testing import tiny_model
+
+N_LAYERS, D_KEY = 2, 2_000
+N_BYTES = N_LAYERS * D_KEY**2 * 8
+
+
+@pytest.mark.parametrize(
+    ("room", "place"),
+    [
+        (1.1 * N_BYTES, "cpu"),  # they do not fit, for a part of the room stays free
+        (1.3 * N_BYTES, "cpu"),  # they do, and nearly nothing beside them
+        (20 * N_BYTES, "cuda"),
+    ],
+)
+def test_second_moments_leave_room_for_text(room: float, place: str) -> None:
+    model = tiny_model()
+    model.planned_device = torch.device("cuda")
+    model.max_memory = int(model.weight_bytes[model.device] + room)
+    assert place_second_moments(model, N_LAYERS, D_KEY) == torch.device(place)
+    assert model.place_for(N_BYTES).type == ("cpu" if room < 1.2 * N_BYTES else "cuda")
