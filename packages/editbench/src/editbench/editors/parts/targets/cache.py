@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from editbench.editors.base import EditorConfig
+from editbench.editors.parts.targets.groups import find_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import EditError
@@ -60,6 +61,30 @@ class TargetCache:
         if others:
             content["others"] = [[one.subject, one.prompt, one.target] for one in others]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def keys(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        groups: Sequence[Sequence[int]],
+        layer: int,
+        settings: TargetSettings,
+        prefixes: Sequence[str],
+        *,
+        warm_start: bool,
+    ) -> list[str]:
+        """The keys of all requests, of which each group shares an offset."""
+        return [
+            self.key(
+                model,
+                request,
+                layer,
+                settings,
+                prefixes,
+                others=find_others(requests, group, warm_start=warm_start),
+            )
+            for request, group in zip(requests, groups, strict=True)
+        ]
 
     def chained_keys(
         self,

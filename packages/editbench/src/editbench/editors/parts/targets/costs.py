@@ -10,7 +10,7 @@ from editbench.costs.stage import Known, StageCost, add_stages
 from editbench.editors.parts.replay.prefix_states import count_shared
 from editbench.editors.parts.subject_tokens import PromptRow
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.groups import find_others, group_requests
+from editbench.editors.parts.targets.groups import distinct_groups, group_requests
 from editbench.editors.parts.targets.optimizer import TargetTask
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
@@ -144,21 +144,11 @@ def find_unknown(
         warm_start: Whether offsets start from those of finished edits.
     """
     groups = group_requests(requests, share_subjects=share_subjects)
-    first = [group for index, group in enumerate(groups) if group[0] == index]
+    first = distinct_groups(groups)
     if folder is None:
         return make_tasks(model.tokens, requests, prefixes, first)
     cache = TargetCache(folder)
-    keys = [
-        cache.key(
-            model,
-            request,
-            layer,
-            settings,
-            prefixes,
-            others=find_others(requests, group, warm_start=warm_start),
-        )
-        for request, group in zip(requests, groups, strict=True)
-    ]
+    keys = cache.keys(model, requests, groups, layer, settings, prefixes, warm_start=warm_start)
     held = cache.read(keys)
     is_new = [known.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
     unknown = [group for group in first if any(is_new[member] for member in group)]

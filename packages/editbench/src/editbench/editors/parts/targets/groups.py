@@ -20,6 +20,11 @@ def group_requests(requests: Sequence[EditRequest], *, share_subjects: bool) -> 
     return [of_subject[request.subject] for request in requests]
 
 
+def distinct_groups(groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Each group of `group_requests` once, in the order of their first members."""
+    return [group for index, group in enumerate(groups) if group[0] == index]
+
+
 def find_others(
     requests: Sequence[EditRequest], group: Sequence[int], *, warm_start: bool
 ) -> list[EditRequest]:

@@ -17,7 +17,7 @@ from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import STAGE, chunk_tasks, make_tasks
-from editbench.editors.parts.targets.groups import find_others, group_requests
+from editbench.editors.parts.targets.groups import distinct_groups, group_requests
 from editbench.editors.parts.targets.optimizer import (
     FinishedTarget,
     TargetOptimizer,
@@ -91,25 +91,15 @@ def optimize_target_hidden(
     """
     outcomes: dict[int, FinishedTarget] = {}
     groups = group_requests(requests, share_subjects=share_subjects)
-    keys = [
-        cache.key(
-            model,
-            request,
-            layer,
-            settings,
-            prefixes,
-            others=find_others(requests, groups[index], warm_start=warm_start),
-        )
-        for index, request in enumerate(requests)
-    ]
+    keys = cache.keys(model, requests, groups, layer, settings, prefixes, warm_start=warm_start)
     outcomes.update(cache.read(keys))
     report_progress(
         STAGE, len(outcomes), len(requests), f"{len(outcomes)} from the cache" if outcomes else ""
     )
     unknown = [
         group
-        for index, group in enumerate(groups)
-        if group[0] == index and not all(member in outcomes for member in group)
+        for group in distinct_groups(groups)
+        if not all(member in outcomes for member in group)
     ]
     tasks = make_tasks(model.tokens, requests, prefixes, unknown)
     optimizer = TargetOptimizer(
