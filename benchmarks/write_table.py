@@ -50,13 +50,17 @@ def main() -> None:
     lines.append("|---|---|" + "--:|" * (len(_HALF_COLUMNS) - 1))
     for record in records:
         lines += [_half(row) for row in record["rows"] if "dtype" in row]
+    lines += ["", "| compiled | a step as it is | compiled | compiling | steps until it has paid |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for record in records:
+        lines += [_compiled(row) for row in record["rows"] if "eager_seconds" in row]
     lines += ["", "Recorded by:", ""]
     for record in records:
         machine = record["machine"]
         n_threads = machine["threads"]
         threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
         where = f"{threads} of {machine['cores']} cores, torch {machine['torch']}"
-        is_timed = any("slow" in row or "seconds" in row for row in record["rows"])
+        is_timed = any({"slow", "seconds", "eager_seconds"} & row.keys() for row in record["rows"])
         how = f"median of {record['repeats']}" if is_timed else "not timed"
         lines.append(f"- `{record['command']}`: {where}, {how}")
     Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
@@ -98,6 +102,13 @@ def _half(row: dict[str, Any]) -> str:
             value = f"{100 * value:.2g} %" if is_share else f"{value:.4g}"
         cells.append(value)
     return f"| {' | '.join(cells)} |"
+
+
+def _compiled(row: dict[str, Any]) -> str:
+    timed = ("eager_seconds", "compiled_seconds", "compiling_seconds")
+    cells = [row["what"], *(_seconds(row[each]) if each in row else "failed" for each in timed)]
+    n_steps = row.get("n_steps_to_pay")
+    return f"| {' | '.join([*cells, 'never' if n_steps is None else f'{n_steps:,}'])} |"
 
 
 def _seconds(seconds: float) -> str:

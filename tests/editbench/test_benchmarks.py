@@ -68,6 +68,15 @@ def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
         assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
 
 
+def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
+    arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
+    (row,) = run("compiled_replay", *arguments, out=tmp_path / "record.json")
+    assert row["eager_seconds"] > 0
+    assert row["compiled_seconds"] > 0
+    assert row["compiling_seconds"] > 0
+    assert row["difference"] < 1e-5
+
+
 def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
