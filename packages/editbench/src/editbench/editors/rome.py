@@ -163,10 +163,11 @@ class Rome(Editor):
         moments = obtain_second_moments(
             model, (config.layer,), config.second_moment_tokens, resources
         )
-        moment = moments[config.layer]
-        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
         cache = TargetCache(resources.cache)
-        cache_keys = cache.chained_keys(model, requests, config, prefixes.flat, moment)
+        cache_keys = cache.chained_keys(
+            model, requests, config, prefixes.flat, moments[config.layer]
+        )
+        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
         known = cache.read(cache_keys)
         optimizer = TargetOptimizer(model, site, config, replay=True)
         weight_name = model.architecture.weight_name(site.module)
@@ -191,7 +192,7 @@ class Rome(Editor):
                 update = self._solve(reading.keys, reading.values, target, second_moment)
                 add_to_weight(update)
                 targets.append(known[index])
-                updates.append(UpdateFactors(update.left.cpu(), update.right.cpu()))
+                updates.append(update.to("cpu"))
                 loss = known[index].loss
                 resources.report_progress(STAGE, index + 1, len(requests), f"loss {loss:.3f}")
         return WeightEdit.build(

@@ -6,12 +6,15 @@ bytes for each layer spares it.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from editbench.editors.parts.second_moments.collection_files import alone
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from memit_core import (
@@ -101,7 +104,8 @@ def obtain_factor(
 ) -> LiveFactor | None:
     """Read a second moment's factors from the cache, or factorize it and keep them there.
 
-    They are found by what the second moment is from and by the bits of its diagonal.
+    They are found by what the second moment is from and by the bits of its diagonal; where nobody
+    knows what it is from, by all of its bits. Whoever wants the same at the same time waits.
 
     Args:
         moments: Second moments, of which that of `layer` is read.
@@ -110,43 +114,54 @@ def obtain_factor(
         device: Where solves are to be done.
 
     Returns:
-        None where there is no cache, where nobody knows what the second moment is from, or where it
-        is singular.
+        None where there is no cache, or where the second moment is singular.
 
     Raises:
         SecondMomentError: They cannot be written.
     """
-    origin = moments.provenance
-    if cache is None or origin is None or any(name not in origin for name in _ORIGIN):
+    if cache is None:
         return None
     moment = moments[layer]
-    diagonal = moment.diagonal().contiguous()
-    live = (diagonal > 0).to(device)
-    digest = hashlib.sha256(json.dumps([layer, origin], sort_keys=True).encode())
-    digest.update(diagonal.double().numpy().data)
-    path = cache / "factors" / f"{digest.hexdigest()[:32]}.safetensors"
+    path = cache / "factors" / f"{_name(moment, layer, moments.provenance)}.safetensors"
     is_singular = path.with_suffix(".singular")  # an empty file, so as not to try again
-    if is_singular.exists():
-        return None
-    if path.exists():
-        try:
-            return LiveFactor(load_factor(path, device=device).factorized, live)
-        except MemitCoreError:
-            path.unlink(missing_ok=True)  # damaged: it will be written anew
+    live = moment.diagonal() > 0
+    if (found := _read(path, live, device)) is not None or is_singular.exists():
+        return found
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
-        except IllPosedError:
-            is_singular.touch()
-            return None
-        save_factor(path, factorized, {"layer": layer, **origin})
-    except (OSError, MemitCoreError) as error:
+        with alone(path):
+            if (found := _read(path, live, device)) is not None or is_singular.exists():
+                return found
+            try:
+                factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
+            except IllPosedError:
+                is_singular.touch()
+                return None
+            save_factor(path, factorized, {"layer": layer, **(moments.provenance or {})})
+    except (OSError, MemitCoreError, SecondMomentError) as error:
         raise SecondMomentError(
             f"second moments of layer {layer}: cannot keep factors: {error}. Free space, choose "
             "another folder with --cache, or go without by --no-cache."
         ) from error
-    return LiveFactor(factorized, live)
+    return LiveFactor(factorized, live.to(device))
+
+
+def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
+    is_known = origin is not None and all(name in origin for name in _ORIGIN)
+    digest = hashlib.sha256(json.dumps([layer, origin], sort_keys=True).encode())
+    bits = moment.diagonal().contiguous() if is_known else moment.contiguous()
+    digest.update(bits.numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path, live: Tensor, device: torch.device) -> LiveFactor | None:
+    """What a file holds; None if it is not there, or damaged, and then it is removed."""
+    if not path.exists():
+        return None
+    try:
+        return LiveFactor(load_factor(path, device=device).factorized, live.to(device))
+    except MemitCoreError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _restrict(moment: Tensor, live: Tensor) -> Tensor:
