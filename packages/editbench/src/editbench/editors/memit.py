@@ -101,7 +101,7 @@ def derive_memit_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "preservation_weight": round(d_key * 15_000 / 16_384, 1),
         "learning_rate": 0.1,
         "learning_rate_unit": "relative",
-        "second_moment_tokens": max(25_000, 10 * d_key),
+        "second_moment_tokens": "auto",
     }
 
 

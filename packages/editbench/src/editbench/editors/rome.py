@@ -86,7 +86,7 @@ def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "layer": min(n_layers - 1, round(n_layers / 3)),
         "learning_rate": 0.2,
         "learning_rate_unit": "relative",
-        "second_moment_tokens": max(25_000, 10 * d_key),
+        "second_moment_tokens": "auto",
     }
 
 
