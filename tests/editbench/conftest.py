@@ -117,6 +117,19 @@ FAMILIES: dict[str, tuple[hf.PreTrainedConfig, str, str, str, str | None, bool]]
         hf.BloomConfig(hidden_size=32, n_layer=4, n_head=4, **_TOKENS),
         "transformer.h", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f", False,
     ),
+    "mpt": (  # ALiBi that counts places, padding included
+        hf.MptConfig(
+            d_model=32, n_heads=4, n_layers=4, max_seq_len=128, expansion_ratio=2, **_TOKENS
+        ),
+        "transformer.blocks", "ffn.down_proj", "attn.out_proj", "transformer.norm_f", False,
+    ),
+    "gpt_neo": (  # every other block looks at six places
+        hf.GPTNeoConfig(
+            hidden_size=32, num_layers=4, num_heads=4, max_position_embeddings=64, window_size=6,
+            attention_types=[[["global", "local"], 2]], **_TOKENS,
+        ),
+        "transformer.h", "mlp.c_proj", "attn.attention.out_proj", "transformer.ln_f", False,
+    ),
 }  # fmt: skip
 
 

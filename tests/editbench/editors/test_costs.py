@@ -35,7 +35,7 @@ REQUESTS = [case.request for case in toy_cases(6)]
 PREFIXES = ContextPrefixes((("",), ("Ana Lund met Boris Sato. ", "It is known. ")))
 SETTINGS = TargetSettings(n_steps=20, stop_loss=0)  # nobody stops early
 LAYER = 2
-N_COMPARED = 3  # prefixes, suffix and replay of a few rows, to compare with the model's own
+N_COMPARED = 4  # prefixes, replay and whole rows of a few, which are compared
 PROBE = (1, 4)  # the short row on which `SparedModules` finds out what need not be computed
 
 

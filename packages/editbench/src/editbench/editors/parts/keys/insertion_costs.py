@@ -7,6 +7,7 @@ from typing import Self
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.keys.context_states import can_share
 from editbench.editors.parts.keys.sweep_rows import SweepRow, batch_rows, make_rows
 from editbench.editors.parts.placement import (
     count_solve_bytes,
@@ -106,7 +107,7 @@ def plan_insertion(
         module: Whose output projection is written to.
     """
     size = model.size
-    rows = make_rows(model, requests, prefixes, weighting, share=True)
+    rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
     batches = [_RowBatch.of(batch) for batch in batch_rows(rows, model.token_budget)]
     contexts = {row.context for row in rows if row.context}
     shared = _RowBatch.of_contexts(contexts)
