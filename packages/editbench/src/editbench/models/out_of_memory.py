@@ -18,7 +18,13 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 # What libraries below torch say instead of raising its `OutOfMemoryError`.
-_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_WORDS = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
 # What may say so: work may hold other work, which has been divided as far as it can be.
 _MAY_BE = (RuntimeError, MemoryError, DeviceMemoryError)
 
