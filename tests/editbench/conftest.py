@@ -1,8 +1,10 @@
 """Tiny random models of every family, and tiny tokenizers of every kind."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -256,3 +258,32 @@ def model_folder(
         return folder
 
     return save
+
+
+@pytest.fixture
+def room_for() -> Callable[..., AbstractContextManager[list[int]]]:
+    """A device whose memory runs out in a block where more rows than so many run together.
+
+    ``with room_for(model, n_rows, layer=-1) as sizes``: `sizes` are those of all calls.
+    """
+
+    @contextmanager
+    def give_room(model: EditableModel, n_rows: int, layer: int = -1) -> Iterator[list[int]]:
+        sizes: list[int] = []
+
+        def refuse(
+            module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+        ) -> None:
+            sizes.append(len(args[0] if args else kwargs["hidden_states"]))
+            if sizes[-1] > n_rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        block = model.architecture.block(range(model.architecture.n_layers)[layer])
+        module = model.model.get_submodule(block)
+        handle = module.register_forward_pre_hook(refuse, with_kwargs=True)
+        try:
+            yield sizes
+        finally:
+            handle.remove()
+
+    return give_room

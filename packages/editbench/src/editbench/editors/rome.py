@@ -34,6 +34,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import SecondMomentError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import else_on_cpu
 from editbench.requests import EditRequest
 from memit_core import (
     FactorizedSecondMoment,
@@ -244,11 +245,14 @@ def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> Con
 def _factorize(
     moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
 ) -> FactorizedSecondMoment:
-    factor = obtain_factor(moments, layer, cache, device)
-    if factor is not None and bool(factor.live.all()):
-        return factor.factorized
-    try:
+    def factorize(device: torch.device) -> FactorizedSecondMoment:
+        factor = obtain_factor(moments, layer, cache, device)
+        if factor is not None and bool(factor.live.all()):
+            return factor.factorized
         return FactorizedSecondMoment(moments[layer].to(device))
+
+    try:
+        return else_on_cpu(f"factorizing second moments of layer {layer}", device, factorize)
     except MemitCoreError as error:
         raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
 

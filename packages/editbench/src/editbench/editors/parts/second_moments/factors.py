@@ -17,6 +17,7 @@ from torch import Tensor
 from editbench.editors.parts.second_moments.collection_files import alone
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
+from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,
@@ -52,7 +53,9 @@ def solve_layer(
     preservation_weight: float,
     cache: Path | None,
 ) -> UpdateFactors | Tensor:
-    """Solve Eqn 14 for one layer, by whichever way is cheaper.
+    """Solve Eqn 14 for one layer, by whichever way is cheaper, on the device of `keys`.
+
+    Where that has too little memory for matrices of d_key × d_key, it is done on the CPU.
 
     Dimensions that neither ordinary text nor an edit ever uses are left out. ReLU models have
     neurons that never fire. They make C singular, yet nothing can depend on what the update says
@@ -67,12 +70,29 @@ def solve_layer(
         cache: Where factors are kept; None keeps and uses none.
 
     Returns:
-        Δ: as factors of rank n_edits if that is less than either of its sides, else dense.
+        Δ: as factors of rank n_edits if that is less than either of its sides, else dense; on the
+        device where it was solved for.
 
     Raises:
         MemitCoreError: The system is singular, or something is not finite.
         SecondMomentError: A factor cannot be written.
     """
+
+    def solve(device: torch.device) -> UpdateFactors | Tensor:
+        rows = (keys.to(device), residuals.to(device))
+        return _solve(*rows, moments, layer, preservation_weight, cache)
+
+    return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+
+
+def _solve(
+    keys: Tensor,
+    residuals: Tensor,
+    moments: LayerMoments,
+    layer: int,
+    preservation_weight: float,
+    cache: Path | None,
+) -> UpdateFactors | Tensor:
     n_edits, d_key = keys.shape
     second_moment: Tensor | FactorizedSecondMoment
     # Up to here the dual with C factorized takes fewer operations than the primal without.
