@@ -186,9 +186,9 @@ class SuffixReplay(OffsetForward):
                 replayed = self.logits(offsets)
             except ModelError as error:
                 raise ReplayMismatchError(str(error)) from error
-        error, tolerated = relative_error(replayed, expected), tolerated_error(expected.dtype)
-        if not error <= tolerated:
+        off, tolerated = relative_error(replayed, expected), tolerated_error(expected.dtype)
+        if not off <= tolerated:
             raise ReplayMismatchError(
-                f"suffix replay: logits differ from the model's own by {error:.1e} of their size; "
+                f"suffix replay: logits differ from the model's own by {off:.1e} of their size; "
                 f"expected at most {tolerated:.1e}."
             )
