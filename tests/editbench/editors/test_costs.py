@@ -197,8 +197,9 @@ def test_operations_of_slices(network: EditableModel, monkeypatch: pytest.Monkey
 def test_keys(
     network: EditableModel, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A few rows would be run to see whether prefixes can be shared.
-    monkeypatch.setattr(LayerSweep, "_agrees", lambda self, rows: True)
+    # A few rows would be run to see whether prefixes can be shared, and blocks kept open.
+    for check in ("_agrees", "_can_open"):
+        monkeypatch.setattr(LayerSweep, check, lambda self, rows: True)
     config = MemitConfig(critical_layers=layers, preservation_weight=1.0)
     planned = plan_memit(network, config)["keys"]
     initial = torch.zeros(len(REQUESTS), network.architecture.d_model)

@@ -50,6 +50,11 @@ class ContextStates:
         )
         self._layer, self._states = first, self._calls.entry
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the model has put keys and values of all layers into the cache it was given."""
+        return all(hasattr(latest, "keys") for latest in self._latest)
+
     def advance(self, layer: int) -> None:
         """Bring all layers up to `layer` in line with the weights of those before it."""
         with torch.no_grad():
@@ -75,22 +80,17 @@ class ContextStates:
         model = self._model
         index = torch.tensor([self._place[context] for context in contexts], device=model.device)
         cache = DynamicCache(config=model.model.config)
-        for number, latest in enumerate(self._latest):
-            places = index.to(latest.keys.device)
-            cache.update(latest.keys[places], latest.values[places], number)
-            _hand_out(cache.layers[number], latest, index)
+        layers: list[Any] = cache.layers
+        for cache_layer, latest in zip(layers, self._latest, strict=True):
+            _hand_out(cache_layer, latest, index)
         inputs = model.batch(rows)
         move_positions(inputs, [len(context) for context in contexts])
         masks = [self._mask[index], inputs["attention_mask"]]
         inputs["attention_mask"] = torch.cat(masks, dim=1)
         arguments = {**inputs, "past_key_values": cache, "use_cache": True}
-        calls = BlockCalls.record(
+        return BlockCalls.record(
             model, lambda: model.model.base_model(**arguments), first=first, last=last, stop=True
         )
-        own: list[Any] = cache.layers
-        for cache_layer in own:
-            cache_layer.keys = cache_layer.values = None
-        return calls
 
 
 class _Latest:
@@ -117,4 +117,9 @@ def _hand_out(cache_layer: Any, source: _Latest, index: Tensor) -> None:
             torch.cat([source.values[rows], values], dim=-2),
         )
 
+    # How long they are is all that models ask of what it holds: one row stands for all of them.
+    cache_layer.keys = source.keys[:1].expand(len(index), -1, -1, -1)
+    cache_layer.values = source.values[:1].expand(len(index), -1, -1, -1)
+    cache_layer.dtype, cache_layer.device = source.keys.dtype, source.keys.device
+    cache_layer.is_initialized = True
     cache_layer.update = update

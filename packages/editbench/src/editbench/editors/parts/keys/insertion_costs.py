@@ -8,7 +8,12 @@ from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.context_states import can_share
-from editbench.editors.parts.keys.sweep_rows import SweepRow, batch_rows, make_rows
+from editbench.editors.parts.keys.sweep_rows import (
+    SweepRow,
+    batch_rows,
+    count_kept,
+    make_rows,
+)
 from editbench.editors.parts.placement import (
     count_solve_bytes,
     place_second_moments,
@@ -108,29 +113,33 @@ def plan_insertion(
     """
     size = model.size
     rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
-    batches = [_RowBatch.of(batch) for batch in batch_rows(rows, model.token_budget)]
+    row_batches = batch_rows(rows, model.token_budget)
+    batches = [_RowBatch.of(batch) for batch in row_batches]
     contexts = {row.context for row in rows if row.context}
     shared = _RowBatch.of_contexts(contexts)
     # They are run to the end of the model first, and then again as the weights change.
     n_shared = size.n_layers + layers[-1] - layers[0] + len(layers)
     n_flops = n_shared * shared.block_flops(size) if contexts else 0.0
     n_passes = n_shared if contexts else 0
-    for batch in batches:
-        n_whole, n_read = _count_blocks(layers, is_bare=batch.is_bare)
-        n_flops += n_whole * batch.block_flops(size) + n_read * batch.read_flops(size)
-        n_passes += n_whole + n_read
     n_edits, d_key = len(requests), model.d_key(layers[0], module)
-    n_own = sum(batch.n_padded for batch in batches)
-    states = n_own * size.d_model * size.itemsize
-    is_on_device = place_states(model, states, n_edits, d_key) == model.device
-    n_kept = states if is_on_device else 0
+    opens = (
+        module == "mlp" and len(layers) > 1
+    )  # but where there is a norm behind it, which only a run finds out
+    for batch in batches:
+        n_whole, n_read, n_closed = _count_blocks(layers, goes_on=batch.is_bare, opens=opens)
+        n_flops += n_whole * batch.block_flops(size) + n_read * batch.read_flops(size)
+        n_flops += n_closed * 2 * d_key * size.d_model * batch.n_tokens
+        n_passes += n_whole + n_read
+    kept = count_kept(row_batches, size.d_model, d_key if opens else 0) * size.itemsize
+    is_on_device = place_states(model, kept, n_edits, d_key) == model.device
+    n_kept = kept if is_on_device else 0
     found = n_edits * (d_key + 2 * size.d_model) * _FLOAT32
-    working = max((each.n_padded * size.working_bytes(each.n_keys) for each in batches), default=0)
+    working = max((batch.working_bytes(size) for batch in batches), default=0)
     place = "" if is_on_device else ", states in main memory"
     n_batches = len(batches) + bool(contexts)
     cost = StageCost(
         name="keys",
-        n_tokens=n_own + shared.n_padded,
+        n_tokens=sum(batch.n_padded for batch in batches) + shared.n_padded,
         n_flops=n_flops,
         n_read_bytes=n_passes * size.n_weight_bytes / size.n_layers,
         n_block_calls=n_passes,
@@ -185,6 +194,11 @@ class _RowBatch:
         """What a token attends to."""
         return self.context + self.width
 
+    def working_bytes(self, size: DecoderSize) -> int:
+        """Bytes while one block runs; what it sees of the context is copied for each row."""
+        copied = 2 * self.n_rows * self.context * size.d_cache * size.itemsize
+        return self.n_padded * size.working_bytes(self.n_keys) + copied
+
     def block_flops(self, size: DecoderSize) -> float:
         """One block's forward pass."""
         return size.block_flops(self.n_tokens, self.n_padded * self.n_keys)
@@ -192,19 +206,32 @@ class _RowBatch:
     def read_flops(self, size: DecoderSize) -> float:
         """The same, if only what it says at the subjects is read: the MLP works there alone."""
         n_pairs = self.n_padded * self.n_keys
-        return size.block_flops(self.n_padded, n_pairs, n_mlp_tokens=self.n_rows)
+        return size.block_flops(self.n_tokens, n_pairs, n_mlp_tokens=self.n_rows)
 
 
-def _count_blocks(layers: Sequence[int], *, is_bare: bool) -> tuple[int, int]:
-    """How many blocks rows are sent through, and how many more are read at the subjects alone.
+def _count_blocks(layers: Sequence[int], *, goes_on: bool, opens: bool) -> tuple[int, int, int]:
+    """How often rows are sent through a block.
 
     All rows go through each block in front of the last critical one, and are read at each critical
     one. What the last one says is asked of bare prompts after each update, so they go on to it from
-    there; at the first one it is known already.
+    there; before any update it is known already.
+
+    Args:
+        layers: Critical layers.
+        goes_on: Whether these are bare prompts.
+        opens: Whether blocks are kept open, so that going on and coming back take one run.
+
+    Returns:
+        Blocks that all of the rows' tokens go through, blocks that are read at the subjects alone,
+        and projections besides those.
     """
-    last = layers[-1]
-    n_again = sum(last - layer for layer in layers[1:-1]) if is_bare else 0
-    return last + n_again, len(layers)
+    last, between = layers[-1], layers[1:-1]
+    if not goes_on:
+        return last, len(layers), 0
+    if not opens:
+        return last + sum(last - layer for layer in between), len(layers), 0
+    n_again = sum(last - layer - 1 for layer in between)
+    return last + n_again, len(between) + 1, len(between)
 
 
 def plan_solve(

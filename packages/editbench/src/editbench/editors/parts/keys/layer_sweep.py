@@ -8,11 +8,18 @@ from torch import Tensor
 
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.context_states import ContextStates, can_share
-from editbench.editors.parts.keys.sweep_rows import SweepRow, batch_rows, make_rows
+from editbench.editors.parts.keys.open_block import OpenBlock, can_stay_open
+from editbench.editors.parts.keys.sweep_rows import (
+    SweepRow,
+    batch_rows,
+    count_kept,
+    make_rows,
+)
 from editbench.editors.parts.placement import place_states
 from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
+from editbench.models.agreement import agree
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding
 from editbench.models.editable import EditableModel
@@ -58,7 +65,8 @@ class _Batch:
         mask: 1 for a token, 0 for padding, `[n_rows, width]`.
         is_bare: Whether these are rows of the bare prompt.
         calls: The blocks.
-        states: What enters the layer at hand, `[n_rows, width, d_model]`.
+        states: What enters the layer at hand, `[n_rows, width, d_model]`; empty if it is open.
+        opened: The layer at hand, if it has run but for its projection.
     """
 
     rows: Sequence[SweepRow]
@@ -70,6 +78,7 @@ class _Batch:
     is_bare: bool
     calls: BlockCalls
     states: Tensor
+    opened: OpenBlock | None = None
 
 
 @dataclass
@@ -87,7 +96,9 @@ class LayerSweep:
     Every fact is run once up to the first critical layer, after each context prefix, and no
     further than the subject's last token; the prefixes themselves are run once for all facts. When
     a layer has been updated, the blocks from there to the next critical layer are run again from
-    the stored states; nothing before them is. Where memory runs out, batches are divided, and stay
+    the stored states; nothing before them is. Rows of bare prompts go on to the last critical layer
+    from each one, and so that they need not come back for it, the layer's block is kept open
+    (`OpenBlock`). Where memory runs out, batches are divided, and stay
     so; the parts' own arguments of the blocks are recorded anew, up to the first critical layer.
 
     Args:
@@ -130,13 +141,17 @@ class LayerSweep:
         rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
         if contexts := list(dict.fromkeys(row.context for row in rows if row.context)):
             self._contexts = ContextStates(model, contexts, first=first, last=last)
-            if not self._agrees([row for row in rows if row.context]):
+            is_complete = self._contexts.is_complete
+            if not is_complete or not self._agrees([row for row in rows if row.context]):
                 self._contexts = None
                 rows = make_rows(model, requests, prefixes, weighting, share=False)
         batches = batch_rows(rows, model.token_budget)
-        n_tokens = sum(len(batch) * max(len(row.own) for row in batch) for batch in batches)
-        n_bytes = n_tokens * model.architecture.d_model * model.model.dtype.itemsize
-        self._kept_on = place_states(model, n_bytes, len(requests), model.d_key(first, module))
+        bare = [row for row in rows if row.is_bare]
+        self._opens = module == "mlp" and first < last and self._can_open(bare)
+        d_key = model.d_key(first, module)
+        n_bytes = count_kept(batches, model.architecture.d_model, d_key if self._opens else 0)
+        n_bytes *= model.model.dtype.itemsize
+        self._kept_on = place_states(model, n_bytes, len(requests), d_key)
         halving = Halving(self._operation)
         self._batches = [part for batch in batches for part in halving.run(batch, self._start)]
 
@@ -187,27 +202,43 @@ class LayerSweep:
 
     def _measure(self, batch: _Batch, layer: int, *, with_hidden: bool) -> _Measured:
         """Advance one batch to `layer`, and read what it shows there."""
-        states = batch.states.to(self._model.device)
-        with skipping_padding(self._model, batch.mask, range(batch.layer, layer)):
-            states = batch.calls.run(states, batch.layer, layer - 1)
-        # At once: what follows may run out of memory, and the batch then goes on from here.
-        batch.states, batch.layer = states.to(self._kept_on), layer
-        goes_on = with_hidden and layer < self._last
-        d_key = self._model.d_key(layer, self._module)
+        if batch.layer < layer:
+            self._advance(batch, layer)
         projection = self._model.architecture.projection(layer, self._module)
-        with capture(self._model.model, inputs_of=[projection]) as seen:
-            states = self._run_block(batch, states, layer, everywhere=goes_on)
-        inputs = seen.inputs[projection]
-        if inputs.numel() > len(batch.last) * d_key:
-            inputs = at_subjects(inputs, batch.last)
-        keys = inputs.reshape(-1, d_key).to(self._model.device, torch.float32)
+        goes_on = with_hidden and layer < self._last
+        states = batch.states.to(self._model.device)
+        if self._opens and batch.is_bare and layer < self._last:
+            if batch.opened is None:
+                opened = OpenBlock.run(
+                    self._model, projection, batch.mask, lambda: self._run(batch, states, layer)
+                )
+                batch.opened, batch.states = opened.moved(self._kept_on), states.new_empty(0)
+            inputs = batch.opened.inputs_at(batch.last)
+            states = batch.opened.close(self._model, projection) if goes_on else states
+        else:
+            with capture(self._model.model, inputs_of=[projection]) as seen:
+                states = self._read(batch, states, layer, everywhere=goes_on)
+            inputs = _at_last(seen.inputs[projection], batch)
+        keys = inputs.to(self._model.device, torch.float32)
         if not with_hidden:
             return _Measured(batch, keys, None)
         if goes_on:
-            with skipping_padding(self._model, batch.mask, range(layer + 1, self._last)):
-                states = batch.calls.run(states, layer + 1, self._last - 1)
-            states = self._run_block(batch, states, self._last, everywhere=False)
+            states = self._run(batch, states, layer + 1, self._last - 1)
+            states = self._read(batch, states, self._last, everywhere=False)
         return _Measured(batch, keys, at_subjects(states, batch.last).to(keys))
+
+    def _advance(self, batch: _Batch, layer: int) -> None:
+        """Bring a batch to what enters `layer`, with the weights of all before it as they are."""
+        start = batch.layer
+        if batch.opened is None:
+            states = batch.states.to(self._model.device)
+        else:
+            projection = self._model.architecture.projection(start, self._module)
+            states = batch.opened.close(self._model, projection)
+            start += 1
+        states = self._run(batch, states, start, layer - 1)
+        # What follows may run out of memory, and the batch then goes on from here.
+        batch.states, batch.layer, batch.opened = states.to(self._kept_on), layer, None
 
     def _part(self, batch: _Batch, places: Sequence[int]) -> _Batch:
         """Some rows of a batch, by themselves, as far as the batch has come."""
@@ -215,15 +246,29 @@ class LayerSweep:
         # in its own way. No critical layer's weights have a say in it.
         part = self._start([batch.rows[place] for place in places])
         width = part.mask.shape[1]
-        part.states = batch.states[places[0] : places[-1] + 1, :width].clone()
+        if batch.opened is None:
+            part.states = batch.states[places[0] : places[-1] + 1, :width].clone()
+        else:
+            part.opened, part.states = batch.opened.part(places, width), batch.states
         part.layer = batch.layer
         return part
 
-    def _run_block(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
+    def _run(self, batch: _Batch, states: Tensor, first: int, last: int | None = None) -> Tensor:
+        """Run blocks `first` … `last`, or one; nothing is done about padding where it matters."""
+        last = first if last is None else last
+        with skipping_padding(self._model, batch.mask, range(first, last + 1)):
+            return batch.calls.run(states, first, last)
+
+    def _read(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
         """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
+        if everywhere:
+            return self._run(batch, states, layer)
+        mlps = find_mlps(self._model, [layer])
         rows = torch.arange(len(batch.last), device=batch.last.device)
-        places = None if everywhere else Places(rows, batch.last)
-        with only_at(find_mlps(self._model, [layer]), places):
+        with (
+            skipping_padding(self._model, batch.mask, [layer], besides=mlps),
+            only_at(mlps, Places(rows, batch.last)),
+        ):
             return batch.calls.run(states, layer, layer)
 
     def _agrees(self, rows: Sequence[SweepRow]) -> bool:
@@ -242,8 +287,19 @@ class LayerSweep:
         with torch.no_grad():
             states = batch.calls.run(batch.states, self._first, last)
         found = at_subjects(states, batch.last).to(expected)
-        tolerance = 64 * torch.finfo(model.model.dtype).eps * expected.abs().max()
-        return bool((found - expected).abs().max() <= tolerance)
+        return agree(found, expected, model.model.dtype)
+
+    def _can_open(self, rows: Sequence[SweepRow]) -> bool:
+        """Whether blocks can be kept open; found out on the first critical one and a row."""
+        projection = self._model.architecture.projection(self._first, self._module)
+        batch = self._start(rows[:1])
+        states = batch.states.to(self._model.device)
+        with torch.no_grad():
+            return can_stay_open(
+                self._model,
+                projection,
+                lambda: batch.calls.run(states, self._first, self._first),
+            )
 
     def _start(self, rows: Sequence[SweepRow]) -> _Batch:
         model = self._model
@@ -265,7 +321,7 @@ class LayerSweep:
                     stop=True,
                 )
         states = calls.entry.to(self._kept_on)
-        calls.entry = states[:0]  # it is not to be kept twice
+        calls.entry = states.new_empty(0)  # it is not to be kept twice
         device = model.device
         return _Batch(
             rows=rows,
@@ -278,6 +334,16 @@ class LayerSweep:
             calls=calls,
             states=states,
         )
+
+
+def _at_last(inputs: Tensor, batch: _Batch) -> Tensor:
+    """Where rows end, what a module was given: everywhere, at all tokens, or at the ends alone."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    if len(flat) == batch.mask.numel():
+        return at_subjects(flat, batch.last)
+    if len(flat) == len(batch.last):
+        return flat
+    return flat[((batch.last + 1).cumsum(dim=0) - 1).to(flat.device)]
 
 
 def _inputs(model: EditableModel, rows: Sequence[PromptRow]) -> dict[str, object]:

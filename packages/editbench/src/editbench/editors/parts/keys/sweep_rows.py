@@ -70,3 +70,19 @@ def batch_rows(rows: Sequence[SweepRow], token_budget: int) -> list[list[SweepRo
         for some in kinds.values()
         for batch in length_sorted_batches([len(row.own) for row in some], token_budget)
     ]
+
+
+def count_kept(batches: Sequence[Sequence[SweepRow]], d_model: int, d_key: int) -> int:
+    """Numbers that are kept of batches from layer to layer.
+
+    Args:
+        batches: Rows that run together.
+        d_model: Width of a state.
+        d_key: Width of a key, of which those of bare prompts are kept; 0 keeps none.
+    """
+    return sum(
+        len(batch)
+        * max(len(row.own) for row in batch)
+        * (d_model + (d_key if batch[0].is_bare else 0))
+        for batch in batches
+    )

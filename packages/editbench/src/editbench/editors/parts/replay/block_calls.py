@@ -104,7 +104,7 @@ class BlockCalls:
         for layer in range(first, last + 1):
             call = self._calls[layer - self.first]
             output = self._blocks[layer - self.first](hidden, *call["args"], **call["kwargs"])
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple | list) else output
         return hidden
 
 
@@ -121,7 +121,7 @@ def _handing_on(model: EditableModel, modules: Sequence[nn.Module], first: int) 
 
     def hand_on(*args: Any, **kwargs: Any) -> object:
         hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
-        return (hidden, *answers[0][1:]) if isinstance(answers[0], tuple) else hidden
+        return (hidden, *answers[0][1:]) if isinstance(answers[0], tuple | list) else hidden
 
     before = model.model.get_submodule(model.architecture.block(max(0, first - 1)))
     silent = [module for module in modules if module is not before]
