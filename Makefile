@@ -46,7 +46,7 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 # The folder ../shared has to be there. Quiet machines only: the sides take turns, but all the same.
 benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json || exit 1; done
-	$(BIN)/python benchmarks/write_table.py docs/results/tables/benchmarks.md
+	$(BIN)/python benchmarks/write_table.py docs/results/tables
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

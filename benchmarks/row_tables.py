@@ -18,8 +18,8 @@ class RowTable:
 
     Attributes:
         needs: The fields that make a row one of these.
-        columns: By title, how the cell is written; a row has what it lacks from its record:
-            ``model`` of the settings, and ``repeats``.
+        columns: By title, how the cell is written; a row has what it lacks from its record, the
+            settings and ``repeats``.
         n_words: How many columns, from the left, are text and not numbers.
     """
 
@@ -37,8 +37,7 @@ class RowTable:
             yield ""
 
     def _rows(self, record: dict[str, Any]) -> Iterator[str]:
-        model = record["settings"].get("model", "")
-        shared = {"model": model, "repeats": record["repeats"]}
+        shared = {"model": "", "repeats": record.get("repeats"), **record["settings"]}
         for row in record["rows"]:
             if table_of(row) is self:
                 cells = (write({**shared, **row}) for write in self.columns.values())
@@ -98,7 +97,40 @@ def _paid(row: Row) -> str:
     return "never" if n_steps is None else f"{n_steps:,}"
 
 
+def _work(row: Row) -> str:
+    return f"{row['shape']}, {row['n_edits']:,} facts"
+
+
+def _stage_seconds(row: Row) -> str:
+    return f"{row['seconds']:,.1f}" if row["seconds"] >= 0.1 else f"{row['seconds']:.2g}"
+
+
+def _slowest_call(row: Row) -> str:
+    calls: Sequence[float] = row.get("seconds_of_calls", ())
+    if len(calls) < 2:
+        return ""
+    slowest = max(range(len(calls)), key=calls.__getitem__)
+    return f"{calls[slowest]:.2g} s, {slowest + 1} of {len(calls)}"
+
+
+def _petaflop(row: Row) -> str:
+    return f"{(row['flops'] + row['double_flops']) / 1e15:,.3g}" if "flops" in row else ""
+
+
 TABLES = (
+    RowTable(
+        frozenset({"stage"}),
+        {
+            "work": _work,
+            "stage": _text("stage"),
+            "seconds": _stage_seconds,
+            "slowest call": _slowest_call,
+            "PFLOP": _petaflop,
+            "utilization": _percent("utilization", ".0f"),
+            "peak GiB": _number("peak_gib", ".1f"),
+        },
+        n_words=2,
+    ),
     RowTable(
         frozenset({"slow", "fast"}),
         {
@@ -168,11 +200,14 @@ TABLES = (
         frozenset({"eager_seconds"}),
         {
             "compiled": _text("what"),
+            "by": _text("compiler"),
+            "model": _text("model"),
             "a step as it is": _time("eager_seconds"),
             "compiled ": _time("compiled_seconds"),
             "compiling": _time("compiling_seconds"),
             "steps until it has paid": _paid,
         },
+        n_words=3,
     ),
     RowTable(
         frozenset({"excess"}),

@@ -79,10 +79,13 @@ def record(
             for name, value in row.items()
         )
         print(", ".join(cells))
+    device = str(getattr(args, "device", "cpu"))
+    on_gpu = device.startswith("cuda")
     content = {
         "benchmark": Path(sys.argv[0]).stem,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": {
+            **({"device": torch.cuda.get_device_name(device)} if on_gpu else {}),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "threads": args.threads,

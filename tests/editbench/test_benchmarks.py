@@ -140,12 +140,32 @@ def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     assert few < many  # larger chunks
 
 
-def test_the_table_holds_every_record(tmp_path: Path) -> None:
-    table = tmp_path / "table.md"
-    command = [sys.executable, "benchmarks/write_table.py", str(table)]
+def write_tables(folder: Path, *arguments: str) -> tuple[str, str]:
+    """The tables of records of CPUs and of GPUs."""
+    command = [sys.executable, "benchmarks/write_table.py", str(folder), *arguments]
     subprocess.run(command, cwd=REPOSITORY, check=True)
-    text = table.read_text()
-    for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
-        record = json.loads(path.read_text())
-        assert record["command"] in text
-        assert all(f"| {row['what']} |" in text for row in record["rows"])
+    return (folder / "benchmarks.md").read_text(), (folder / "gpu_benchmarks.md").read_text()
+
+
+def test_the_tables_hold_every_record(tmp_path: Path) -> None:
+    texts = write_tables(tmp_path)
+    results = REPOSITORY / "benchmarks" / "results"
+    for text, folder in zip(texts, (results, results / "gpu"), strict=True):
+        for path in folder.glob("*.json"):
+            record = json.loads(path.read_text())
+            assert record["command"] in text
+            names = [row.get("what", row.get("stage")) for row in record["rows"]]
+            assert all(f"| {name} |" in text for name in names)
+
+
+def test_a_row_of_no_table_is_an_error(tmp_path: Path) -> None:
+    record = {
+        "benchmark": "x", "command": "python benchmarks/x.py", "repeats": 1, "settings": {},
+        "machine": {"cores": 1, "threads": 1, "torch": "2"}, "rows": [{"what": "x", "odd": 1}],
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    command = [sys.executable, "benchmarks/write_table.py", str(tmp_path)]
+    command += ["--results", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "no table for a row with what, odd" in ended.stderr
