@@ -197,6 +197,21 @@ TABLES = (
         n_words=2,
     ),
     RowTable(
+        frozenset({"option"}),
+        {
+            "options of z": _text("what"),
+            "option": lambda row: f"`{row['option']}`" if "=" in row["option"] else row["option"],
+            "seconds of z": _time("seconds"),
+            "times as fast": _number("ratio", ".2f"),
+            "steps of an offset": _number("mean_steps", ".1f"),
+            "S": _number("score", ".1f"),
+            "ES": _number("efficacy_success", ".1f"),
+            "PS": _number("paraphrase_success", ".1f"),
+            "NS": _number("neighborhood_success", ".1f"),
+        },
+        n_words=2,
+    ),
+    RowTable(
         frozenset({"eager_seconds"}),
         {
             "compiled": _text("what"),

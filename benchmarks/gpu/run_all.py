@@ -122,9 +122,7 @@ def run_steps(
             torch.cuda.empty_cache()
         taken = (time.monotonic() - began) / 60
         outcome = "failed" if step.name in failed else "done"
-        say(
-            f"{step.name}: {outcome} after {taken:.1f} minutes; {step.minutes:g} were planned"
-        )
+        say(f"{step.name}: {outcome} after {taken:.1f} minutes; {step.minutes:g} were planned")
     return int(bool(failed))
 
 

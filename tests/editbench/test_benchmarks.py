@@ -114,6 +114,23 @@ def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
         assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
 
 
+def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
+    sizes = ("--n-edits", "4", "--n-several", "60", "--n-tokens", "2000")
+    rows = run("options", *sizes, out=tmp_path / "record.json")
+    assert [row["option"] for row in rows] == [
+        "–", "stop_at=argmax", "warm_start=true", "–", "share_subjects=true"
+    ]  # fmt: skip
+    plain, argmax, _, apart, shared = rows
+    assert plain["ratio"] == apart["ratio"] == 1
+    assert argmax["mean_steps"] < plain["mean_steps"]
+    assert argmax["mean_loss"] > plain["mean_loss"]
+    assert shared["n_offsets"] < apart["n_offsets"] == 60
+    assert shared["mean_loss"] > apart["mean_loss"]  # one offset for two facts
+    for row in rows:
+        assert row["replay_failure"] is None
+        assert 80 < row["score"] <= 100
+
+
 def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
     arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
     (row,) = run("compiled_replay", *arguments, out=tmp_path / "record.json")
