@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
-BENCHMARKS := target_hidden insertion solve second_moments evaluation whole_edit growth causal_trace half_precision counts compiled_replay
+BENCHMARKS := target_hidden insertion solve second_moments evaluation whole_edit growth causal_trace half_precision counts compiled_replay sampling_error options
 MAX_EDITS_table2 := 300
 MAX_EDITS_scaling := 1000
 MAX_EDITS_weight-decay := 300
@@ -44,9 +44,9 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
 
 # The folder ../shared has to be there. Quiet machines only: the sides take turns, but all the same.
-benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about an hour).
+benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json || exit 1; done
-	$(BIN)/python benchmarks/write_table.py docs/results/tables/benchmarks.md
+	$(BIN)/python benchmarks/write_table.py docs/results/tables
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

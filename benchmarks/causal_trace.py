@@ -1,22 +1,23 @@
 """Benchmark: all cells of a prompt's causal trace by replay, against one cell at a time.
 
-    python benchmarks/causal_trace.py --work ../shared/reference/speed --out RESULT.json
+    python benchmarks/causal_trace.py --out benchmarks/results/causal_trace.json
 
-`--work` is a folder with `model/` (a configuration and a tokenizer; weights are made with a seed)
-and `requests.json`; without it the embedded model and world are traced. Both sides trace the same
-prompts with the same noise. Seconds are per prompt; the difference is the worst relative one of a
-score.
+Two models are traced: that in `--work`, a folder with `model/` (a configuration and a tokenizer;
+weights are made with a seed) and `requests.json`, and the embedded one about its own world. Both
+sides trace the same prompts with the same noise. Seconds are per prompt; the difference is the
+worst relative one of a score.
 """
 
 import argparse
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from one_cell_at_a_time import trace_cells
 from side_by_side import make_parser, record, time_in_turns
-from speed_work import make_model, read_requests
+from speed_work import DEFAULT_WORK, make_model, read_requests
 
 from editbench.atlas import default_world
 from editbench.models.editable import EditableModel
@@ -40,25 +41,22 @@ def read_work(folder: Path) -> tuple[EditableModel, list[KnownFact]]:
     return make_model(folder / "model"), facts
 
 
-def choose_prompts(args: argparse.Namespace) -> tuple[str, EditableModel, list[TracedPrompt]]:
+def choose_prompts(
+    name: str, work: Path, n_prompts: int
+) -> tuple[EditableModel, list[TracedPrompt]]:
     """The model and the prompts of both sides, evenly spaced over the facts."""
-    if args.work is None:
+    if name == "atlas":
         model = load_model("atlas", specs={"atlas": ATLAS}, device="cpu")
-        name, facts = "atlas", facts_of_cases(default_world().cases(100))
+        facts = facts_of_cases(default_world().cases(100))
     else:
-        (model, facts), name = read_work(args.work), str(args.work.name)
-    some = facts[:: max(1, len(facts) // args.n_prompts)][: args.n_prompts]
-    return name, model, [prompt_of(model, fact) for fact in some]
+        model, facts = read_work(work)
+    some = facts[:: max(1, len(facts) // n_prompts)][:n_prompts]
+    return model, [prompt_of(model, fact) for fact in some]
 
 
-def main() -> None:
-    """Measure both sides in turns, and record."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--work", type=Path, help="a folder with model/ and requests.json")
-    parser.add_argument("--n-prompts", type=int, default=4)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    name, model, prompts = choose_prompts(args)
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Run both sides in turns on one model."""
+    model, prompts = choose_prompts(name, args.work, args.n_prompts)
     n_layers = model.architecture.n_layers
     settings = TraceSettings(
         noise_level=3 * measure_spread(model, [prompt.fact for prompt in prompts]),
@@ -87,24 +85,31 @@ def main() -> None:
         for trace, cells in zip(traces, plain, strict=True)
         for kind, scores in cells.items()
     )
-    shared = {
-        "model": name,
-        "n_layers": n_layers,
-        "n_prompts": len(prompts),
-        "mean_tokens": statistics.mean(len(prompt.token_ids) for prompt in prompts),
-        "n_samples": settings.n_samples,
-        "kinds": KINDS,
-        "window": settings.window,
-        "replay_failure": tracer.replay_failure,
-    }
-    row = {
+    return {
         "what": "all cells of a prompt",
+        "model": args.work.name if name == "work" else name,
         "slow": slow / len(prompts),
         "fast": fast / len(prompts),
         "ratio": slow / fast,
         "difference": difference,
+        "n_layers": n_layers,
+        "n_prompts": len(prompts),
+        "mean_tokens": statistics.mean(len(prompt.token_ids) for prompt in prompts),
+        "n_samples": settings.n_samples,
+        "window": settings.window,
+        "replay_failure": tracer.replay_failure,
     }
-    record(args, shared, [row])
+
+
+def main() -> None:
+    """Parse the command line, measure, and record."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
+    parser.add_argument("--models", nargs="+", choices=["work", "atlas"], default=["work", "atlas"])
+    parser.add_argument("--n-prompts", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    record(args, {"kinds": KINDS}, [measure(name, args) for name in args.models])
 
 
 if __name__ == "__main__":

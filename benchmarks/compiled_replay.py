@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--n-edits", type=int, default=64)
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--modes", nargs="*", default=["default"], help="inductor's")
+    parser.set_defaults(repeats=15)  # steps; they are short
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     n_steps = args.repeats + 2

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judging import judge
 from side_by_side import make_parser, record
 from speed_work import DEFAULT_WORK, SpeedWork
 from torch.nn import functional
@@ -32,9 +33,6 @@ from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
-from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -120,19 +118,6 @@ def compare(found: TargetHidden, expected: TargetHidden) -> dict[str, Any]:
         "mean_steps": float(found.n_steps[finite].double().mean()),
         "mean_loss": float(found.losses[finite].double().mean()),
     }
-
-
-def judge(model: EditableModel, cases: Sequence[EditCase]) -> dict[str, float]:
-    """Success and accuracy of a model as it stands, each the mean over cases, in percent."""
-    metrics = (Success(), Accuracy())
-    questions = [each for case in cases for metric in metrics for each in metric.questions(case)]
-    answers = answer_questions(model, questions, seed=0, token_budget=model.token_budget)
-    values: dict[str, list[float]] = {}
-    for case in cases:
-        for metric in metrics:
-            for name, value in metric.values(case, answers).items():
-                values.setdefault(name, []).append(value)
-    return {name: statistics.fmean(found) for name, found in values.items()}
 
 
 def measure(

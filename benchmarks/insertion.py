@@ -26,6 +26,7 @@ from editbench.editors.memit import Memit
 from editbench.editors.parts.keys.layer_sweep import read_hidden
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.groups import group_requests
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.edits.edit import Edit
 from editbench.requests import EditRequest
@@ -71,13 +72,19 @@ def keep_targets(
 ) -> None:
     """Put the targets where the editor looks for finished ones."""
     cache = TargetCache(folder)
-    config = work.config
+    keys = cache.keys(
+        work.model,
+        requests,
+        group_requests(requests, share_subjects=work.config.share_subjects),
+        work.config.critical_layers[-1],
+        work.config,
+        work.prefixes.flat,
+        warm_start=work.config.warm_start,
+    )
     cache.write(
         {
-            cache.key(
-                work.model, request, config.critical_layers[-1], config, work.prefixes.flat
-            ): FinishedTarget(state, start, 0.0, 0)
-            for request, state, start in zip(requests, targets, initial, strict=True)
+            key: FinishedTarget(state, start, 0.0, 0)
+            for key, state, start in zip(keys, targets, initial, strict=True)
         }
     )
 

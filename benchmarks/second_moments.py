@@ -1,6 +1,6 @@
 """Benchmark: second moments of all layers in one pass, against one pass a layer.
 
-    python benchmarks/second_moments.py --work ../shared/reference/speed --out RESULT.json
+    python benchmarks/second_moments.py --out benchmarks/results/second_moments.json
 
 `--work` is as for `target_hidden.py`; the texts are the embedded world's. All sides read the same
 tokens in the same batches. A pass for one layer is a whole forward, or one that ends at the layer.

@@ -1,7 +1,8 @@
 """What all benchmarks share: sides that run in turns in one process, and a record of the outcome.
 
 Absolute times wander on shared machines. The sides of a comparison therefore take turns, `repeats`
-times each, and the ratio of their medians is what counts.
+times each, and the ratio of their medians is what counts. What a command does without options is
+what is recorded; `make benchmarks` gives `--out` alone.
 """
 
 import argparse
@@ -32,6 +33,18 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_most_repeated(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    """Add ``--most-repeated``: beyond it a run takes minutes, and is made once."""
+    parser.add_argument(
+        "--most-repeated", type=int, default=default, help=f"with more {what}, one turn only"
+    )
+
+
+def choose_repeats(args: argparse.Namespace, size: int) -> int:
+    """Turns of the sides for work of some size."""
+    return args.repeats if size <= args.most_repeated else 1
+
+
 def time_in_turns(sides: Sequence[Callable[[], Any]], repeats: int) -> list[tuple[float, Any]]:
     """Run the sides one after the other, `repeats` times.
 
@@ -57,7 +70,8 @@ def record(
         args: The parsed command line.
         settings: What the rows have in common: model, sizes, dtype.
         rows: One for each comparison: ``what`` is compared, the seconds of the ``slow`` and the
-            ``fast`` side, their ``ratio``, and what else is worth knowing, such as ``difference``.
+            ``fast`` side, their ``ratio``, and what else is worth knowing, such as ``difference``,
+            or ``repeats`` where the row has other than ``--repeats``.
     """
     for row in rows:
         cells = (
@@ -65,10 +79,13 @@ def record(
             for name, value in row.items()
         )
         print(", ".join(cells))
+    device = str(getattr(args, "device", "cpu"))
+    on_gpu = device.startswith("cuda")
     content = {
         "benchmark": Path(sys.argv[0]).stem,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": {
+            **({"device": torch.cuda.get_device_name(device)} if on_gpu else {}),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "threads": args.threads,

@@ -1,15 +1,15 @@
 """Benchmark: the update of one layer, against one solve with the whole matrix.
 
-    python benchmarks/solve.py --d 1024 4096 16384 --n 1 32 1000 10000 --out RESULT.json
+    python benchmarks/solve.py --out benchmarks/results/solve.json
 
 Slow side: λC + KᵀK in float64, `torch.linalg.solve` with Kᵀ on the right, and the result times Rᵀ,
 as the authors' code computes it. Fast sides: `solve_update` with C itself (primal), and with C's
-factors from a file (cached), reading the file included. Sizes that do not fit into memory are left
-out, with a line that says so. Memory is what torch allocates at most beside the arguments, in
-matrices of d × d.
+factors from a file (cached), reading the file included. Each side runs once beforehand, which pays
+for what is loaded and shows its memory: what torch allocates at most beside the arguments, in
+matrices of d × d. Sizes that do not fit into memory are left out, with a line that says so. With
+the largest matrices a turn takes minutes, and each side has one.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import make_parser, record, time_in_turns
+from side_by_side import (
+    add_most_repeated,
+    choose_repeats,
+    make_parser,
+    record,
+    time_in_turns,
+)
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from editbench.models.device_memory import free_memory
 from memit_core import FactorizedSecondMoment, load_factor, save_factor, solve_update
 
 WEIGHT = 15_000.0
@@ -55,8 +62,17 @@ def peak_matrices(run: Callable[[], object], d_key: int) -> float:
     return peak / (8 * d_key**2)
 
 
+def needed_bytes(n_edits: int, d_key: int) -> int:
+    """What the whole matrix's solve takes: C, the system twice, and the right side three times.
+
+    Besides a product of keys that is added to the system, and C's factors, which the file of them
+    leaves in memory.
+    """
+    return 8 * d_key * (5 * d_key + 3 * n_edits)
+
+
 def compare(
-    n_edits: int, d_key: int, moment: Tensor, file: Path, args: argparse.Namespace
+    n_edits: int, d_key: int, moment: Tensor, file: Path, repeats: int
 ) -> list[dict[str, Any]]:
     """Run the sides of one size in turns."""
     generator = torch.Generator().manual_seed(0)
@@ -70,9 +86,8 @@ def compare(
             keys, residuals, load_factor(file).factorized, preservation_weight=WEIGHT
         ),
     }
-    for run in sides.values():  # the first turn pays for memory and libraries
-        run()
-    timed = time_in_turns(list(sides.values()), args.repeats)
+    matrices = {name: peak_matrices(run, d_key) for name, run in sides.items()}
+    timed = time_in_turns(list(sides.values()), repeats)
     outcomes = dict(zip(sides, timed, strict=True))
     slow, expected = outcomes["whole"]
     assert isinstance(expected, Tensor)
@@ -87,8 +102,9 @@ def compare(
                 "fast": fast,
                 "ratio": slow / fast,
                 "difference": float((found - expected).norm() / expected.norm()),
-                "slow_matrices": peak_matrices(sides["whole"], d_key),
-                "fast_matrices": peak_matrices(sides[name], d_key),
+                "slow_matrices": matrices["whole"],
+                "fast_matrices": matrices[name],
+                "repeats": repeats,
             }
         )
     return rows
@@ -98,24 +114,31 @@ def main() -> None:
     """Parse the command line, measure every size that fits, print and write."""
     parser = make_parser(__doc__)
     parser.add_argument("--n", type=int, nargs="+", default=[1, 32, 1_000, 10_000])
-    parser.add_argument("--d", type=int, nargs="+", default=[1_024, 2_048])
+    parser.add_argument("--d", type=int, nargs="+", default=[1_024, 4_096, 16_384])
+    add_most_repeated(parser, 4_096, "dimensions")
     args = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty
     torch.set_num_threads(args.threads)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    memory = free_memory(torch.device("cpu"))
     rows = []
+    left_out = []
     with tempfile.TemporaryDirectory() as folder:
         for d_key in args.d:
-            if 8 * d_key * (5 * d_key + 3 * max(args.n)) > memory:  # what the slow side takes
-                print(f"d = {d_key:,} is left out: it does not fit into {memory / 1e9:.1f} GB")
+            fitting = [n for n in args.n if needed_bytes(n, d_key) <= memory]
+            for n_edits in sorted(set(args.n) - set(fitting)):
+                left_out.append(f"n = {n_edits:,}, d = {d_key:,}")
+                print(f"{left_out[-1]}: left out, it does not fit into {memory / 1e9:.1f} GB")
+            if not fitting:
                 continue
             moment = make_moment(d_key)
             file = Path(folder) / f"{d_key}.safetensors"
             save_factor(file, FactorizedSecondMoment(moment), None)
-            for n_edits in args.n:
-                rows += compare(n_edits, d_key, moment, file, args)
+            for n_edits in fitting:
+                rows += compare(n_edits, d_key, moment, file, choose_repeats(args, d_key))
             file.unlink()
-    record(args, {"preservation_weight": WEIGHT, "dtype": "float64"}, rows)
+            del moment
+    settings = {"preservation_weight": WEIGHT, "dtype": "float64", "left_out": left_out}
+    record(args, settings, rows)
 
 
 if __name__ == "__main__":

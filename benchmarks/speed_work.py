@@ -6,7 +6,7 @@ A work folder holds `model/` (a configuration and a tokenizer; weights are made 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,6 +59,12 @@ class SpeedWork:
             ),
         )
 
+    def shortened(self, n_steps: int | None) -> "SpeedWork":
+        """The same with fewer steps of z, to try a benchmark out; None leaves them."""
+        if n_steps is None:
+            return self
+        return replace(self, config=self.config.updated({"n_steps": n_steps}, "benchmark"))
+
     def more_requests(self, n: int) -> list[EditRequest]:
         """`n` facts: the subjects of the work's, with the relations and targets of each other."""
         own = self.requests
@@ -92,14 +98,11 @@ def read_requests(path: Path) -> list[EditRequest]:
 
 
 def random_moments(model: EditableModel, layers: tuple[int, ...]) -> dict[int, Tensor]:
-    """E[k kᵀ] of random keys: a solve takes as long, whatever the keys were."""
+    """E[k kᵀ] of random keys, the same for all layers: a solve takes as long, whatever it is."""
+    (d_key,) = {model.d_key(layer) for layer in layers}
     chance = torch.Generator().manual_seed(0)
-    moments = {}
-    for layer in layers:
-        d_key = model.d_key(layer)
-        keys = torch.randn(2 * d_key, d_key, generator=chance, dtype=torch.float64)
-        moments[layer] = keys.mT @ keys / len(keys)
-    return moments
+    keys = torch.randn(2 * d_key, d_key, generator=chance, dtype=torch.float64)
+    return dict.fromkeys(layers, keys.mT @ keys / len(keys))
 
 
 def write_moments(path: Path, model: EditableModel, moments: dict[int, Tensor]) -> None:

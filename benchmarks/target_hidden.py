@@ -65,9 +65,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
     parser.add_argument("--n-edits", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--n-slow", type=int, default=8, help="edits of the slow side")
+    parser.add_argument("--n-steps", type=int, help="of z; by default those of the work")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    work = SpeedWork.read(args.work)
+    work = SpeedWork.read(args.work).shortened(args.n_steps)
     rows = [measure(work, n, args.n_slow, args.repeats) for n in args.n_edits]
     settings = {"model": args.work.name, "dtype": "float32", "slow": "one edit at a time"}
     record(args, settings, rows)

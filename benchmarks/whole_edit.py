@@ -4,7 +4,7 @@
 
 The usual way optimizes z one edit at a time, runs two full forwards a layer, solves with
 `torch.linalg.solve`, and asks record by record. Its z are timed on some of the edits, and the rest
-is taken to last as long.
+is taken to last as long. With 256 edits a turn takes minutes, and there is one.
 """
 
 import tempfile
@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from one_at_a_time import optimize_one
 from record_by_record import score_records
-from side_by_side import make_parser, record, time_in_turns
+from side_by_side import (
+    add_most_repeated,
+    choose_repeats,
+    make_parser,
+    record,
+    time_in_turns,
+)
 from speed_work import (
     DEFAULT_WORK,
     SpeedWork,
@@ -32,10 +38,15 @@ from editbench.questions import Answers, Score
 
 
 def measure(
-    work: SpeedWork, moments: dict[int, Tensor], args: Any, folder: Path
+    work: SpeedWork,
+    moments: dict[int, Tensor],
+    n: int,
+    n_slow: int,
+    repeats: int,
+    folder: Path,
 ) -> list[dict[str, Any]]:
-    """Run both sides in turns."""
-    model, n = work.model, args.n_edits
+    """Run both sides in turns for `n` edits, of which the slow side finds z of `n_slow`."""
+    model = work.model
     requests = work.more_requests(n)
     write_moments(folder / "moments.safetensors", model, moments)
     resources = Resources(
@@ -50,10 +61,11 @@ def measure(
         ]
         for place, request in enumerate(requests)
     ]
-    some = list(range(0, n, max(1, n // args.n_slow)))[: args.n_slow]
+    some = list(range(0, n, max(1, n // n_slow)))[:n_slow]
+    optimized: list[Tensor] = []
 
-    def optimize_some() -> list[Tensor]:
-        return [
+    def optimize_some() -> None:
+        optimized[:] = [
             optimize_one(model, requests[index], work.config, work.prefixes.flat) for index in some
         ]
 
@@ -71,19 +83,24 @@ def measure(
         questions = dict.fromkeys(question for asked in records for question in asked)
         return answer_questions(model, questions, seed=0, token_budget=model.token_budget)
 
-    optimized = optimize_some()
-    timed = time_in_turns(
-        [optimize_some, insert_slowly, ask_slowly, edit_fast, ask_fast], args.repeats
-    )
+    timed = time_in_turns([optimize_some, insert_slowly, ask_slowly, edit_fast, ask_fast], repeats)
     z, inserted, asked_slowly, edited, asked = (seconds for seconds, _ in timed)
     slow = z * n / len(some) + inserted
+    shared = {"n_timed_slow": len(some), "repeats": repeats}
     return [
-        {"what": f"whole edit, n = {n}", "slow": slow, "fast": edited, "ratio": slow / edited},
+        {
+            "what": f"whole edit, n = {n}",
+            "slow": slow,
+            "fast": edited,
+            "ratio": slow / edited,
+            **shared,
+        },
         {
             "what": f"whole edit and evaluation, n = {n}",
             "slow": slow + asked_slowly,
             "fast": edited + asked,
             "ratio": (slow + asked_slowly) / (edited + asked),
+            **shared,
         },
     ]
 
@@ -92,15 +109,20 @@ def main() -> None:
     """Parse the command line, measure, and record."""
     parser = make_parser(__doc__)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
-    parser.add_argument("--n-edits", type=int, default=32)
+    parser.add_argument("--n-edits", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--n-slow", type=int, default=8, help="edits whose z the slow side finds")
+    parser.add_argument("--n-steps", type=int, help="of z; by default those of the work")
+    add_most_repeated(parser, 32, "edits")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    work = SpeedWork.read(args.work)
+    work = SpeedWork.read(args.work).shortened(args.n_steps)
     moments = random_moments(work.model, work.config.critical_layers)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(work, moments, args, Path(folder))
-    settings = {"model": args.work.name, "dtype": "float32", "n_timed_slow": args.n_slow}
+    rows: list[dict[str, Any]] = []
+    for n in args.n_edits:
+        with tempfile.TemporaryDirectory() as folder:
+            repeats = choose_repeats(args, n)
+            rows += measure(work, moments, n, args.n_slow, repeats, Path(folder))
+    settings = {"model": args.work.name, "dtype": "float32", "slow": "one edit at a time"}
     record(args, settings, rows)
 
 

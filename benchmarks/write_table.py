@@ -1,118 +1,74 @@
-"""Write the table of recorded benchmarks that the documentation shows.
+"""Write the tables of recorded benchmarks that the documentation shows.
 
-python benchmarks/write_table.py docs/results/tables/benchmarks.md
+python benchmarks/write_table.py docs/results/tables
 """
 
+import argparse
 import json
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from row_tables import TABLES
 from side_by_side import RESULTS
-
-from editbench.costs.plan import describe_flops
-
-_HALF_COLUMNS = {
-    "type": "dtype",
-    "δ off by (median)": "offset_median",
-    "(worst)": "offset_worst",
-    "z off by (median)": "state_median",
-    "(worst) ": "state_worst",
-    "least cosine of δ": "cosine_least",
-    "steps": "mean_steps",
-    "loss": "mean_loss",
-    "in float32": "mean_loss_in_float32",
-    "ES": "efficacy_success",
-    "PS": "paraphrase_success",
-    "NS": "neighborhood_success",
-}
 
 
 def main() -> None:
-    """Read all records, and write a table for each kind of row: what was timed, what counted."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    lines = ["| what | model | usual way | here | ratio | largest difference |"]
-    lines.append("|---|---|--:|--:|--:|--:|")
-    for record in records:
-        model = record["settings"].get("model", "")
-        lines += [_ratio(row, model) for row in record["rows"] if "slow" in row]
-    lines += ["", "| what | seconds | peak memory |", "|---|--:|--:|"]
-    for record in records:
-        lines += [_growth(row) for row in record["rows"] if "peak_bytes" in row and "n" in row]
-    lines += ["", "| counted | usual way | here | ratio | of it before the steps |"]
-    lines.append("|---|--:|--:|--:|--:|")
-    for record in records:
-        lines += [_operations(row) for row in record["rows"] if "slow_operations" in row]
-    lines += ["", "| padding of | tokens | batches | padding |", "|---|--:|--:|--:|"]
-    for record in records:
-        lines += [_padding(row) for row in record["rows"] if "padding" in row]
-    lines += ["", f"| half precision | {' | '.join(_HALF_COLUMNS)} |"]
-    lines.append("|---|---|" + "--:|" * (len(_HALF_COLUMNS) - 1))
-    for record in records:
-        lines += [_half(row) for row in record["rows"] if "dtype" in row]
-    lines += ["", "| compiled | a step as it is | compiled | compiling | steps until it has paid |"]
-    lines.append("|---|--:|--:|--:|--:|")
-    for record in records:
-        lines += [_compiled(row) for row in record["rows"] if "eager_seconds" in row]
-    lines += ["", "Recorded by:", ""]
-    for record in records:
-        machine = record["machine"]
-        n_threads = machine["threads"]
-        threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
-        where = f"{threads} of {machine['cores']} cores, torch {machine['torch']}"
-        is_timed = any({"slow", "seconds", "eager_seconds"} & row.keys() for row in record["rows"])
-        how = f"median of {record['repeats']}" if is_timed else "not timed"
-        lines.append(f"- `{record['command']}`: {where}, {how}")
-    Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
+    """Read all records, and write a file for those of CPUs and one for those of GPUs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where benchmarks.md and gpu_benchmarks.md go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    args = parser.parse_args()
+    for name, folder in (("benchmarks", args.results), ("gpu_benchmarks", args.results / "gpu")):
+        lines = describe(sorted(folder.glob("*.json")))
+        (args.folder / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def _ratio(row: dict[str, Any], model: str) -> str:
-    difference = f"{row['difference']:.0e}" if "difference" in row else ""
-    cells = [
-        row["what"],
-        model,
-        _seconds(row["slow"]),
-        _seconds(row["fast"]),
-        f"**{row['ratio']:.1f}×**",
-    ]
-    return f"| {' | '.join([*cells, difference])} |"
+def describe(paths: Sequence[Path]) -> Iterator[str]:
+    """A table for each kind of row, what was timed and what counted, and the commands."""
+    records = [json.loads(path.read_text()) for path in paths]
+    if not records:
+        yield "Nothing has been recorded yet."
+        return
+    for table in TABLES:
+        yield from table.lines(records)
+    yield "Recorded by:"
+    yield ""
+    yield from map(_origin, records)
 
 
-def _growth(row: dict[str, Any]) -> str:
-    return f"| {row['what']} | {_seconds(row['seconds'])} | {row['peak_bytes'] / 2**20:,.0f} MiB |"
+def _origin(record: dict[str, Any]) -> str:
+    """The command of a record, what it ran on, and what is missing in it."""
+    machine = record["machine"]
+    parts = [machine["device"]] if "device" in machine else []
+    if "threads" in machine:
+        threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+        parts.append(f"{threads} of {machine['cores']} cores")
+    parts += [f"torch {machine['torch']}", _how(record)]
+    return f"- `{record['command']}`: {', '.join(parts)}{_missing(record)}"
 
 
-def _operations(row: dict[str, Any]) -> str:
-    setup = f"{100 * row['setup_share']:.0f} %" if "setup_share" in row else ""
-    sides = (describe_flops(row[side]) for side in ("slow_operations", "fast_operations"))
-    return f"| {row['what']} | {' | '.join(sides)} | **{row['ratio']:.1f}×** | {setup} |"
+def _how(record: dict[str, Any]) -> str:
+    rows = record["rows"]
+    if not any({"slow", "seconds", "eager_seconds"} & row.keys() for row in rows):
+        return "not timed"
+    if "repeats" not in record:
+        return "once"
+    all_repeats = {row.get("repeats", record["repeats"]) for row in rows if "exponent" not in row}
+    return f"median of {' or '.join(map(str, sorted(all_repeats, reverse=True)))}"
 
 
-def _padding(row: dict[str, Any]) -> str:
-    share = f"{100 * row['padding']:.1f} %"
-    return f"| {row['what']} | {row['n_tokens']:,} | {row['n_batches']:,} | {share} |"
-
-
-def _half(row: dict[str, Any]) -> str:
-    cells = [row["what"]]
-    for field in _HALF_COLUMNS.values():
-        value = row.get(field, "")
-        if isinstance(value, float):
-            is_share = field.startswith(("offset", "state"))
-            value = f"{100 * value:.2g} %" if is_share else f"{value:.4g}"
-        cells.append(value)
-    return f"| {' | '.join(cells)} |"
-
-
-def _compiled(row: dict[str, Any]) -> str:
-    timed = ("eager_seconds", "compiled_seconds", "compiling_seconds")
-    cells = [row["what"], *(_seconds(row[each]) if each in row else "failed" for each in timed)]
-    n_steps = row.get("n_steps_to_pay")
-    return f"| {' | '.join([*cells, 'never' if n_steps is None else f'{n_steps:,}'])} |"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.1f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
+def _missing(record: dict[str, Any]) -> str:
+    if left_out := record["settings"].get("left_out"):
+        return f"; did not fit into memory: {'; '.join(left_out)}"
+    if record.get("complete", True):
+        return ""
+    if (running := record.get("running")) is None:
+        return "; **ended early**"
+    return (
+        f"; **ended early**, after {running['seconds']:,.0f} seconds of {running['stage']} "
+        f"({running['done']:,} of {running['total']:,})"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 Trains a model on some 40,000 facts about 17,600 subjects, and writes up to 10,000 of them at once,
 with MEMIT, FT-W and, as far as time allows, ROME. MEMIT's λ is the best of a few on the validation
 split. `scaling` is an ordinary run folder; `training.json` says what was trained, how well it
-recalls, and what took how long. `--tiny` does the same with some hundred subjects on a CPU.
+recalls, and what took how long, and is written after each of these. `--tiny` does the same with
+some hundred subjects on a CPU.
 """
 
 import argparse
@@ -131,6 +132,27 @@ def main() -> None:
     n_asked = min(3_000, len(world.facts))
     recall = measure_recall(network, trained.tokenizer, world, seed=0, n_facts=n_asked)
     logger.info("%.0f seconds; recall %s", seconds["training"], recall)
+    scores: dict[float, float] = {}
+
+    def write_record(*, complete: bool = False) -> None:
+        content = {
+            "complete": complete,
+            "world": world.parameters,
+            "n_subjects": len(world.subjects),
+            "n_facts": len(world.facts),
+            "recipe": asdict(recipe),
+            "n_parameters": sum(each.numel() for each in network.parameters()),
+            "n_tokens": trained.n_tokens,
+            "recall": recall.to_record(),
+            "accuracy_score_by_preservation_weight": scores,
+            "seconds": seconds,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if model.device.type == "cuda" else args.device,
+        }
+        beside = args.out / ".training.json"
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        beside.replace(args.out / "training.json")
+
     # Editing is measured at full precision.
     torch.set_float32_matmul_precision("highest")
     model = EditableModel(network, trained.tokenizer, name="atlas-big")
@@ -164,7 +186,7 @@ def main() -> None:
         return time.perf_counter() - began
 
     validation = set_up("validation", args.n_validation)
-    scores: dict[float, float] = {}
+    write_record()
     seconds["choosing λ"] = 0.0
     for weight in map(float, args.weights.split(",")):
         memit = make_editors(recipe.tap, weight, moment_tokens)[:1]
@@ -180,6 +202,7 @@ def main() -> None:
         ]
         scores[weight] = found[0] if found else 0.0
         logger.info("λ = %g: accuracy score %.1f", weight, scores[weight])
+        write_record()
 
     test = set_up("test", args.largest)
     sizes = scaling_sizes(test.limit(args.largest))
@@ -195,20 +218,7 @@ def main() -> None:
     ]
     distinct = {trial.hash: trial for trial in trials}
     seconds["scaling"] = run(list(distinct.values()), args.out / "scaling", "scaling")
-    content = {
-        "world": world.parameters,
-        "n_subjects": len(world.subjects),
-        "n_facts": len(world.facts),
-        "recipe": asdict(recipe),
-        "n_parameters": sum(each.numel() for each in network.parameters()),
-        "n_tokens": trained.n_tokens,
-        "recall": recall.to_record(),
-        "accuracy_score_by_preservation_weight": scores,
-        "seconds": seconds,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
-    }
-    (args.out / "training.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_record(complete=True)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,58 @@
-"""Seconds, memory and utilization of a device, and a record of them."""
+"""Seconds and memory of a program's stages on a device, and what the device can do."""
 
-import argparse
 import functools
-import json
-import os
-import platform
-import shlex
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
+@dataclass
+class _Frame:
+    """A call that is being timed.
+
+    Attributes:
+        label: What it is called.
+        elsewhere: Seconds of timed calls within it.
+        peak: Most bytes so far that were allocated, calls within it left out.
+    """
+
+    label: str
+    elsewhere: float = 0.0
+    peak: int = 0
+
+
 class StageClock:
     """Times functions of other modules while they are called, the device's work included.
 
+    Args:
+        device: The device that is waited for on both sides.
+        on_call: Called after each call that was timed; its own time is nobody's.
+
     Attributes:
-        seconds: By label, summed over calls; functions within a function do not count twice.
+        calls: By label the seconds of each call, in the order in which they ended; calls within a
+            call do not count twice.
         peak_bytes: By label, the most that was allocated on the device; empty on a CPU.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, device: torch.device, on_call: Callable[[], None] = lambda: None) -> None:
+        self.calls: dict[str, list[float]] = {}
         self.peak_bytes: dict[str, int] = {}
         self._device = device
-        self._running: list[str] = []
+        self._on_call = on_call
+        self._running: list[_Frame] = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By label, summed over calls."""
+        return {label: sum(each) for label, each in self.calls.items()}
+
+    def is_running(self, label: str) -> bool:
+        """Whether a call of that name has begun and not ended."""
+        return any(frame.label == label for frame in self._running)
 
     @contextmanager
     def watching(self, places: Mapping[str, list[tuple[Any, str]]]) -> Iterator[None]:
@@ -48,26 +72,32 @@ class StageClock:
     @contextmanager
     def time(self, label: str) -> Iterator[None]:
         """Time a ``with`` body."""
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            torch.cuda.synchronize(self._device)
-            if not self._running:
-                torch.cuda.reset_peak_memory_stats(self._device)
-        self._running.append(label)
+        self._note_peak()
+        frame = _Frame(label)
+        self._running.append(frame)
         began = time.perf_counter()
         try:
             yield
         finally:
-            if on_gpu:
-                torch.cuda.synchronize(self._device)
-                peak = torch.cuda.max_memory_allocated(self._device)
-                self.peak_bytes[label] = max(self.peak_bytes.get(label, 0), peak)
-            self._running.pop()
+            self._note_peak()
             spent = time.perf_counter() - began
-            self.seconds[label] = self.seconds.get(label, 0.0) + spent
+            self._running.pop()
+            if self._device.type == "cuda":
+                self.peak_bytes[label] = max(self.peak_bytes.get(label, 0), frame.peak)
+            self.calls.setdefault(label, []).append(spent - frame.elsewhere)
+            self._on_call()
             if self._running:
-                outer = self._running[-1]
-                self.seconds[outer] = self.seconds.get(outer, 0.0) - spent
+                self._running[-1].elsewhere += time.perf_counter() - began
+
+    def _note_peak(self) -> None:
+        """Wait for the device; what was allocated up to now is the innermost call's."""
+        if self._device.type != "cuda":
+            return
+        torch.cuda.synchronize(self._device)
+        if self._running:
+            frame = self._running[-1]
+            frame.peak = max(frame.peak, torch.cuda.max_memory_allocated(self._device))
+        torch.cuda.reset_peak_memory_stats(self._device)
 
     def _timed(self, label: str, function: Any) -> Any:
         @functools.wraps(function)
@@ -97,35 +127,3 @@ def measure_peak(dtype: torch.dtype, device: torch.device, *, width: int | None 
         torch.cuda.synchronize(device) if device.type == "cuda" else None
         best = max(best, 4 * 2 * width**3 / (time.perf_counter() - began))
     return best
-
-
-def record(
-    args: argparse.Namespace,
-    device: torch.device,
-    settings: Mapping[str, Any],
-    rows: list[dict[str, Any]],
-) -> None:
-    """Print the rows, and write them with the command and the machine if ``--out`` was given."""
-    for row in rows:
-        print(", ".join(f"{name} {_show(value)}" for name, value in row.items()), flush=True)
-    if args.out is None:
-        return
-    on_gpu = device.type == "cuda"
-    script = Path(sys.argv[0])
-    content = {
-        "benchmark": script.stem,
-        "command": shlex.join(["python", f"benchmarks/gpu/{script.name}", *sys.argv[1:]]),
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-        "settings": dict(settings),
-        "rows": rows,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

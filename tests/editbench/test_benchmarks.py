@@ -14,7 +14,9 @@ WORK = REPOSITORY.parent / "shared" / "reference" / "speed"
 def run(name: str, *arguments: str, out: Path) -> list[dict[str, object]]:
     """Run a benchmark in the folder in which its command is given; return the recorded rows."""
     command = [sys.executable, f"benchmarks/{name}.py", *arguments, "--threads", "1"]
-    command += ["--repeats", "1", "--out", str(out)]
+    if "--repeats" not in arguments:
+        command += ["--repeats", "1"]
+    command += ["--out", str(out)]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     record = json.loads(out.read_text())
@@ -27,6 +29,7 @@ def run(name: str, *arguments: str, out: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("target_hidden", ("--n-edits", "2", "--n-slow", "1", "--n-steps", "3")),
         ("insertion", ("--n-edits", "2")),
         ("evaluation", ("--n-records", "1")),
         ("second_moments", ("--n-tokens", "100")),
@@ -41,11 +44,54 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
         assert row["difference"] < 1e-4
 
 
-def test_growth_measures_a_process_of_its_own(tmp_path: Path) -> None:
-    (row,) = run("growth", "--n-edits", "2", out=tmp_path / "record.json")
-    assert row["n"] == 2
-    assert row["seconds"] > 0
-    assert row["peak_bytes"] > 1e8
+def test_whole_edit_times_both_with_and_without_answers(tmp_path: Path) -> None:
+    if not WORK.exists():
+        pytest.skip(f"the work to be timed is not there: {WORK}")
+    sizes = ("--n-edits", "2", "--n-slow", "1", "--n-steps", "3")
+    edit, with_answers = run("whole_edit", *sizes, out=tmp_path / "record.json")
+    assert edit["what"] == "whole edit, n = 2"
+    for side in ("slow", "fast"):
+        assert 0 < edit[side] < with_answers[side]
+
+
+def test_cells_of_a_trace_agree(tmp_path: Path) -> None:
+    sizes = ("--models", "atlas", "--n-prompts", "1")
+    (row,) = run("causal_trace", *sizes, out=tmp_path / "record.json")
+    assert row["model"] == "atlas"
+    assert row["replay_failure"] is None
+    assert row["difference"] < 1e-4
+    assert row["ratio"] > 1
+
+
+def test_solves_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    sizes = ("--d", "64", "128", "3000000", "--n", "1", "--most-repeated", "64")
+    rows = run("solve", *sizes, "--repeats", "2", out=out)
+    assert [(row["what"], row["repeats"]) for row in rows] == [
+        ("primal, n = 1, d = 64", 2),
+        ("cached, n = 1, d = 64", 2),
+        ("primal, n = 1, d = 128", 1),
+        ("cached, n = 1, d = 128", 1),
+    ]
+    assert json.loads(out.read_text())["settings"]["left_out"] == ["n = 1, d = 3,000,000"]
+
+
+def test_growth_measures_processes_of_their_own(tmp_path: Path) -> None:
+    one, more = run("growth", "--n-edits", "1", "40", out=tmp_path / "record.json")
+    assert (one["n"], more["n"]) == (1, 40)
+    assert 0 < one["seconds"] < more["seconds"]
+    assert 1e8 < one["peak_bytes"] < more["peak_bytes"]
+    assert 0 < one["planned_bytes"] < more["planned_bytes"]
+    grown = 39 * more["peak_bytes_a_fact"]
+    assert grown == pytest.approx(more["peak_bytes"] - one["peak_bytes"])
+
+
+def test_sampling_errors_are_what_was_promised(tmp_path: Path) -> None:
+    rows = run("sampling_error", "--factor", "1", out=tmp_path / "record.json")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["n_compared"] >= row["n_sampled"] > 1_000
+        assert 0 < row["excess"] < 0.3  # two samples as large as each other, both at fault
 
 
 def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
@@ -66,6 +112,23 @@ def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
         assert 0 < float16["state_worst"] < bfloat16["state_worst"]  # three bits more
     for row in rows[:3]:  # two facts; with a hundred the table shows as much
         assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
+
+
+def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
+    sizes = ("--n-edits", "4", "--n-several", "60", "--n-tokens", "2000")
+    rows = run("options", *sizes, out=tmp_path / "record.json")
+    assert [row["option"] for row in rows] == [
+        "–", "stop_at=argmax", "warm_start=true", "–", "share_subjects=true"
+    ]  # fmt: skip
+    plain, argmax, _, apart, shared = rows
+    assert plain["ratio"] == apart["ratio"] == 1
+    assert argmax["mean_steps"] < plain["mean_steps"]
+    assert argmax["mean_loss"] > plain["mean_loss"]
+    assert shared["n_offsets"] < apart["n_offsets"] == 60
+    assert shared["mean_loss"] > apart["mean_loss"]  # one offset for two facts
+    for row in rows:
+        assert row["replay_failure"] is None
+        assert 80 < row["score"] <= 100
 
 
 def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
@@ -94,13 +157,32 @@ def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     assert few < many  # larger chunks
 
 
-def test_the_table_holds_every_record(tmp_path: Path) -> None:
-    table = tmp_path / "table.md"
-    command = [sys.executable, "benchmarks/write_table.py", str(table)]
+def write_tables(folder: Path, *arguments: str) -> tuple[str, str]:
+    """The tables of records of CPUs and of GPUs."""
+    command = [sys.executable, "benchmarks/write_table.py", str(folder), *arguments]
     subprocess.run(command, cwd=REPOSITORY, check=True)
-    text = table.read_text()
-    for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
-        record = json.loads(path.read_text())
-        assert record["command"] in text
-        rows = [row for row in record["rows"] if "exponent" not in row]
-        assert all(f"| {row['what']} |" in text for row in rows)
+    return (folder / "benchmarks.md").read_text(), (folder / "gpu_benchmarks.md").read_text()
+
+
+def test_the_tables_hold_every_record(tmp_path: Path) -> None:
+    texts = write_tables(tmp_path)
+    results = REPOSITORY / "benchmarks" / "results"
+    for text, folder in zip(texts, (results, results / "gpu"), strict=True):
+        for path in folder.glob("*.json"):
+            record = json.loads(path.read_text())
+            assert record["command"] in text
+            names = [row.get("what", row.get("stage")) for row in record["rows"]]
+            assert all(f"| {name} |" in text for name in names)
+
+
+def test_a_row_of_no_table_is_an_error(tmp_path: Path) -> None:
+    record = {
+        "benchmark": "x", "command": "python benchmarks/x.py", "repeats": 1, "settings": {},
+        "machine": {"cores": 1, "threads": 1, "torch": "2"}, "rows": [{"what": "x", "odd": 1}],
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    command = [sys.executable, "benchmarks/write_table.py", str(tmp_path)]
+    command += ["--results", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "no table for a row with what, odd" in ended.stderr

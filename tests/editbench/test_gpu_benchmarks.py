@@ -1,6 +1,8 @@
 """The scripts for a GPU, at a size that a processor runs in seconds."""
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -59,12 +61,16 @@ def test_requests_are_as_long_as_they_should_be(load) -> None:
     assert len(set(behind)) > 3
 
 
+MASS_EDIT = ("--shape", "tiny", "--n-edits", 5, "--n-steps", 2, "--dtype", "float32")
+
+
 def test_mass_edit(run, tmp_path: Path) -> None:
-    out = tmp_path / "record.json"
-    arguments = ("--shape", "tiny", "--n-edits", 5, "--n-steps", 2, "--dtype", "float32")
-    run("mass_edit", *arguments, "--out", out)
-    content = json.loads(out.read_text())
+    results = tmp_path / "gpu"
+    run("mass_edit", *MASS_EDIT, "--out", results / "tiny.json")
+    assert [path.name for path in results.iterdir()] == ["tiny.json"]
+    content = json.loads((results / "tiny.json").read_text())
     assert content["command"].startswith("python benchmarks/gpu/mass_edit.py --shape tiny")
+    assert content["complete"]
     assert content["settings"]["mean_steps"] == 2  # stopped early by none
     assert content["settings"]["replay_failure"] is None
     rows = {row["stage"]: row for row in content["rows"]}
@@ -72,8 +78,112 @@ def test_mass_edit(run, tmp_path: Path) -> None:
         assert rows[stage]["seconds"] > 0
         assert rows[stage]["flops"] + rows[stage]["double_flops"] > 0
         assert rows[stage]["utilization"] > 0
-    parts = [rows[stage]["seconds"] for stage in ("target hidden states", "keys", "solve")]
+    n_calls = {"target hidden states": 2, "keys": 4, "second moments read": 3, "solve": 3}
+    for stage, n in n_calls.items():  # a chunk and the rest, or three layers
+        assert len(rows[stage]["seconds_of_calls"]) == n
+        assert sum(rows[stage]["seconds_of_calls"]) == pytest.approx(rows[stage]["seconds"])
+    parts = [rows[stage]["seconds"] for stage in n_calls]
     assert rows["z, keys and solve"]["seconds"] == pytest.approx(sum(parts))
+    (line,) = written_lines(tmp_path, "| tiny, 5 facts | solve |")
+    assert line.count("|") == 8
+    assert "of 3 |" in line
+    assert written_lines(tmp_path, f"- `{content['command']}`")[0].endswith(", once")
+
+
+def written_lines(results: Path, start: str) -> list[str]:
+    """Lines of the table of GPUs' records that begin so."""
+    command = [sys.executable, SCRIPTS.parent / "write_table.py", results, "--results", results]
+    subprocess.run(command, check=True)
+    table = (results / "gpu_benchmarks.md").read_text()
+    return [line for line in table.splitlines() if line.startswith(start)]
+
+
+def test_an_edit_that_is_ended_early_leaves_what_it_has_measured(
+    load, run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "gpu" / "tiny.json"
+    solved = []
+
+    def solve_layer(*args: object) -> object:
+        if solved:
+            raise KeyboardInterrupt
+        solved.append(args)
+        return plain(*args)
+
+    memit = load("mass_edit").memit
+    plain = memit.solve_layer
+    monkeypatch.setattr(memit, "solve_layer", solve_layer)
+    monkeypatch.setattr(load("growing_record"), "_SECONDS_BETWEEN", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run("mass_edit", *MASS_EDIT, "--out", out)
+    content = json.loads(out.read_text())
+    assert not content["complete"]
+    assert content["running"]["stage"] == "insertion"
+    assert (content["running"]["done"], content["running"]["total"]) == (1, 3)
+    rows = {row["stage"]: row for row in content["rows"]}
+    assert rows["target hidden states"]["utilization"] > 0
+    assert len(rows["solve"]["seconds_of_calls"]) == 2  # the second of them was interrupted
+    assert "utilization" not in rows["solve"]  # the plan says what all layers take
+    (line,) = written_lines(tmp_path, f"- `{content['command']}`")
+    assert "**ended early**" in line
+    assert line.endswith("of insertion (1 of 3)")
+
+
+def test_all_steps_that_fit_are_run(load, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run_all = load("run_all")
+    ran = []
+
+    def fake(script: str, arguments: list[str]):
+        def main() -> None:
+            ran.append((script, arguments))
+            if script == "bad":
+                sys.exit("not a shape")
+
+        return contextlib.nullcontext(main)
+
+    monkeypatch.setattr(run_all, "command", fake)
+    steps = [
+        run_all.Step("bad", "bad", 1, "--out {out}/bad.json", "--small"),
+        run_all.Step("long", "long", 9, "", ""),
+        run_all.Step("short", "short", 2, "", ""),
+    ]
+    assert run_all.run_steps(steps, 5, Path("records"), "cpu", is_tiny=False) == 1
+    expected = [["--out", "records/bad.json", "--device", "cpu"], ["--device", "cpu"]]
+    assert ran == [("bad", expected[0]), ("short", expected[1])]
+    said = capsys.readouterr()
+    assert "long: skipped, it takes 9 minutes, and 5.0 are left" in said.out
+    assert "bad: failed" in said.out
+    assert "not a shape" in said.err
+    assert run_all.run_steps(steps[2:], 5, Path("records"), "cpu", is_tiny=True) == 0
+
+
+def test_steps_leave_records_of_their_own_commands(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_all = load("run_all")
+    arguments = ["--minutes", "20", "--tiny", "--device", "cpu", "--out", str(tmp_path / "gpu")]
+    steps = ["check", "neox", "gptj", "compiled"]
+    monkeypatch.setattr(sys, "argv", ["run_all.py", *arguments, "--steps", *steps])
+    assert run_all.main() == 0
+    names = {"gptj": "gpu/mass_edit", "neox": "gpu/mass_edit", "compiled_replay": "compiled_replay"}
+    assert {path.stem for path in (tmp_path / "gpu").iterdir()} == set(names)
+    for name, script in names.items():
+        command = json.loads((tmp_path / "gpu" / f"{name}.json").read_text())["command"]
+        assert command.startswith(f"python benchmarks/{script}.py --shape ")
+        assert written_lines(tmp_path, f"- `{command}`")
+
+
+def test_commands_of_steps_are_understood(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all = load("run_all")
+    assert [step.name for step in run_all.STEPS[:2]] == ["check", "gptj"]
+    for step in run_all.STEPS:
+        arguments = f"{step.arguments} --help".format(out="records").split()
+        with (
+            run_all.command(step.script, arguments) as main,
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        assert ended.value.code == 0
 
 
 def test_atlas_big(run, tmp_path: Path) -> None:
@@ -84,6 +194,7 @@ def test_atlas_big(run, tmp_path: Path) -> None:
     assert {line.n_edits for line in lines} == {4}
     assert {"score", "accuracy_score"} <= {line.metric for line in lines}
     content = json.loads((tmp_path / "training.json").read_text())
+    assert content["complete"]
     assert content["n_subjects"] == 120
     assert set(content["seconds"]) == {"training", "choosing λ", "scaling"}
 
@@ -101,6 +212,9 @@ def test_the_clock_counts_no_second_twice(load) -> None:
     before = Worker.inner
     with clock.watching({"outer": [(Worker, "outer")], "inner": [(Worker, "inner")]}):
         Worker().outer()
+        Worker().inner()
     assert Worker.inner is before
-    assert clock.seconds["inner"] >= 0.1
+    first, second = clock.calls["inner"]
+    assert min(first, second) >= 0.1
+    assert clock.seconds["inner"] == first + second
     assert 0.02 <= clock.seconds["outer"] < 0.1
