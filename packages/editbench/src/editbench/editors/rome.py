@@ -29,6 +29,7 @@ from editbench.editors.parts.second_moments.obtaining import (
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import make_tasks, plan_targets
 from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
+from editbench.editors.parts.targets.overflow import is_finite, refuse_overflowed
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
@@ -188,6 +189,8 @@ class Rome(Editor):
                 if index not in known:
                     task = TargetTask.of(model.tokens, index, request, prefixes.flat)
                     (known[index],) = optimizer.run([task], on_step, initial=reading.values[:1])
+                    # What follows depends on it, so there is no going on without it.
+                    refuse_overflowed(self.name, model, [request], [is_finite(known[index])])
                     keep(cache_keys[index], known[index])
                 target = known[index].state.to(model.device)
                 update = self._solve(reading.keys, reading.values, target, second_moment)

@@ -14,6 +14,7 @@ import torch
 from editbench.editors.base import EditorConfig
 from editbench.editors.parts.targets.groups import find_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
+from editbench.editors.parts.targets.overflow import is_finite
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
@@ -116,7 +117,7 @@ class TargetCache:
         return keys
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
-        """What is known of `keys`, by position."""
+        """What is known of `keys`, by position; what is not finite is not known."""
         if self._path is None or not self._path.exists():
             return {}
         rows: dict[str, FinishedTarget] = {}
@@ -131,19 +132,26 @@ class TargetCache:
                         some,
                     )
                     for key, state, initial, loss, n_steps in found:
-                        rows[key] = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+                        if loss is None:  # NaN, as SQLite stores it; written before it was refused
+                            continue
+                        one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+                        if is_finite(one):
+                            rows[key] = one
         except sqlite3.Error as error:
             raise self._failure("read", error) from error
         return {index: rows[key] for index, key in enumerate(keys) if key in rows}
 
     def write(self, outcomes: Mapping[str, FinishedTarget]) -> None:
-        """Keep `outcomes`, all or none."""
+        """Keep those of `outcomes` that are finite, all or none of them."""
         if self._path is None:
             return
         rows = [
             (key, one.state.numpy().tobytes(), one.initial.numpy().tobytes(), one.loss, one.n_steps)
             for key, one in outcomes.items()
+            if is_finite(one)
         ]
+        if not rows:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(self._connect()) as database, database:
