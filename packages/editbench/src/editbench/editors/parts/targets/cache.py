@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.parts.targets.groups import find_others
+from editbench.editors.parts.targets.groups import hash_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.editors.parts.targets.overflow import is_finite
 from editbench.editors.parts.targets.settings import TargetSettings
@@ -44,11 +44,11 @@ class TargetCache:
         layer: int,
         settings: TargetSettings,
         prefixes: Sequence[str],
-        others: Sequence[EditRequest] = (),
+        others: str = "",
     ) -> str:
         """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters.
 
-        Also of `others`, facts that the state depends on besides its own.
+        Also of `others`, a hash of the facts that the state depends on, if on more than its own.
         """
         content = {
             "version": _VERSION,
@@ -60,7 +60,7 @@ class TargetCache:
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
         }
         if others:
-            content["others"] = [[one.subject, one.prompt, one.target] for one in others]
+            content["others"] = others
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def keys(
@@ -75,16 +75,10 @@ class TargetCache:
         warm_start: bool,
     ) -> list[str]:
         """The keys of all requests, of which each group shares an offset."""
+        others = hash_others(requests, groups, warm_start=warm_start)
         return [
-            self.key(
-                model,
-                request,
-                layer,
-                settings,
-                prefixes,
-                others=find_others(requests, group, warm_start=warm_start),
-            )
-            for request, group in zip(requests, groups, strict=True)
+            self.key(model, request, layer, settings, prefixes, hashed)
+            for request, hashed in zip(requests, others, strict=True)
         ]
 
     def chained_keys(
