@@ -537,6 +537,63 @@ def test_an_editor_that_spoils_the_model_fails_and_so_do_the_trials_after_it(tmp
     assert "since editor 'spoiler' changed them" in messages[1]
 
 
+class Crasher(RandomUpdate):
+    """Fails, or not, and takes the device along: nothing can be read from it any more."""
+
+    name: ClassVar[str] = "crasher"
+
+    def __init__(self, config: EditorConfig, *, fails: bool) -> None:
+        super().__init__(config)
+        self._fails = fails
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        def assert_on_device() -> str:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        model.compute_fingerprint = assert_on_device  # type: ignore[method-assign]
+        if self._fails:
+            raise IndexError("the real reason")
+        return super().edit(model, requests, resources)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_model_that_cannot_be_read_after_a_trial_fails_what_needs_it(model, tmp_path, fails):
+    lost = tiny_model(n_layers=1)
+    editors = (Crasher(RandomConfig(), fails=fails), random_update())
+    trials = [*make_grid(lost, *editors), *make_grid(model, random_update())]
+    summary = run_grid(trials, tmp_path)
+    assert [trial.editor.name for trial, _ in summary.failures] == ["crasher", "random"]
+    first, later = (message for _, message in summary.failures)
+    assert first.startswith("IndexError: the real reason") == fails
+    reason = "cannot be read after a trial of editor 'crasher', got RuntimeError: CUDA error"
+    assert reason in first
+    assert reason in later
+    assert "resume the run in another process" in later
+    record = read_trial(tmp_path, trials[1].hash)
+    assert ("the real reason" if fails else "assert_on_device") in record.traceback
+    frame = load_rows([tmp_path])
+    assert list(frame[frame["status"] == "error"]["editor"]) == ["crasher", "random"]
+    assert len(frame[(frame["editor"] == "random") & (frame["status"] == "ok")]) == 4 * 6
+
+
+class FailingSpoiler(Spoiler):
+    name: ClassVar[str] = "failing-spoiler"
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        super().edit(model, requests, resources)
+        raise IndexError("the real reason")
+
+
+def test_what_made_an_editor_leave_the_model_changed_is_said_first(tmp_path):
+    summary = run_grid(make_grid(tiny_model(n_layers=1), FailingSpoiler(RandomConfig())), tmp_path)
+    ((_, message),) = summary.failures
+    assert message.startswith("IndexError: the real reason. After that: editor 'failing-spoiler'")
+
+
 class Unruly(Success):
     name: ClassVar[str] = "unruly"
 

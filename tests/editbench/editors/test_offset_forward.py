@@ -144,6 +144,60 @@ def tilted(family_model: EditableModel) -> Iterator[None]:
     handle.remove()
 
 
+GROUPED = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "make_config",
+    [
+        lambda n: hf.GraniteConfig(**GROUPED, num_hidden_layers=n, logits_scaling=8.0),
+        lambda n: hf.CohereConfig(**GROUPED, num_hidden_layers=n, logit_scale=0.1),
+        lambda n: hf.OPTConfig(  # projects states in front of its head
+            vocab_size=320,
+            hidden_size=32,
+            word_embed_proj_dim=16,
+            num_hidden_layers=n,
+            num_attention_heads=4,
+            ffn_dim=48,
+            max_position_embeddings=64,
+            do_layer_norm_before=False,
+        ),
+    ],
+    ids=["granite", "cohere", "opt"],
+)
+def test_an_earlier_layer_is_read_out_by_the_model_s_own_code(tokenizers, make_config) -> None:
+    """As the same model would be that ends there: with what stands around its head."""
+    whole, ended = (
+        hf.AutoModelForCausalLM.from_config(make_config(n), dtype=torch.float32) for n in (4, 3)
+    )
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in whole.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3, generator=generator)
+    ended.load_state_dict(whole.state_dict(), strict=False)
+    whole, ended = (EditableModel(each, tokenizers["bos"], name="net") for each in (whole, ended))
+    rows = make_rows(whole)
+    offsets = torch.full((len(rows), 32), 0.3)
+    for make_site in (OffsetSite.block_output, OffsetSite.mlp_output):
+        for layer in (1, 2):
+            site = make_site(whole, layer)
+            found = logits_and_gradient(FullForward(whole, site, rows, 2), offsets)
+            expected = logits_and_gradient(FullForward(ended, site, rows), offsets)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("tilted")
 def test_a_replay_that_is_not_the_model_s_own_forward_is_found_out(
     family_model: EditableModel,

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from editbench.editors import rome
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep, read_hidden
 from editbench.editors.parts.keys.projection_reading import read_projections
-from editbench.editors.parts.second_moments.factors import solve_layer
+from editbench.editors.parts.second_moments.factors import (
+    require_factor,
+    solve_equality_layer,
+    solve_layer,
+)
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
@@ -22,7 +25,7 @@ from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, toy_cases
-from memit_core import UpdateFactors, solve_equality_factors
+from memit_core import UpdateFactors
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]
 
@@ -250,11 +253,11 @@ def test_solves_go_on_on_the_cpu(n_edits: int, with_cache: bool, tmp_path: Path)
 
 def test_second_moments_are_factorized_on_the_cpu_instead(tmp_path: Path) -> None:
     moments = make_moments(12)
-    expected = rome._factorize(moments, 3, None, torch.device("cpu"))
+    expected = require_factor(moments, 3, None, torch.device("cpu"))
     with SmallAccelerator(12 * 12 - 1) as cramped:
         with pytest.warns(UserWarning, match="factorizing second moments of layer 3: memory ran"):
-            found = rome._factorize(moments, 3, tmp_path, cramped.device)
+            found = require_factor(moments, 3, tmp_path, cramped.device)
         keys = torch.ones(1, 12).to(cramped.device)
-        update = solve_equality_factors(keys, torch.ones(1, 5), found)
+        update = solve_equality_layer(keys, torch.ones(1, 5), found)
         assert update.right.device == cramped.device
-    torch.testing.assert_close(found.factor, expected.factor)
+    torch.testing.assert_close(found.factorized.factor, expected.factorized.factor)

@@ -1,6 +1,7 @@
 """ROME: the reference's vectors, one edit after another, its cache, its site, its contract."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from editbench.editors.parts.second_moments.obtaining import obtain_second_momen
 from editbench.editors.parts.targets.optimizer import TargetOptimizer, TargetTask
 from editbench.editors.rome import STAGE, Rome, RomeConfig, derive_rome_defaults
 from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import ConfigError, ModelError, SecondMomentError
+from editbench.errors import ConfigError, EditError, ModelError, SecondMomentError
 from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.editable import EditableModel
 from editbench.plugins.atlas import ATLAS
@@ -314,6 +315,48 @@ def test_every_architecture_can_be_edited(various: EditableModel, tmp_path: Path
     moved = (after.values - before.values).mean(dim=0)
     torch.testing.assert_close(moved, factors.left[:, 0], rtol=1e-4, atol=1e-4)
     assert moved.norm() > 0
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_neurons_that_never_fire_are_left_alone(tmp_path: Path, is_cached: bool) -> None:
+    """They make C singular, however much text it is collected from."""
+    model = tiny_model()
+    name = weight_name(model)
+    dead = [3, 50]
+    with torch.no_grad():
+        inner = model.model.get_submodule(f"transformer.h.{LAYER}.mlp.c_fc")
+        inner.weight[:, dead] = 0  # GPT-2's GELU says 0 of 0, as OPT's ReLU does of less
+        inner.bias[dead] = 0
+    some = resources(cache=tmp_path if is_cached else None)
+    moment = obtain_second_moments(model, (LAYER,), CONFIG.second_moment_tokens, some)[LAYER]
+    assert moment.diagonal().eq(0).nonzero()[:, 0].tolist() == dead
+    edits = [Rome(CONFIG).edit(model, REQUESTS[:1], some) for _ in range(2)]
+    keys = read_projection(model, REQUESTS[0], PREFIXES.flat, LAYER).keys.double()
+    live = moment.diagonal() > 0
+    expected = torch.zeros(len(live), dtype=torch.float64)
+    expected[live] = torch.linalg.solve(moment[live][:, live].double(), keys.mean(dim=0)[live])
+    for edit in edits:
+        assert isinstance(edit, WeightEdit)
+        right = edit.updates[name].right[:, 0].double()
+        assert right[dead].tolist() == [0, 0]
+        cosine = torch.nn.functional.cosine_similarity(right, expected, dim=0)
+        assert cosine > 1 - 1e-4
+
+
+def test_a_key_that_says_nothing_is_refused_by_its_request(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        inner = model.model.get_submodule(f"transformer.h.{LAYER}.mlp.c_fc")
+        inner.weight.zero_()
+        inner.bias.zero_()
+        inner.bias[0] = 1.0
+    moments = torch.eye(model.d_key(LAYER))
+    moments[0, 0] = 0
+    path = tmp_path / "moments.safetensors"
+    write_moment(moments, LAYER, path)
+    text = re.escape(REQUESTS[0].text)
+    with pytest.raises(EditError, match=rf"rome on 'tiny', '{text}': .*key"):
+        Rome(CONFIG).edit(model, REQUESTS, resources(second_moments=path))
 
 
 def test_prefixes_of_both_lengths_are_sampled_with_the_seed() -> None:

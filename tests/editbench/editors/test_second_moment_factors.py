@@ -57,6 +57,22 @@ def test_cached_factors_give_the_same_update(tmp_path, monkeypatch, n_edits: int
     assert len(list(tmp_path.rglob("*.safetensors"))) == (1 if n_edits == 2 else 0)
 
 
+def test_exact_updates_say_nothing_about_dimensions_that_text_never_uses(tmp_path) -> None:
+    tokens = draw(100, 12)
+    tokens[:, [2, 7]] = 0
+    keys, residuals = draw(3, 12, seed=1), draw(3, 5, seed=2)  # the keys use them
+    factor = second_moment_factors.require_factor(moments_of(tokens), 3, tmp_path, CPU)
+    update = second_moment_factors.solve_equality_layer(keys, residuals, factor).dense()
+    torch.testing.assert_close(keys @ update.T, residuals)
+    assert not update[:, [2, 7]].any()
+    live = factor.live
+    # Of all that map the keys so, it moves ordinary values least: Δ C is spanned by the keys.
+    moment = (tokens.T @ tokens / len(tokens))[live][:, live]
+    rest = torch.linalg.lstsq(keys[:, live].T, (update[:, live] @ moment).T)
+    fitted = keys[:, live].T @ rest.solution
+    torch.testing.assert_close(fitted, (update[:, live] @ moment).T)
+
+
 def test_updates_of_many_edits_are_dense() -> None:
     moments = moments_of(draw(100, 12))
     for n_edits, is_factored in ((4, True), (5, False), (40, False)):

@@ -1,5 +1,6 @@
 """Options of z that trade its numbers for time; off by default."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.groups import group_requests
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models import readout
@@ -121,6 +123,58 @@ def test_a_shared_offset_is_kept_for_these_facts_alone(model, tmp_path) -> None:
     alone = optimize(model, REQUESTS[:1], cache=cache, share_subjects=True)
     assert torch.equal(shared.states, again.states)
     assert not torch.allclose(shared.states[0], alone.states[0])
+
+
+def make_keys(model: EditableModel, requests: Sequence[EditRequest], **options: bool) -> list[str]:
+    groups = group_requests(requests, share_subjects=options.get("share_subjects", False))
+    warm_start = options.get("warm_start", False)
+    return TargetCache(None).keys(
+        model, requests, groups, LAYER, SETTINGS, PREFIXES.flat, warm_start=warm_start
+    )
+
+
+@pytest.mark.parametrize("option", ["warm_start", "share_subjects"])
+def test_finding_keys_takes_time_in_proportion_to_the_requests(
+    model, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Also where each state depends on all requests: they are written out once, not n times."""
+    n_written = 0
+    dumps = json.dumps
+
+    def count(*args: object, **kwargs: object) -> str:
+        nonlocal n_written
+        written = dumps(*args, **kwargs)
+        n_written += len(written)
+        return written
+
+    monkeypatch.setattr(json, "dumps", count)
+    lengths = []
+    for n in (200, 400):
+        n_written = 0
+        requests = [replace(OTHER, case_id=str(i), prompt=f"{{}} is {i:03} at") for i in range(n)]
+        keys = make_keys(model, requests, **{option: True})
+        assert len(set(keys)) == n
+        lengths.append(n_written)
+    assert 1.9 < lengths[1] / lengths[0] < 2.1
+
+
+def test_keys_depend_on_what_states_depend_on(model) -> None:
+    requests = [REQUESTS[0], OTHER, REQUESTS[1]]
+    changed = [*requests[:2], replace(REQUESTS[1], target="nothing")]
+    plain, shared, warm = (
+        make_keys(model, requests, **options)
+        for options in ({}, {"share_subjects": True}, {"warm_start": True})
+    )
+    assert make_keys(model, changed)[:2] == plain[:2]
+    assert make_keys(model, changed, share_subjects=True)[:2] == shared[:2]
+    assert plain[2] == shared[2]
+    for before, after in zip(warm, make_keys(model, changed, warm_start=True), strict=True):
+        assert before != after
+    for one, other in zip(plain[:2], shared[:2], strict=True):
+        assert one != other
+    other = [replace(REQUESTS[0], target="nothing"), *requests[1:]]
+    assert make_keys(model, other)[1] == plain[1]
+    assert make_keys(model, other, share_subjects=True)[1] != shared[1]
 
 
 def test_warm_start_begins_where_others_with_the_target_ended(model) -> None:

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,15 @@ def test_the_format_is_the_documented_one(gpt2, make_edit, tmp_path, rank, suffi
         card = json.loads(file.metadata()["editbench"])
     assert card["model_fingerprint"] == gpt2.fingerprint
     assert card["extra"]["note"] == "für die Akten"
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(gpt2, make_edit, tmp_path):
+    left = tmp_path / f".edit.safetensors.{'0' * 32}.partial"
+    left.write_text("left")
+    os.utime(left, (time.time() - 1e5,) * 2)
+    path = tmp_path / "edit.safetensors"
+    make_edit(gpt2, rank=2).save(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_other_programs_may_write_other_precisions_and_more_card_fields(tmp_path):

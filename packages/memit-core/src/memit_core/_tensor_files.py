@@ -5,7 +5,6 @@ safetensors is an extra, for those who keep things in files; it is imported on d
 
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memit_core.errors import MemitCoreError
+from memit_core.whole_files import writing_whole
 
 _METADATA_KEY: Final = "editbench"
 
@@ -45,21 +45,14 @@ def write_tensors(
             f"{operation}: `provenance` is not JSON, got {card['provenance']!r} ({error}). Use "
             "strings, numbers, lists and dictionaries only."
         ) from error
-    target = Path(path)
-    # In the target's own folder, so that the final rename cannot cross file systems.
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        safetensors.torch.save_file(dict(tensors), partial, metadata=metadata)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
+        with writing_whole(Path(path)) as partial:
+            safetensors.torch.save_file(dict(tensors), partial, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise MemitCoreError(
             f"{operation}: cannot write the file, got {path} ({error}). Check that its folder "
             "exists, may be written to, and has space."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class TensorFile:

@@ -20,6 +20,7 @@ from editbench.editors.parts.second_moments.obtaining import (
 )
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import find_unknown, plan_targets
+from editbench.editors.parts.targets.overflow import refuse_overflowed
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import (
     TargetHidden,
@@ -193,6 +194,7 @@ class Memit(Editor):
             model, layers, config.second_moment_tokens, resources, config.module
         )
         targets = self._optimize(model, requests, prefixes, resources)
+        refuse_overflowed(self.name, model, requests, targets.finite.tolist())
         sweep = LayerSweep(
             model,
             requests,

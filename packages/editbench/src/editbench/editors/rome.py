@@ -1,7 +1,6 @@
 """ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -20,28 +19,26 @@ from editbench.editors.parts.keys.insertion_costs import (
 )
 from editbench.editors.parts.keys.projection_reading import read_projections
 from editbench.editors.parts.replay.offset_forward import OffsetSite
-from editbench.editors.parts.second_moments.factors import obtain_factor
+from editbench.editors.parts.second_moments.factors import (
+    LiveFactor,
+    require_factor,
+    solve_equality_layer,
+)
 from editbench.editors.parts.second_moments.obtaining import (
-    LayerMoments,
     obtain_second_moments,
     prepare_second_moments,
 )
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.costs import make_tasks, plan_targets
 from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
+from editbench.editors.parts.targets.overflow import is_finite, refuse_overflowed
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import SecondMomentError
+from editbench.errors import EditError
 from editbench.models.editable import EditableModel
-from editbench.models.out_of_memory import else_on_cpu
 from editbench.requests import EditRequest
-from memit_core import (
-    FactorizedSecondMoment,
-    MemitCoreError,
-    UpdateFactors,
-    solve_equality_factors,
-)
+from memit_core import MemitCoreError, UpdateFactors
 
 STAGE = "edits"
 
@@ -97,7 +94,8 @@ class Rome(Editor):
     For each fact in turn, on the model as edited so far: an offset δ on the MLP's output m at the
     subject's last token is optimized until the model says the target; then the weight gets the
     rank-one update that makes its output m + δ for the fact's key k, and moves the values of
-    ordinary keys least: Δ = (m + δ − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k) (ROME, Eqn 2).
+    ordinary keys least: Δ = (m + δ − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k) (ROME, Eqn 2). Dimensions of keys that
+    ordinary text never uses, which make C singular, are left out.
 
     k is the mean over context prefixes. The reference implementation takes it for C⁻¹k alone, and
     the bare prompt's key and value for W k and for the other k in the denominator, so that neither
@@ -168,7 +166,7 @@ class Rome(Editor):
         cache_keys = cache.chained_keys(
             model, requests, config, prefixes.flat, moments[config.layer]
         )
-        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
+        second_moment = require_factor(moments, config.layer, resources.cache, model.device)
         known = cache.read(cache_keys)
         optimizer = TargetOptimizer(model, site, config, replay=True)
         weight_name = model.architecture.weight_name(site.module)
@@ -188,9 +186,14 @@ class Rome(Editor):
                 if index not in known:
                     task = TargetTask.of(model.tokens, index, request, prefixes.flat)
                     (known[index],) = optimizer.run([task], on_step, initial=reading.values[:1])
+                    # What follows depends on it, so there is no going on without it.
+                    refuse_overflowed(self.name, model, [request], [is_finite(known[index])])
                     keep(cache_keys[index], known[index])
                 target = known[index].state.to(model.device)
-                update = self._solve(reading.keys, reading.values, target, second_moment)
+                try:
+                    update = self._solve(reading.keys, reading.values, target, second_moment)
+                except MemitCoreError as error:
+                    raise EditError(f"rome on '{model.name}', '{request.text}': {error}") from error
                 add_to_weight(update)
                 targets.append(known[index])
                 updates.append(update.to("cpu"))
@@ -215,15 +218,15 @@ class Rome(Editor):
         keys: Tensor,
         values: Tensor,
         target: Tensor,
-        second_moment: FactorizedSecondMoment,
+        second_moment: LiveFactor,
     ) -> UpdateFactors:
         """The rank-one update; row 0 of `keys` and `values` is the bare prompt, then prefixes."""
         mean_key = keys[1:].double().mean(dim=0)
         if self.config.keys == "consistent":
             residual = target.double() - values[1:].double().mean(dim=0)
-            return solve_equality_factors(mean_key[None], residual[None], second_moment)
+            return solve_equality_layer(mean_key[None], residual[None], second_moment)
         residual = target.double() - values[0].double()
-        factors = solve_equality_factors(mean_key[None], residual[None], second_moment)
+        factors = solve_equality_layer(mean_key[None], residual[None], second_moment)
         # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
         return UpdateFactors(factors.left, factors.right / (keys[0].double() @ factors.right))
 
@@ -240,21 +243,6 @@ def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> Con
         texts += [text for text in sampled.flat if text]
     groups = (("",), tuple(dict.fromkeys(texts)))
     return ContextPrefixes(tuple(group for group in groups if group))
-
-
-def _factorize(
-    moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
-) -> FactorizedSecondMoment:
-    def factorize(device: torch.device) -> FactorizedSecondMoment:
-        factor = obtain_factor(moments, layer, cache, device)
-        if factor is not None and bool(factor.live.all()):
-            return factor.factorized
-        return FactorizedSecondMoment(moments[layer].to(device))
-
-    try:
-        return else_on_cpu(f"factorizing second moments of layer {layer}", device, factorize)
-    except MemitCoreError as error:
-        raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
 
 
 def _stack(updates: Sequence[UpdateFactors]) -> UpdateFactors:

@@ -6,7 +6,6 @@ norm's weight, ``<parameter>.dense`` has its own shape. The card is JSON in the 
 under the key ``editbench``.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from editbench.edits.card import EditCard
 from editbench.errors import EditError
 from memit_core import UpdateFactors
+from memit_core.whole_files import writing_whole
 
 Update = UpdateFactors | Tensor
 METADATA_KEY = "editbench"
@@ -45,17 +45,14 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
             tensors[f"{parameter}.dense"] = update
     # One key alone: safetensors writes several in random order.
     metadata = {METADATA_KEY: card.model_dump_json()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, unfinished, metadata=metadata)
-        unfinished.replace(path)
+        with writing_whole(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise EditError(
             f"save edit: cannot write the file, got {str(path)!r} ({error}). "
             "Choose a folder that exists, is writable and has space left."
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:

@@ -55,16 +55,12 @@ class LocalExecutor:
     ) -> Generator[TrialOutcome, None, None]:
         """Run trials in order; see `Executor.run`."""
         sheets: dict[int, Answers] = {}  # what has been asked of unedited models so far
-        spoiled_by: dict[str, str] = {}
+        spoiled: dict[str, str] = {}  # fingerprints of models that are of no use, and why
         for work in works:
             on_begun(work)
             model = work.model
-            if editor := spoiled_by.get(model.fingerprint):
-                yield failed_trial(
-                    work,
-                    f"run trial: the weights of '{model.name}' are not what they were, since "
-                    f"editor '{editor}' changed them. Resume the run without that editor.",
-                )
+            if reason := spoiled.get(model.fingerprint):
+                yield failed_trial(work, reason)
                 continue
 
             def unedited(work: Work = work) -> Answers:
@@ -79,8 +75,8 @@ class LocalExecutor:
                 return merge_answers([sheets[id(sheet)] for sheet in work.sheets])
 
             outcome = run_trial(work, conditions, unedited, on_progress)
-            if outcome.spoiled:
-                spoiled_by[model.fingerprint] = work.editor.name
+            if outcome.spoiled is not None:
+                spoiled[model.fingerprint] = outcome.spoiled
             yield outcome
 
 

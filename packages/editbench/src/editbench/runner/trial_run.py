@@ -102,13 +102,14 @@ class TrialOutcome:
         record: How it went.
         values: Id of the case or text, name of the row metric, and value; none if it failed.
         transcripts: What was asked about each case, and what the model said; none if it failed.
-        spoiled: Whether the editor broke its contract and left the model changed.
+        spoiled: Why the model is of no use to later trials, as these are told; None if it is. An
+            editor broke its contract and left it changed, or its device failed.
     """
 
     record: TrialRecord
     values: Sequence[tuple[str, str, float]] = ()
     transcripts: Sequence[CaseTranscript] = ()
-    spoiled: bool = False
+    spoiled: str | None = None
 
 
 def run_trial(
@@ -160,14 +161,21 @@ def run_trial(
                     transcripts += transcribe(batch.cases, answers)
         except Exception as error:  # one trial's failure must not take the others with it
             message, trace = describe(error), traceback.format_exc()
-        if trace is not None:
-            free_memory_of_errors()  # the next trial may need what this one had
-        spoiled = work.model.compute_fingerprint() != work.model.fingerprint
-    if spoiled:
-        message = (
-            f"editor '{work.editor.name}' left the model changed: it must return an edit and give "
-            "the model back bit-identical. 'editbench check' tests an editor for that."
-        )
+        spoiled = None
+        try:
+            if trace is not None:
+                free_memory_of_errors()  # the next trial may need what this one had
+            if work.model.compute_fingerprint() != work.model.fingerprint:
+                spoiled = _say_changed(work)
+                message = _join(
+                    message,
+                    f"editor '{work.editor.name}' left the model changed: it must return an edit "
+                    "and give the model back bit-identical. 'editbench check' tests an editor for "
+                    "that.",
+                )
+        except Exception as error:  # after an error on it a CUDA device answers nothing any more
+            spoiled = _say_unreadable(work, error)
+            message, trace = _join(message, spoiled), trace or traceback.format_exc()
     status: Status = "error" if message else "ok" if changed_something else "no_effect"
     record = TrialRecord(
         trial=work.trial,
@@ -208,6 +216,26 @@ def describe(error: BaseException) -> str:
 def now() -> str:
     """The time, ISO 8601 with time zone."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _join(first: str | None, then: str) -> str:
+    """The message of what went wrong first, and of what did after that."""
+    return then if first is None else f"{first.rstrip('.')}. After that: {then}"
+
+
+def _say_changed(work: Work) -> str:
+    return (
+        f"run trial: the weights of '{work.model.name}' are not what they were, since editor "
+        f"'{work.editor.name}' changed them. Resume the run without that editor."
+    )
+
+
+def _say_unreadable(work: Work, error: Exception) -> str:
+    return (
+        f"run trial: the weights of '{work.model.name}' cannot be read after a trial of editor "
+        f"'{work.editor.name}', got {describe(error).rstrip('.')}. Its device may have failed: "
+        "resume the run in another process."
+    )
 
 
 def _ask(

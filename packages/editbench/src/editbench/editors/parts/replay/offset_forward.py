@@ -6,7 +6,8 @@ on whole rows and is the oracle; `SuffixReplay` runs only what the offset can re
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
-from editbench.models.readout import ReadLoss, apply_head
+from editbench.models.readout import ReadLoss
 from memit_core import capture, intervene
 
 
@@ -205,14 +206,34 @@ class FullForward(OffsetForward):
             moved = states[places].float() + offsets.to(output.device)
             return states.index_put(places, moved.to(states.dtype)).reshape(output.shape)
 
-        blocks = self.model.architecture.block
-        with intervene(self.model.model, {self.site.module: add_offsets}):
-            if self._reads_ordinary_logits:
-                with select_head_positions(self.model, self.read_rows, self._read_index):
-                    return self.model.model(**self._inputs).logits[0]
-            read_block = blocks(self.read_layer)
-            with capture(self.model.model, outputs_of=[read_block], stop=True) as seen:
-                self.model.model(**self._inputs)
-        states = seen.outputs[read_block]
-        rows, positions = self.read_rows.to(states.device), self._read_index.to(states.device)
-        return apply_head(self.model, states[rows, positions])
+        with (
+            intervene(self.model.model, {self.site.module: add_offsets}),
+            self._reading_out(),
+            select_head_positions(self.model, self.read_rows, self._read_index),
+        ):
+            return self.model.model(**self._inputs).logits[0]
+
+    @contextmanager
+    def _reading_out(self) -> Iterator[None]:
+        """Let the read block's output leave the last block in place of that one's own.
+
+        So the model's own code makes logits of it, with all that an architecture does around its
+        head, such as scaling logits.
+        """
+        if self._reads_ordinary_logits:
+            yield
+            return
+        states: list[Tensor] = []
+
+        def keep(output: Tensor) -> Tensor:
+            states.append(output)
+            return output
+
+        def put_in_place(output: Tensor) -> Tensor:
+            return states.pop().to(output.device)
+
+        architecture = self.model.architecture
+        last = architecture.block(architecture.n_layers - 1)
+        read = architecture.block(self.read_layer)
+        with intervene(self.model.model, {read: keep, last: put_in_place}):
+            yield

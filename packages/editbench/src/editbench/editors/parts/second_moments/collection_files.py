@@ -1,15 +1,17 @@
 """Collections in files: one collects what several want, and what is interrupted is taken up."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
 from editbench.editors.parts.second_moments.collection import (
+    STAGE,
     TokenCount,
     collect_second_moments,
     describe_collection,
@@ -21,13 +23,16 @@ from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from memit_core import SecondMoment
 
+_SAY_AFTER_SECONDS = 10.0
+
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, report_progress: Progress | None = None) -> Iterator[None]:
     """Wait for other trials that collect the same; they begin at once when a grid is spread.
 
     Args:
         path: The file that is collected into; the folders above it are made.
+        report_progress: Told what is waited for, if that takes more than some seconds; None warns.
 
     Raises:
         SecondMomentError: Nothing can be written there.
@@ -35,7 +40,15 @@ def alone(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_SAY_AFTER_SECONDS)
+        except Timeout:
+            waiting = f"waiting for another process, which holds {lock.lock_file}"
+            if report_progress is None:
+                warnings.warn(f"{STAGE}: {waiting}", stacklevel=3)
+            else:
+                report_progress(STAGE, 0, 0, waiting)
+            lock.acquire()
     except OSError as error:
         raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
     try:

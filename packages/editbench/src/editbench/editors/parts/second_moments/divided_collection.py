@@ -58,7 +58,7 @@ class DividedCollection:
         """
         if self.path.exists():
             return
-        with alone(self.path):
+        with alone(self.path, report_progress):
             n_shards = self._find_n_shards() or share.n
             if not self.path.exists():
                 self._folder(n_shards).mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ class DividedCollection:
     def _collect(self, shard: Shard, report_progress: Progress) -> Path:
         """Collect a shard, unless it is there; wait for another worker that is just doing so."""
         path = self._folder(shard.n_shards) / f"{shard.index + 1}.safetensors"
-        with alone(path):
+        with alone(path, report_progress):
             if not self.path.exists() and not self._is_whole(path, shard):
                 collect_to_file(
                     self.model,

@@ -25,6 +25,7 @@ from memit_core import (
     UpdateFactors,
     load_factor,
     save_factor,
+    solve_equality_factors,
     solve_update,
     solve_update_factors,
 )
@@ -114,9 +115,54 @@ def _solve(
     factors = solve_update_factors(
         keys, residuals, second_moment, preservation_weight=preservation_weight
     )
-    if all_live:
-        return factors
-    return UpdateFactors(factors.left, _spread_out(factors.right, live))
+    return _spread_factors(factors, live)
+
+
+def solve_equality_layer(
+    keys: Tensor, residuals: Tensor, second_moment: LiveFactor
+) -> UpdateFactors:
+    """Solve for the update that maps keys to residuals exactly, and moves ordinary values least.
+
+    It says nothing about dimensions that ordinary text never uses, whatever the keys have there: C
+    knows no price of writing to them, and the rest suffices for exactness.
+
+    Args:
+        keys: K, `[n_edits, d_key]`.
+        residuals: R, `[n_edits, d_value]`.
+        second_moment: C, of the layer.
+
+    Returns:
+        Δ, as factors of rank n_edits.
+
+    Raises:
+        MemitCoreError: Something is not finite, or a key has nothing but such dimensions.
+    """
+    live = second_moment.live.to(keys.device)
+    if not bool(live.all()):
+        keys = keys[:, live]
+    factors = solve_equality_factors(keys, residuals, second_moment.factorized)
+    return _spread_factors(factors, live)
+
+
+def require_factor(
+    moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
+) -> LiveFactor:
+    """`obtain_factor`, for solves that cannot do without; made for once where there is no cache.
+
+    On the CPU, if the device has too little memory for it.
+
+    Raises:
+        SecondMomentError: It cannot be written, or the second moment is singular even so.
+    """
+
+    def make(device: torch.device) -> LiveFactor:
+        factor = obtain_factor(moments, layer, cache, device)
+        return _factorize(moments[layer], device) if factor is None else factor
+
+    try:
+        return else_on_cpu(f"factorizing second moments of layer {layer}", device, make)
+    except MemitCoreError as error:
+        raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
 
 
 def obtain_factor(
@@ -152,17 +198,22 @@ def obtain_factor(
             if (found := _read(path, live, device)) is not None or is_singular.exists():
                 return found
             try:
-                factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
+                made = _factorize(moment, device)
             except IllPosedError:
                 is_singular.touch()
                 return None
-            save_factor(path, factorized, {"layer": layer, **(moments.provenance or {})})
+            save_factor(path, made.factorized, {"layer": layer, **(moments.provenance or {})})
     except (OSError, MemitCoreError, SecondMomentError) as error:
         raise SecondMomentError(
             f"second moments of layer {layer}: cannot keep factors: {error}. Free space, choose "
             "another folder with --cache, or go without by --no-cache."
         ) from error
-    return LiveFactor(factorized, live.to(device))
+    return made
+
+
+def _factorize(moment: Tensor, device: torch.device) -> LiveFactor:
+    live = moment.diagonal() > 0
+    return LiveFactor(FactorizedSecondMoment(_restrict(moment, live).to(device)), live.to(device))
 
 
 def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
@@ -189,6 +240,13 @@ def _restrict(moment: Tensor, live: Tensor) -> Tensor:
         return moment
     place = live.nonzero()[:, 0].to(moment.device)
     return moment[place[:, None], place]
+
+
+def _spread_factors(factors: UpdateFactors, live: Tensor) -> UpdateFactors:
+    """An update of the live dimensions as one of all."""
+    if bool(live.all()):
+        return factors
+    return UpdateFactors(factors.left, _spread_out(factors.right, live))
 
 
 def _spread_out(rows: Tensor, live: Tensor) -> Tensor:

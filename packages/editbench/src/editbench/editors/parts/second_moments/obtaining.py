@@ -93,7 +93,7 @@ def obtain_second_moments(
     path = cached_path(resources.cache, *collection, module)
     divided = DividedCollection(path, *collection, module)
     if not path.exists():
-        with alone(path):
+        with alone(path, resources.report_progress):
             if not path.exists() and not divided.join(resources.report_progress):
                 collect_to_file(*collection, path, resources.report_progress, module)
     divided.remove()

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.parts.targets.groups import find_others
+from editbench.editors.parts.targets.groups import hash_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
+from editbench.editors.parts.targets.overflow import is_finite
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
@@ -43,11 +44,11 @@ class TargetCache:
         layer: int,
         settings: TargetSettings,
         prefixes: Sequence[str],
-        others: Sequence[EditRequest] = (),
+        others: str = "",
     ) -> str:
         """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters.
 
-        Also of `others`, facts that the state depends on besides its own.
+        Also of `others`, a hash of the facts that the state depends on, if on more than its own.
         """
         content = {
             "version": _VERSION,
@@ -59,7 +60,7 @@ class TargetCache:
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
         }
         if others:
-            content["others"] = [[one.subject, one.prompt, one.target] for one in others]
+            content["others"] = others
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def keys(
@@ -74,16 +75,10 @@ class TargetCache:
         warm_start: bool,
     ) -> list[str]:
         """The keys of all requests, of which each group shares an offset."""
+        others = hash_others(requests, groups, warm_start=warm_start)
         return [
-            self.key(
-                model,
-                request,
-                layer,
-                settings,
-                prefixes,
-                others=find_others(requests, group, warm_start=warm_start),
-            )
-            for request, group in zip(requests, groups, strict=True)
+            self.key(model, request, layer, settings, prefixes, hashed)
+            for request, hashed in zip(requests, others, strict=True)
         ]
 
     def chained_keys(
@@ -116,7 +111,7 @@ class TargetCache:
         return keys
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
-        """What is known of `keys`, by position."""
+        """What is known of `keys`, by position; what is not finite is not known."""
         if self._path is None or not self._path.exists():
             return {}
         rows: dict[str, FinishedTarget] = {}
@@ -131,19 +126,26 @@ class TargetCache:
                         some,
                     )
                     for key, state, initial, loss, n_steps in found:
-                        rows[key] = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+                        if loss is None:  # NaN, as SQLite stores it; written before it was refused
+                            continue
+                        one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+                        if is_finite(one):
+                            rows[key] = one
         except sqlite3.Error as error:
             raise self._failure("read", error) from error
         return {index: rows[key] for index, key in enumerate(keys) if key in rows}
 
     def write(self, outcomes: Mapping[str, FinishedTarget]) -> None:
-        """Keep `outcomes`, all or none."""
+        """Keep those of `outcomes` that are finite, all or none of them."""
         if self._path is None:
             return
         rows = [
             (key, one.state.numpy().tobytes(), one.initial.numpy().tobytes(), one.loss, one.n_steps)
             for key, one in outcomes.items()
+            if is_finite(one)
         ]
+        if not rows:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(self._connect()) as database, database:

@@ -1,5 +1,7 @@
 """Which edits share an offset, and on which others the state of each depends."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from editbench.requests import EditRequest
@@ -25,16 +27,28 @@ def distinct_groups(groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     return [group for index, group in enumerate(groups) if group[0] == index]
 
 
-def find_others(
-    requests: Sequence[EditRequest], group: Sequence[int], *, warm_start: bool
-) -> list[EditRequest]:
-    """The requests that one's state depends on, if it depends on more than its own.
+def hash_others(
+    requests: Sequence[EditRequest], groups: Sequence[Sequence[int]], *, warm_start: bool
+) -> list[str]:
+    """For each request a hash of those its state depends on; empty if that is itself alone.
+
+    What many depend on is hashed once: with a warm start that is all requests, for each of them.
 
     Args:
         requests: All requests.
-        group: Those that share its offset.
+        groups: For each of them, those that share its offset.
         warm_start: Whether offsets start from those of finished edits.
     """
     if warm_start:
-        return list(requests)
-    return [requests[index] for index in group] if len(group) > 1 else []
+        return [_hash(requests)] * len(requests)
+    shared = {
+        group[0]: _hash([requests[index] for index in group])
+        for group in distinct_groups(groups)
+        if len(group) > 1
+    }
+    return [shared.get(group[0], "") for group in groups]
+
+
+def _hash(requests: Sequence[EditRequest]) -> str:
+    facts = [[request.subject, request.prompt, request.target] for request in requests]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -23,6 +23,7 @@ from editbench.editors.parts.targets.optimizer import (
     TargetOptimizer,
     TargetTask,
 )
+from editbench.editors.parts.targets.overflow import is_finite
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
@@ -47,6 +48,11 @@ class TargetHidden:
     n_steps: Tensor
     replay_failure: str | None
 
+    @property
+    def finite(self) -> Tensor:
+        """Whose state and loss are finite numbers, bool `[n_edits]`."""
+        return self.states.isfinite().all(dim=1) & self.losses.isfinite()
+
 
 def optimize_target_hidden(
     model: EditableModel,
@@ -70,6 +76,9 @@ def optimize_target_hidden(
     projected onto ‖δ‖ ≤ `clamp_factor`·‖h‖. An edit whose total loss is below `stop_loss` is
     finished, before the step. (The paper's Eqn 16 has the first term alone; the rest is what the
     reference implementation does.)
+
+    States that are not finite are returned like others (`TargetHidden.finite`), but not kept, and
+    no offset starts from them.
 
     Args:
         model: The model to be edited.
@@ -142,6 +151,8 @@ def _mean_offsets(
     """For each edit, the mean δ of finished ones that have the same target; zero without any."""
     of_target: dict[str, list[Tensor]] = {}
     for index, one in outcomes.items():
+        if not is_finite(one):
+            continue
         of_target.setdefault(requests[index].target, []).append(one.state - one.initial)
     if not of_target:
         return None
