@@ -100,13 +100,15 @@ def check_reachable(address: str) -> None:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, n_retries: int) -> Iterator[None]:
     """Join a cluster, or start one on the loopback address, for the length of a block.
 
     A connection that the caller has made is used, and left as it is.
 
     Args:
         address: Of a running cluster; None starts one.
+        n_retries: How often a task is tried again that a machine's memory monitor has ended. Ray
+            counts these apart from other deaths, and by itself tries for ever.
 
     Raises:
         RunError: There is no such cluster, or none can be started.
@@ -117,11 +119,14 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    # The process that sends a task counts its deaths, also on a cluster that others have started.
+    variables = {"RAY_task_oom_retries": str(n_retries)}
     try:
         if address is not None:
-            ray.init(address, **quietly)
-        else:
-            with _without_usage_stats():
+            with _environment(variables):
+                ray.init(address, **quietly)
+        else:  # a cluster of our own reports to nobody
+            with _environment({**variables, "RAY_USAGE_STATS_ENABLED": "0"}):
                 ray.init("local", include_dashboard=False, _node_ip_address=_LOOPBACK, **quietly)
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         raise _unusable(address or "a new one", error) from error
@@ -141,14 +146,12 @@ def _unusable(address: str, error: Exception) -> RunError:
 
 
 @contextmanager
-def _without_usage_stats() -> Iterator[None]:
-    """Where the user has not said anything else, a cluster of our own reports to nobody."""
-    variable = "RAY_USAGE_STATS_ENABLED"
-    if variable in os.environ:
-        yield
-        return
-    os.environ[variable] = "0"
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of a block, but for those that the user has set."""
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(missing)
     try:
         yield
     finally:
-        del os.environ[variable]
+        for name in missing:
+            del os.environ[name]

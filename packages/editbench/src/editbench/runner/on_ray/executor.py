@@ -45,7 +45,8 @@ class RayExecutor:
         address: Of a running cluster, ``auto`` or ``host:port``; None takes ``RAY_ADDRESS``, and
             where that is not set starts a cluster on this machine, for as long as the run lasts.
         needs: What a trial needs.
-        n_retries: How often a task is tried again whose worker has died.
+        n_retries: How often a task is tried again whose worker has died. Deaths for want of memory
+            are counted apart: as often again, unless ``RAY_task_oom_retries`` says otherwise.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -85,7 +86,10 @@ class RayExecutor:
         if not works:
             return
         _refuse_spread([work.model for work in works])
-        with connected(self._address), open_channel(works, on_progress, on_begun) as channel:
+        with (
+            connected(self._address, self._n_retries),
+            open_channel(works, on_progress, on_begun) as channel,
+        ):
             n_editing = sum(not work.is_unedited for work in works)
             shipment = _Shipment(conditions, channel, self._needs, self._n_retries, n_editing)
             running: dict[ObjectRef[TrialOutcome], Work] = {}
