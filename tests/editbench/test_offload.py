@@ -6,7 +6,7 @@ The plain model is the oracle. What computes is the same processor, so numbers a
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
-from editbench.models.loading import load_model
+from editbench.models.loading import DTypeName, load_model
 from editbench.questions import Generate, Read, Score
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 from editbench.tracing.facts import facts_of_cases
@@ -33,7 +33,7 @@ from editbench.tracing.prompts import prompt_of
 from editbench.tracing.settings import TraceSettings
 from editbench.tracing.tracer import Tracer
 
-Place = Callable[[Path], EditableModel]
+Place = Callable[..., EditableModel]
 
 CASES = toy_cases(6)
 REQUESTS = [case.request for case in CASES[:2]]
@@ -43,21 +43,25 @@ QUESTIONS = [
     Generate("Ana Lund is", 20),
     Read("Boris Marek works as a judge, and Elif Sato praised Boris Marek."),
 ]
+# Editors, and what else they can do: MEMIT on attention, fine-tuning that trains whole blocks.
+KINDS = [Memit, "memit of attention", Rome, FineTune, "ft-w of a block", Mend]
+Kind = type[Editor] | str
 WEIGHT, TIED = "transformer.h.3.mlp.c_proj.weight", "lm_head.weight"
 
 
-def in_ram(folder: Path) -> EditableModel:
+def in_ram(folder: Path, dtype: DTypeName = "float32") -> EditableModel:
     """All weights wait in memory, as those of a GPU's model would."""
-    model = load_model(str(folder), specs={}, device="cpu")
+    model = load_model(str(folder), specs={}, dtype=dtype, device="cpu")
     cpu_offload(model.model, execution_device="cpu")
     return model
 
 
-def on_disk(folder: Path) -> EditableModel:
+def on_disk(folder: Path, dtype: DTypeName = "float32") -> EditableModel:
     """Half of the blocks wait in the model's own file, and so do the embeddings."""
     places = {"transformer.wte": "disk", "transformer.wpe": "cpu", "lm_head": "disk"}
     places |= {f"transformer.h.{index}": ("cpu", "disk")[index % 2] for index in range(4)}
-    return load_model(str(folder), specs={}, device_map={**places, "transformer.ln_f": "disk"})
+    places["transformer.ln_f"] = "disk"
+    return load_model(str(folder), specs={}, dtype=dtype, device_map=places)
 
 
 @pytest.fixture(params=[in_ram, on_disk], ids=lambda place: place.__name__)
@@ -89,10 +93,15 @@ def ask(model: EditableModel) -> object:
     return answer_questions(model, QUESTIONS, seed=0, token_budget=64)
 
 
-def make_editor(kind: type[Editor] | str, model: EditableModel, folder: Path) -> Editor:
-    """An editor that is quick; of fine-tuning also the form that trains whole blocks."""
+def make_editor(kind: Kind, model: EditableModel, folder: Path) -> Editor:
+    """An editor that is quick."""
     if kind == "ft-w of a block":
         return FineTune(FineTuneConfig.preset("reference", layer=3, n_epochs=2))
+    if kind == "memit of attention":
+        attention = make_editor(Memit, model, folder).config.updated(
+            {"module": "attention"}, "test"
+        )
+        return Memit(attention)
     config = kind.config_for_check(model, CASES, folder)
     brief = {"n_steps": 3, "n_context_prefixes": 1, "second_moment_tokens": 300}
     fields = {
@@ -118,12 +127,12 @@ class Outcome:
 @pytest.fixture(scope="module")
 def try_editor(
     plain: EditableModel, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[type[Editor] | str, EditableModel | None], Outcome]:
+) -> Callable[[Kind, EditableModel | None], Outcome]:
     """Edits a model and sees what that does; the plain one is edited once."""
     trained = tmp_path_factory.mktemp("mend")
 
     @cache
-    def try_it(kind: type[Editor] | str, model: EditableModel | None) -> Outcome:
+    def try_it(kind: Kind, model: EditableModel | None) -> Outcome:
         model = plain if model is None else model
         own = tmp_path_factory.mktemp("edits")
         resources = Resources(seed=0, corpus=toy_corpus())
@@ -150,11 +159,27 @@ def try_editor(
     return try_it
 
 
-@pytest.mark.parametrize("kind", [Memit, Rome, FineTune, "ft-w of a block", Mend])
-def test_editors(kind: type[Editor] | str, moved: EditableModel, try_editor) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_editors(kind: Kind, moved: EditableModel, try_editor) -> None:
     found = try_editor(kind, moved)
     assert found == try_editor(kind, None)
     assert found.before != found.during == found.exported
+
+
+def test_half_precision(place: Place, folder: Path) -> None:
+    """What is put on and taken off is in the weights' own type, wherever they wait."""
+    found = []
+    for load in (partial(load_model, specs={}, device="cpu"), place):
+        model = load(str(folder), dtype="bfloat16")
+        assert model.model.dtype == torch.bfloat16
+        editor = make_editor(Memit, model, folder)
+        edit = editor.edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
+        assert edit.card.extra["replay_failure"] is None
+        before = model.compute_fingerprint()
+        with edit.applied(model):
+            found.append((before, ask(model), model.compute_fingerprint()))
+        assert model.compute_fingerprint() == before != found[-1][2]
+    assert found[0] == found[1]
 
 
 def test_mend_can_be_trained(plain: EditableModel, moved: EditableModel, tmp_path: Path) -> None:
@@ -290,48 +315,78 @@ def test_pickled_weights_cannot_wait_on_disk(folder: Path, tmp_path: Path) -> No
         )
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", [Memit, Rome, FineTune, Mend])
-def test_two_devices(
-    kind: type[Editor], plain: EditableModel, folder: Path, tmp_path: Path
+def check_alike(
+    first: EditableModel, second: EditableModel, kind: Kind, folder: Path, *, on_same_device: bool
 ) -> None:
-    """Blocks on two devices, one of them the processor where there is a single GPU."""
-    n_gpus = torch.cuda.device_count()
-    first: int | str = 0 if n_gpus > 1 else "cpu"
-    second = n_gpus - 1
-    split = load_model(str(folder), specs={}, device="cpu")
-    places: dict[str, int | str] = {"transformer.wte": first, "lm_head": first}
-    places |= {"transformer.wpe": first, "transformer.ln_f": second}
-    places |= {f"transformer.h.{index}": second if index > 1 else first for index in range(4)}
-    dispatch_model(split.model, places, main_device=first)
-    answers = []
-    for model in (plain, split):
-        own = tmp_path / str(len(answers))
-        own.mkdir()
+    """Edit two models that hold the same weights in other places, and see that it is the same.
+
+    Devices of two kinds round differently, so that of texts that are sampled only the length is
+    certain, and numbers are alike within what rounding does to the steps of an editor.
+    """
+    assert second.fingerprint == first.fingerprint
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if on_same_device else {"atol": 5e-3, "rtol": 1e-2}
+    answers, moments = [], []
+    # What trains MEND has its own tests; here both have the same trained network.
+    editor = make_editor(kind, first, folder)
+    for model in (first, second):
         resources = Resources(seed=0, corpus=toy_corpus())
-        edit = make_editor(kind, model, own).edit(model, REQUESTS, resources)
+        moments.append(collect_second_moments(model, toy_corpus(), [0, 3], 500, report_nothing))
+        edit = editor.edit(model, REQUESTS, resources)
         assert isinstance(edit, WeightEdit)
         assert edit.card.extra.get("replay_failure") is None
+        before = ask(model)
         with edit.applied(model):
-            answers.append(ask(model)[QUESTIONS[0]])
-    np.testing.assert_allclose(answers[1].log_probs, answers[0].log_probs, atol=5e-3)
+            answers.append(ask(model))
+        assert answers[-1] != before == ask(model)
+        assert model.compute_fingerprint() == first.fingerprint
+    for layer in (0, 3):
+        one, other = (each[layer].moment().cpu() for each in moments)
+        torch.testing.assert_close(other, one, **tolerance)
+    for question in QUESTIONS:
+        one, other = (each[question] for each in answers)
+        if isinstance(question, Generate):
+            assert len(other.text) > 0
+            assert not on_same_device or other == one
+        else:
+            np.testing.assert_allclose(other.log_probs, one.log_probs, **tolerance)
+
+
+def split_in_two(folder: Path, first: int | str, second: int | str) -> EditableModel:
+    """The first two blocks and all that is around them on one device, the others on another."""
+    model = load_model(str(folder), specs={}, device="cpu")
+    places = dict.fromkeys(["transformer.wte", "lm_head", "transformer.wpe"], first)
+    places |= {f"transformer.h.{index}": second if index > 1 else first for index in range(4)}
+    dispatch_model(model.model, {**places, "transformer.ln_f": second}, main_device=first)
+    return model
+
+
+def blocks_waiting_for(folder: Path, device: int | str) -> EditableModel:
+    """A device computes with what the processor's memory and the disk hold."""
+    places = dict.fromkeys(["transformer.wte", "lm_head", "transformer.wpe"], device)
+    places |= {f"transformer.h.{index}": ("cpu", "disk")[index % 2] for index in range(4)}
+    return load_model(str(folder), specs={}, device_map={**places, "transformer.ln_f": device})
+
+
+@pytest.mark.parametrize("spread", ["split", "waiting"])
+def test_what_is_tried_on_gpus_holds_on_the_processor(
+    spread: str, plain: EditableModel, folder: Path, tmp_path: Path
+) -> None:
+    model = split_in_two(folder, "cpu", "cpu") if spread == "split" else on_disk(folder)
+    check_alike(plain, model, Memit, tmp_path, on_same_device=True)
 
 
 @pytest.mark.gpu
-def test_offloaded_from_a_gpu(plain: EditableModel, folder: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_devices(kind: Kind, plain: EditableModel, folder: Path, tmp_path: Path) -> None:
+    """Blocks on two devices, one of them the processor where there is a single GPU."""
+    n_gpus = torch.cuda.device_count()
+    model = split_in_two(folder, 0 if n_gpus > 1 else "cpu", n_gpus - 1)
+    check_alike(plain, model, kind, tmp_path, on_same_device=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_from_a_gpu(kind: Kind, folder: Path, tmp_path: Path) -> None:
     """The processor's memory and the disk hold what the GPU computes with."""
-    places: dict[str, int | str] = {"transformer.wte": 0, "lm_head": 0, "transformer.wpe": 0}
-    places |= {f"transformer.h.{index}": ("cpu", "disk")[index % 2] for index in range(4)}
     whole = load_model(str(folder), specs={}, device="cuda:0")
-    spread = load_model(str(folder), specs={}, device_map={**places, "transformer.ln_f": 0})
-    assert spread.fingerprint == plain.fingerprint
-    config = Memit.config_for_check(plain, CASES, folder)
-    first, second = (
-        Memit(config).edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
-        for model in (whole, spread)
-    )
-    for name, update in first.updates.items():
-        torch.testing.assert_close(second.updates[name].dense(), update.dense())
-    with first.applied(whole), second.applied(spread):
-        assert ask(spread) == ask(whole)
-    assert spread.compute_fingerprint() == plain.fingerprint
+    check_alike(whole, blocks_waiting_for(folder, 0), kind, tmp_path, on_same_device=True)

@@ -34,7 +34,7 @@ from memit_core import UpdateFactors, load_second_moments
 
 ray = pytest.importorskip("ray", reason="needs the extra editbench[ray]")
 
-from editbench.runner.on_ray import RayExecutor, TaskNeeds, cluster, executor, tasks  # noqa: E402
+from editbench.runner.on_ray import RayExecutor, TaskNeeds, executor, needs, tasks  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -248,13 +248,20 @@ def test_a_killed_worker_s_trial_is_run_again_and_the_rows_are_those_of_a_local_
     assert any(note == "batches" for reports in stages.values() for _, _, note in reports)
 
 
-def test_a_trial_whose_workers_all_die_is_a_row_and_a_resumed_run_tries_it_again(model, tmp_path):
+def test_a_trial_whose_workers_all_die_is_a_row_and_a_resumed_run_tries_it_again(
+    model, tmp_path, monkeypatch
+):
     folder, pids = tmp_path / "run", tmp_path / "pids"
+    planned, plan = [], needs.plan_peak
+    monkeypatch.setattr(
+        needs, "plan_peak", lambda work, *rest: planned.append(work) or plan(work, *rest)
+    )
     with killing_once(pids):
         summary = run_grid(make_grid(model, Stuck(pids)), folder, executor=RayExecutor(n_retries=0))
     ((failed, message),) = summary.failures
     assert (failed.editor.name, failed.seed, summary.n_run) == ("nudge", 1, 4)
     assert "the process that ran the trial died" in message
+    assert [work.editor.name for work in planned] == ["unedited", "nudge"]  # once for all seeds
     trials = make_grid(model, Nudge(NudgeConfig()))
     resumed = run_grid(trials, folder, executor=RayExecutor(), resume=True)
     assert (resumed.n_run, resumed.n_skipped, resumed.failures) == (1, 3, ())
@@ -336,14 +343,22 @@ def test_who_asks_for_more_than_there_is_hears_of_it(model, tmp_path):
         )
 
 
-def test_what_a_trial_needs_follows_from_its_model(model):
-    nodes = cluster.list_nodes()
-    n_bytes = 4 * sum(parameter.numel() for parameter in model.model.parameters())
-    options = TaskNeeds().settle(model, nodes)
-    assert options == {
-        "num_cpus": min(torch.get_num_threads(), 2), "num_gpus": 0.0, "memory": 2**30 + 2 * n_bytes
-    }  # fmt: skip
-    assert cluster.count_places(options, nodes) == 2
-    chosen = TaskNeeds(cpus=3, gpus=0.5, memory=1.5).settle(model, nodes)
-    assert chosen == {"num_cpus": 3, "num_gpus": 0.5, "memory": 3 * 2**29}
-    assert cluster.count_places(chosen, nodes) == 0
+class Confidential(Nudge):
+    """Says what memory its model goes by, which no result does."""
+
+    name: ClassVar[str] = "confidential"
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        raise RuntimeError(f"may fill {model.max_memory}, has room for {model.room}")
+
+
+def test_a_worker_s_model_goes_by_the_share_of_memory_that_its_task_has(model, tmp_path):
+    n_bytes = model.weight_bytes[model.device]
+    trial = make_grid(model, Confidential(NudgeConfig()))[1]
+    summary = run_grid([trial], tmp_path, executor=RayExecutor(needs=TaskNeeds(memory=1.25)))
+    limit = 5 * 2**28 - (5 * 2**28 - n_bytes) // 2  # the process has half of what there is
+    ((_, message),) = summary.failures
+    assert message == f"RuntimeError: may fill {limit}, has room for {limit - n_bytes}"
+    assert model.max_memory is None

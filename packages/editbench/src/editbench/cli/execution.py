@@ -54,7 +54,7 @@ def executor_options(command: Command) -> Command:
         "--trial-memory",
         type=click.FloatRange(min=0),
         metavar="GIB",
-        help="Main memory for a trial. [default: twice the weights, and 1 GiB]",
+        help="Main memory for a trial, by which it chooses its batches. [default: as planned]",
     )
     @functools.wraps(command)
     def with_executor(

@@ -18,14 +18,8 @@ from editbench.editors.base import Editor, Progress, Share
 from editbench.errors import ConfigError, EditbenchError, RunError
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers
-from editbench.runner.on_ray.cluster import (
-    TaskNeeds,
-    check_reachable,
-    connected,
-    count_places,
-    list_nodes,
-    name_needs,
-)
+from editbench.runner.on_ray.cluster import check_reachable, connected
+from editbench.runner.on_ray.needs import TaskNeeds, count_places, list_nodes, name_needs
 from editbench.runner.on_ray.progress import ProgressChannel, open_channel
 from editbench.runner.on_ray.tasks import Setting, ask_sheet, prepare_share, run_work
 from editbench.runner.trial_run import Conditions, TrialOutcome, Work, describe, failed_trial
@@ -45,7 +39,8 @@ class RayExecutor:
         address: Of a running cluster, ``auto`` or ``host:port``; None takes ``RAY_ADDRESS``, and
             where that is not set starts a cluster on this machine, for as long as the run lasts.
         needs: What a trial needs.
-        n_retries: How often a task is tried again whose worker has died.
+        n_retries: How often a task is tried again whose worker has died. Deaths for want of memory
+            are counted apart: as often again, unless ``RAY_task_oom_retries`` says otherwise.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -85,7 +80,10 @@ class RayExecutor:
         if not works:
             return
         _refuse_spread([work.model for work in works])
-        with connected(self._address), open_channel(works, on_progress, on_begun) as channel:
+        with (
+            connected(self._address, self._n_retries),
+            open_channel(works, on_progress, on_begun) as channel,
+        ):
             n_editing = sum(not work.is_unedited for work in works)
             shipment = _Shipment(conditions, channel, self._needs, self._n_retries, n_editing)
             running: dict[ObjectRef[TrialOutcome], Work] = {}
@@ -114,7 +112,7 @@ class _Shipment:
         self._needs = needs
         self._n_retries = n_retries
         self._nodes = list_nodes()
-        self._options: dict[int, dict[str, float]] = {}
+        self._options: dict[tuple[object, ...], dict[str, float]] = {}
         self._sent: dict[int, tuple[object, ObjectRef[Any]]] = {}
         self._asked: dict[int, ObjectRef[Answers]] = {}
 
@@ -144,7 +142,7 @@ class _Shipment:
         if self._conditions.cache is None or not is_divisible:
             return []
         n_edits = max(len(batch.cases) for batch in work.batches)
-        n_free = count_places(self._settle(work.model), self._nodes) // self._n_editing
+        n_free = count_places(self._settle(work), self._nodes) // self._n_editing
         n = min(n_free, n_edits // _MIN_SHARE)
         shared = [parts[name] for name in ("editor", "model", "batches", "inputs", "seed")]
         if n < 2:
@@ -167,7 +165,7 @@ class _Shipment:
     ) -> "ObjectRef[Any]":
         import ray
 
-        options = self._settle(work.model)
+        options = self._settle(work)
         setting = Setting.of(options, self._conditions, self._channel.reports)
         # A task's exceptions are outcomes; what is tried again is one whose process died.
         task = ray.remote(function).options(name=name, max_retries=self._n_retries, **options)
@@ -189,17 +187,24 @@ class _Shipment:
             self._sent[id(part)] = (part, reference)  # the part is kept, and with it its id
         return self._sent[id(part)][1]
 
-    def _settle(self, model: EditableModel) -> dict[str, float]:
-        if id(model) not in self._options:
-            options = self._options[id(model)] = self._needs.settle(model, self._nodes)
+    def _settle(self, work: Work) -> dict[str, float]:
+        # Seeds do not change what a trial takes, so it is planned once for all of them. Metrics
+        # are made, or fitted, for a dataset, and stand for it.
+        inputs = (work.inputs.second_moments, id(work.inputs.corpus))
+        editor = (work.editor.name, work.editor.config.model_dump_json(), *inputs)
+        sizes = tuple(len(batch.cases) for batch in work.batches)
+        key = (id(work.model), *editor, sizes, *map(id, work.metrics))
+        if key not in self._options:
+            options = self._needs.settle(work, self._nodes, self._conditions.token_budget)
+            self._options[key] = options
             if count_places(options, self._nodes) == 0:
                 warnings.warn(
                     f"executor 'ray': no machine of the cluster has what a trial on "
-                    f"'{model.name}' needs, got {name_needs(options)}; the run waits for one. Ask "
-                    "for less with --trial-cpus, --trial-gpus or --trial-memory.",
+                    f"'{work.model.name}' needs, got {name_needs(options)}; the run waits for one. "
+                    "Ask for less with --trial-cpus, --trial-gpus or --trial-memory.",
                     stacklevel=2,
                 )
-        return self._options[id(model)]
+        return self._options[key]
 
 
 def _await_all(

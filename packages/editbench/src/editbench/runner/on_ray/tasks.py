@@ -16,6 +16,7 @@ from editbench.errors import RunError
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers
 from editbench.runner.executors import merge_answers
+from editbench.runner.on_ray.needs import limit_memory
 from editbench.runner.on_ray.progress import Reports
 from editbench.runner.plan import Batch
 from editbench.runner.trial import Inputs
@@ -34,7 +35,8 @@ class Setting:
         conditions: What the trials of the run are run with.
         reports: Where progress goes.
         n_threads: Torch's threads.
-        on_gpu: Whether the task has a GPU.
+        n_gpus: How many GPUs, or what part of one, the task has.
+        memory: Bytes of main memory that are set aside for it.
         versions: The packages of the process that sent the work.
         folder: Its working directory.
     """
@@ -42,7 +44,8 @@ class Setting:
     conditions: Conditions
     reports: Reports
     n_threads: int
-    on_gpu: bool
+    n_gpus: float
+    memory: float
     versions: Mapping[str, str]
     folder: Path
 
@@ -53,7 +56,8 @@ class Setting:
             conditions,
             reports,
             n_threads=max(1, int(options["num_cpus"])),
-            on_gpu=options["num_gpus"] > 0,
+            n_gpus=options["num_gpus"],
+            memory=options["memory"],
             versions=package_versions(),
             folder=Path.cwd(),
         )
@@ -74,8 +78,9 @@ class Setting:
         if self.folder.is_dir():  # relative paths mean what they mean where the run was started
             os.chdir(self.folder)
         torch.set_num_threads(self.n_threads)
-        if self.on_gpu:
+        if self.n_gpus > 0:
             model.model.to("cuda")
+        limit_memory(model, memory=self.memory, gpus=self.n_gpus)
 
     def ask(self, sheet: Sheet, model: EditableModel, trial: str) -> Answers:
         """Put a sheet to the model, as it is, on behalf of a trial."""

@@ -1,0 +1,145 @@
+"""What a trial asks of a cluster, and what its model may fill there; no cluster is needed."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+import torch
+
+from editbench.costs.answers import plan_answers
+from editbench.costs.stage import Known, StageCost
+from editbench.datasets.base import Dataset
+from editbench.editors.base import Editor, report_nothing
+from editbench.editors.memit import Memit, MemitConfig
+from editbench.metrics.success import Success
+from editbench.models.editable import EditableModel
+from editbench.requests import EditCase
+from editbench.runner import Inputs, grid
+from editbench.runner.on_ray import needs
+from editbench.runner.plan import plan_trials
+from editbench.runner.trial_run import Work
+from editbench.testing import tiny_model, toy_cases, toy_corpus
+
+GIB = 2**30
+NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
+
+
+class Toy(Dataset):
+    name: ClassVar[str] = "toy"
+    fingerprint = "toy-1"
+
+    def __init__(self) -> None:
+        pass
+
+    def cases(self) -> Sequence[EditCase]:
+        return toy_cases(12)
+
+
+class Silent(Memit):
+    """An editor that does not say what it costs."""
+
+    name: ClassVar[str] = "silent"
+    plan = Editor.plan
+
+
+class Stumbling(Memit):
+    """An editor whose plan fails."""
+
+    name: ClassVar[str] = "stumbling"
+
+    def plan(self, *arguments: object) -> Sequence[StageCost]:
+        raise RuntimeError("no idea")
+
+
+@pytest.fixture
+def model() -> EditableModel:
+    return tiny_model(n_layers=2)
+
+
+def work_of(model: EditableModel, editor: type[Memit]) -> Work:
+    config = MemitConfig(
+        critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
+    )
+    trials = grid(
+        models=[model],
+        datasets=[Toy()],
+        editors=lambda _: [editor(config)],
+        metrics=lambda _: [Success()],
+        n_edits=[12],
+        seeds=[0],
+        inputs=lambda model, dataset: Inputs(corpus=toy_corpus()),
+    )
+    return Work.of(plan_trials(trials)[1], ())
+
+
+def stages_of(work: Work) -> list[StageCost]:
+    (batch,) = work.batches
+    requests = [case.request for case in batch.cases]
+    resources = work.inputs.resources(0, None, report_nothing)
+    editing = work.editor.plan(work.model, requests, resources, Known())
+    return [*editing, *plan_answers(work.model, batch.questions)]
+
+
+def test_what_a_trial_needs_follows_from_its_plan(model):
+    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    options = needs.TaskNeeds().settle(work, NODES)
+    peak = max(stage.n_peak_bytes for stage in stages_of(work))
+    assert peak > n_bytes  # the rule for what is not planned would give less
+    assert options == {
+        "num_cpus": min(torch.get_num_threads(), 4),
+        "num_gpus": 0.0,
+        "memory": GIB + n_bytes + round(1.25 * peak),
+    }
+    assert model.max_memory is None
+    # What is planned for a GPU is not taken of main memory.
+    assert needs.TaskNeeds(gpus=0.5).settle(work, NODES)["memory"] == GIB + 2 * n_bytes
+
+
+@pytest.mark.parametrize("editor", [Silent, Stumbling])
+def test_what_is_not_planned_has_memory_for_the_weights_twice(editor, model):
+    memory = needs.TaskNeeds().settle(work_of(model, editor), NODES)["memory"]
+    assert memory == GIB + 2 * model.weight_bytes[model.device]
+
+
+def test_what_is_asked_for_is_not_chosen(model):
+    chosen = needs.TaskNeeds(cpus=2, gpus=0, memory=1.5).settle(work_of(model, Memit), NODES)
+    assert chosen == {"num_cpus": 2, "num_gpus": 0, "memory": 3 * GIB // 2}
+    assert needs.count_places(chosen, NODES) == 1 + 2
+    with_gpu = needs.TaskNeeds(cpus=2, gpus=0.5).settle(work_of(model, Memit), NODES)
+    assert needs.count_places(with_gpu, NODES) == 0
+
+
+def test_with_the_share_that_it_asks_for_a_trial_has_the_batches_of_a_machine_of_its_own(model):
+    work = work_of(model, Memit)
+    alone = stages_of(work)
+    memory = needs.TaskNeeds().settle(work, NODES)["memory"]
+    needs.limit_memory(model, memory=memory, gpus=0)
+    assert model.room < memory
+    assert stages_of(work) == alone
+
+
+def test_a_small_share_makes_small_batches(model):
+    work = work_of(model, Memit)
+    alone = stages_of(work)
+    needs.limit_memory(model, memory=model.weight_bytes[model.device] + 2**21, gpus=0)
+    narrow = stages_of(work)
+    assert sum(stage.n_block_calls for stage in narrow) > sum(s.n_block_calls for s in alone)
+    for one, other in zip(narrow, alone, strict=True):
+        assert one.n_peak_bytes <= other.n_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("memory", "gpus", "own", "limit"),
+    [
+        (8 * GIB, 0, None, 7 * GIB),
+        (8 * GIB, 0, GIB, GIB),
+        (0, 0, None, None),  # nothing is set aside, so there is nothing to go by
+        (8 * GIB, 0.25, None, 19 * GIB),
+        (8 * GIB, 1, None, None),
+    ],
+)
+def test_the_share_of_a_task(memory, gpus, own, limit, model, monkeypatch):
+    monkeypatch.setattr(needs, "_gpu_bytes", lambda device: 80 * GIB)
+    model.max_memory = own
+    needs.limit_memory(model, memory=memory, gpus=gpus)
+    assert model.max_memory == limit
