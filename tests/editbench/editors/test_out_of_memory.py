@@ -1,7 +1,7 @@
 """Editors go on in smaller parts when memory runs out, and compute the same."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from editbench.editors import rome
+from editbench.editors.base import Editor, Resources
+from editbench.editors.finetune import FineTune, FineTuneConfig
+from editbench.editors.memit import Memit
+from editbench.editors.mend.editor import Mend
+from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep, read_hidden
 from editbench.editors.parts.keys.projection_reading import read_projections
@@ -18,10 +23,17 @@ from editbench.editors.parts.second_moments.factors import solve_layer
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.parts.training.minibatch import Minibatch
+from editbench.editors.parts.training.target_likelihood import keep_states, make_target_batches
+from editbench.editors.parts.training.weight_trainer import WeightTrainer
+from editbench.editors.rome import Rome
+from editbench.edits.edit import Edit
+from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving, explaining_out_of_memory
 from editbench.requests import EditRequest
-from editbench.testing import tiny_model, toy_cases
+from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors, solve_equality_factors
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]
@@ -258,3 +270,110 @@ def test_second_moments_are_factorized_on_the_cpu_instead(tmp_path: Path) -> Non
         update = solve_equality_factors(keys, torch.ones(1, 5), found)
         assert update.right.device == cramped.device
     torch.testing.assert_close(found.factor, expected.factor)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_finetuning_is_the_same_in_smaller_parts(
+    n_rows: int, layer: int, room_for: RoomFor
+) -> None:
+    """Both where states are kept, in front of what is trained, and where gradients are taken."""
+    config = FineTuneConfig(layer=1, n_epochs=3, batch_size=5)
+    model = tiny_model()
+    expected = FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+    with room_for(model, n_rows, layer) as sizes, pytest.warns(UserWarning, match="memory ran out"):
+        found = FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+    # Five facts and two, halved until they fit; in later epochs nothing is tried whole again.
+    assert 0 < sum(size > n_rows for size in sizes) <= 4
+    assert found.card.extra["losses"] == pytest.approx(expected.card.extra["losses"], abs=1e-4)
+    assert_same_updates(found, expected)
+
+
+@ran_out
+@pytest.mark.parametrize("only_projection", [True, False])
+@pytest.mark.parametrize("are_kept", [True, False])
+def test_gradients_of_parts_add_up(
+    only_projection: bool, are_kept: bool, family_model: EditableModel, room_for: RoomFor
+) -> None:
+    model, layer = family_model, 1
+    path = model.architecture.mlp_projections[layer]
+    path = path if only_projection else model.architecture.block(layer)
+    names = [f"{path}.{name}" for name, _ in model.model.get_submodule(path).named_parameters()]
+
+    def measure() -> tuple[float, list[Tensor]]:
+        (batch,) = make_target_batches(model, FAMILY_REQUESTS, 4, "teacher-forced")
+        minibatch = Minibatch(batch)
+        if are_kept:
+            request = FAMILY_REQUESTS[0]
+            keep_states(model, [minibatch], request, layer, only_projection=only_projection)
+        with borrowed_weights(model, names) as parameters:
+            trainer = WeightTrainer(
+                list(parameters.values()), learning_rate=1, weight_decay=0, norm_constraint=None
+            )
+            with trainer.gradients_on(), room:
+                loss, gradients = minibatch.measure(trainer, Halving("training"), enough=0)
+        assert gradients is not None
+        return loss, [torch.zeros(()) if each is None else each for each in gradients]
+
+    room: AbstractContextManager[object] = nullcontext()
+    loss, gradients = measure()
+    room = room_for(model, 1, 3)
+    parts_loss, parts_gradients = measure()
+    assert parts_loss == pytest.approx(loss, rel=1e-5)
+    for name, one, other in zip(names, parts_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@ran_out
+def test_too_little_for_the_gradient_of_a_single_fact_is_one_clear_error(room_for: RoomFor) -> None:
+    config = FineTuneConfig(layer=1, scoring="last-position")
+    model = tiny_model()
+    refused = pytest.raises(DeviceMemoryError, match="Load the model with --dtype bfloat16")
+    with room_for(model, 0), refused, explaining_out_of_memory("trial"):
+        FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+
+
+def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
+    model = tiny_model()
+    config = Mend.config_for_check(model, toy_cases(12), tmp_path)
+    expected = Mend(config).edit(model, REQUESTS, Resources(seed=0))
+    with room_for(model, 2) as sizes, pytest.warns(UserWarning, match="gradients of edits"):
+        found = Mend(config).edit(model, REQUESTS, Resources(seed=0))
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert found.card.extra["loss"] == pytest.approx(expected.card.extra["loss"], abs=1e-4)
+    assert_same_updates(found, expected)
+
+
+def test_memit_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
+    """From second moments to the last solve."""
+    model = tiny_model()
+    config = Memit.config_for_check(model, [], tmp_path)
+    resources = Resources(seed=0, corpus=toy_corpus())
+    expected = Memit(config).edit(model, REQUESTS, resources)
+    with room_for(model, 8, 0), pytest.warns(UserWarning, match="memory ran out") as caught:
+        found = Memit(config).edit(model, REQUESTS, resources)
+    kinds = {str(warning.message).partition(" on ")[0] for warning in caught}
+    assert kinds == {"keys of ordinary text", "target hidden states", "keys"}
+    assert_same_updates(found, expected)
+
+
+@ran_out
+@pytest.mark.parametrize("editor", [Memit, Rome, Mend], ids=lambda editor: editor.name)
+def test_too_little_for_a_single_fact_is_one_clear_error(
+    editor: type[Editor], tmp_path: Path, room_for: RoomFor
+) -> None:
+    model = tiny_model()
+    config = editor.config_for_check(model, toy_cases(12), tmp_path)
+    before = model.compute_fingerprint()
+    with room_for(model, 0, 0), pytest.raises(DeviceMemoryError, match="even for one row"):
+        editor(config).edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
+    assert model.compute_fingerprint() == before
+
+
+def assert_same_updates(found: Edit, expected: Edit) -> None:
+    assert isinstance(found, WeightEdit)
+    assert isinstance(expected, WeightEdit)
+    assert found.updates.keys() == expected.updates.keys() != set()
+    for name, update in expected.updates.items():
+        one, other = make_dense(found.updates[name]), make_dense(update)
+        assert (one - other).norm() <= 1e-3 * other.norm()

@@ -11,6 +11,7 @@ from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.minibatch import Minibatch
 from editbench.editors.parts.training.target_likelihood import (
     Scoring,
     keep_states,
@@ -21,6 +22,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
 from editbench.errors import EditError, UnknownNameError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 
 STAGE = "fine-tuning"
@@ -188,7 +190,10 @@ class FineTune(Editor):
     ) -> list[float]:
         """Train `parameters` in place; return the mean loss of each epoch, before its steps."""
         config = self.config
-        batches = make_target_batches(model, requests, config.batch_size, config.scoring)
+        batches = [
+            Minibatch(batch)
+            for batch in make_target_batches(model, requests, config.batch_size, config.scoring)
+        ]
         only_projection = config.parameters == "mlp-projection"
         keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)
         n_steps = config.n_epochs * len(batches)
@@ -202,16 +207,16 @@ class FineTune(Editor):
         with trainer.gradients_on():
             for epoch in range(config.n_epochs):
                 total = 0.0
+                halving = Halving(f"{STAGE} on '{model.name}'")
                 for index, batch in enumerate(batches):
-                    loss = batch.loss()
-                    value = loss.item()
+                    value, gradients = batch.measure(trainer, halving, config.stop_loss)
                     if not math.isfinite(value):
                         raise EditError(
                             f"{self.name}: the loss is not finite in epoch {epoch + 1}, got "
                             f"{value}. Use a smaller learning rate."
                         )
-                    if value >= config.stop_loss:
-                        trainer.step(loss)
+                    if gradients is not None and value >= config.stop_loss:
+                        trainer.step(gradients)
                     total += value * batch.n_edits
                     n_done = epoch * len(batches) + index + 1
                     note = f"epoch {epoch + 1}, loss {value:.3f}"

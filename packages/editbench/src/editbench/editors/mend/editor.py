@@ -28,10 +28,13 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 
 STAGE = "gradients"
+
+_Transformed = tuple[dict[str, tuple[Tensor, Tensor]], float]
 
 
 class MendConfig(EditorConfig):
@@ -150,10 +153,18 @@ class Mend(Editor):
         network, record = read_trained(path, model)
         totals = {matrix.name: _Total() for matrix in network.matrices}
         loss = 0.0
+
+        def transform(some: Sequence[EditRequest]) -> _Transformed:
+            return self._transform(model, network, some)
+
+        halving = Halving(f"gradients of edits on '{model.name}'")
         for start in range(0, len(requests), self.config.chunk_size):
             resources.report_progress(STAGE, start, len(requests))
             chunk = requests[start : start + self.config.chunk_size]
-            loss += self._add_chunk(model, network, chunk, totals) * len(chunk)
+            for updates, its_loss in halving.run(chunk, transform):
+                loss += its_loss
+                for name, (left, right) in updates.items():
+                    totals[name].add(left, right)
         resources.report_progress(STAGE, len(requests), len(requests))
         return WeightEdit.build(
             model,
@@ -186,20 +197,17 @@ class Mend(Editor):
             )
         return path
 
-    def _add_chunk(
-        self,
-        model: EditableModel,
-        network: Hypernetwork,
-        requests: Sequence[EditRequest],
-        totals: "Mapping[str, _Total]",
-    ) -> float:
-        """Add the update of some requests to `totals`; return their mean loss."""
+    def _transform(
+        self, model: EditableModel, network: Hypernetwork, requests: Sequence[EditRequest]
+    ) -> _Transformed:
+        """The updates of some requests, ``[d_out, n]`` and ``[d_in, n]``; and their losses' sum."""
         terms, loss = decompose_gradients(model, network.matrices, requests)
+        updates = {}
         with torch.no_grad():
             for matrix in network.matrices:
                 left, right = network(matrix, terms[matrix.name])
-                totals[matrix.name].add(left.T * self.config.lr_scale, right.T)
-        return loss
+                updates[matrix.name] = (left.T * self.config.lr_scale, right.T)
+        return updates, loss * len(requests)
 
 
 class _Total:
