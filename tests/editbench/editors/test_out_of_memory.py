@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from editbench.costs.stage import Known
 from editbench.editors import rome
 from editbench.editors.base import Editor, Resources
 from editbench.editors.finetune import FineTune, FineTuneConfig
@@ -23,6 +24,7 @@ from editbench.editors.parts.second_moments.factors import solve_layer
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.parts.training.costs import count_fitting
 from editbench.editors.parts.training.minibatch import Minibatch
 from editbench.editors.parts.training.target_likelihood import keep_states, make_target_batches
 from editbench.editors.parts.training.weight_trainer import WeightTrainer
@@ -331,6 +333,30 @@ def test_too_little_for_the_gradient_of_a_single_fact_is_one_clear_error(room_fo
     refused = pytest.raises(DeviceMemoryError, match="Load the model with --dtype bfloat16")
     with room_for(model, 0), refused, explaining_out_of_memory("trial"):
         FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+
+
+@pytest.mark.parametrize("editor", [FineTune, Mend], ids=lambda editor: editor.name)
+def test_parts_are_small_from_the_start_where_memory_is_little(
+    editor: type[Editor], tmp_path: Path, room_for: RoomFor
+) -> None:
+    model = tiny_model()
+    chosen = editor(editor.config_for_check(model, toy_cases(12), tmp_path))
+    resources = Resources(seed=0)
+    expected = chosen.edit(model, REQUESTS, resources)
+    n_trained = 96 * 24 + 24 if editor is FineTune else 0
+    first = 3 if editor is FineTune else 0
+    with room_for(model, 2) as sizes:  # no warning: nothing is tried that does not fit
+        fitting, room = [], 2.0**10
+        while not fitting or fitting[-1] < 2:
+            room *= 1.1
+            model.max_memory = int(model.weight_bytes[model.device] + room)
+            fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
+        (stage,) = chosen.plan(model, REQUESTS, resources, Known())
+        found = chosen.edit(model, REQUESTS, resources)
+    assert fitting == [*[1] * (len(fitting) - 1), 2]
+    assert max(sizes) == 2
+    assert stage.n_peak_bytes <= room
+    assert_same_updates(found, expected)
 
 
 def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:

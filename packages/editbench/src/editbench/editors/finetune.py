@@ -10,7 +10,7 @@ from torch import nn
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.costs import count_fitting, plan_training
 from editbench.editors.parts.training.minibatch import Minibatch
 from editbench.editors.parts.training.target_likelihood import (
     Scoring,
@@ -138,16 +138,18 @@ class FineTune(Editor):
         known: Known,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.plan`."""
-        names = _trained_names(model, self.config)
+        layer = self.config.layer
+        n_trained = _count_trained(model, self.config)
         return [
             plan_training(
                 model,
                 requests,
                 name=STAGE,
-                first=self.config.layer,
-                n_trained=sum(model.model.get_parameter(name).numel() for name in names),
+                first=layer,
+                n_trained=n_trained,
                 batch_size=self.config.batch_size,
                 n_epochs=self.config.n_epochs,
+                n_together=count_fitting(model, requests, first=layer, n_trained=n_trained),
             )
         ]
 
@@ -190,8 +192,10 @@ class FineTune(Editor):
     ) -> list[float]:
         """Train `parameters` in place; return the mean loss of each epoch, before its steps."""
         config = self.config
+        n_trained = _count_trained(model, config)
+        n_fitting = count_fitting(model, requests, first=config.layer, n_trained=n_trained)
         batches = [
-            Minibatch(batch)
+            Minibatch(batch, n_fitting)
             for batch in make_target_batches(model, requests, config.batch_size, config.scoring)
         ]
         only_projection = config.parameters == "mlp-projection"
@@ -227,6 +231,11 @@ class FineTune(Editor):
                     resources.report_progress(STAGE, n_steps, n_steps, note)
                     break
         return epoch_losses
+
+
+def _count_trained(model: EditableModel, config: FineTuneConfig) -> int:
+    names = _trained_names(model, config)
+    return sum(model.model.get_parameter(name).numel() for name in names)
 
 
 def _trained_names(model: EditableModel, config: FineTuneConfig) -> list[str]:

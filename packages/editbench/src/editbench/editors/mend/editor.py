@@ -23,7 +23,7 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
-from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
@@ -50,7 +50,9 @@ class MendConfig(EditorConfig):
         description="hash of that file, so that results are told apart by what it holds; filled in",
     )
     chunk_size: int = Field(
-        default=128, ge=1, description="edits whose gradients are computed together (fixed: 128)"
+        default=128,
+        ge=1,
+        description="edits whose gradients are computed together, at most (fixed: 128)",
     )
     lr_scale: float = Field(
         default=1.0, gt=0, description="what all learned rates are multiplied with (lr_scale)"
@@ -138,7 +140,7 @@ class Mend(Editor):
         known: Known,
     ) -> Sequence[StageCost]:
         """One pass forwards and backwards; the hypernetwork is small. See `Editor.plan`."""
-        size = self.config.chunk_size
+        size = self._chunk_size(model, requests)
         return [
             plan_training(
                 model, requests, name=STAGE, first=0, n_trained=0, batch_size=size, n_epochs=1
@@ -158,9 +160,10 @@ class Mend(Editor):
             return self._transform(model, network, some)
 
         halving = Halving(f"gradients of edits on '{model.name}'")
-        for start in range(0, len(requests), self.config.chunk_size):
+        size = self._chunk_size(model, requests)
+        for start in range(0, len(requests), size):
             resources.report_progress(STAGE, start, len(requests))
-            chunk = requests[start : start + self.config.chunk_size]
+            chunk = requests[start : start + size]
             for updates, its_loss in halving.run(chunk, transform):
                 loss += its_loss
                 for name, (left, right) in updates.items():
@@ -181,6 +184,11 @@ class Mend(Editor):
                 "loss": round(loss / len(requests), 4) if requests else None,
             },
         )
+
+    def _chunk_size(self, model: EditableModel, requests: Sequence[EditRequest]) -> int:
+        """How many edits run together: what they come to does not depend on it."""
+        fitting = count_fitting(model, requests, first=0)
+        return min(self.config.chunk_size, fitting)
 
     def _find_weights(self, model: EditableModel) -> Path:
         if self.config.weights is not None:

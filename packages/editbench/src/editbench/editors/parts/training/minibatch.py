@@ -20,11 +20,15 @@ class Minibatch:
 
     Args:
         batch: The facts.
+        n_together: How many of them run at once, at most; None is all.
     """
 
-    def __init__(self, batch: TargetBatch) -> None:
-        self.n_edits = batch.n_edits
+    def __init__(self, batch: TargetBatch, n_together: int | None = None) -> None:
+        self.n_edits = n = batch.n_edits
         self._parts = [batch]
+        if n_together is not None and n_together < n:
+            starts = range(0, n, n_together)
+            self._parts = [batch.part(range(n)[start : start + n_together]) for start in starts]
 
     def keep_states(self, layer: int, *, projection_adds: bool, verify: bool) -> int:
         """Run once what training leaves as it is; see `TargetBatch.keep_states`."""
