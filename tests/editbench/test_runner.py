@@ -504,8 +504,8 @@ def test_memory_that_runs_out_is_explained_and_there_for_the_next_trial(model, t
         gc.enable()
     message = (
         f"trial of 'greedy' on '{model.name}': memory runs out and the work cannot be divided, "
-        "got: CUDA out of memory. Tried to allocate 2.00 GiB. Load the model with "
-        "--dtype bfloat16, spread it with --device-map auto, or use --device cpu."
+        "got: CUDA out of memory. Tried to allocate 2.00 GiB. Load the model with --dtype "
+        "bfloat16, spread it with --device-map auto, or use --device cpu."
     )
     assert [message for _, message in summary.failures] == [message]
     assert "torch.OutOfMemoryError" in read_trial(tmp_path, trials[1].hash).traceback

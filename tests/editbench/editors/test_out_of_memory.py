@@ -1,7 +1,7 @@
 """Editors go on in smaller parts when memory runs out, and compute the same."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from editbench.costs.stage import Known
+from editbench.editors.base import Editor, Resources
+from editbench.editors.finetune import FineTune, FineTuneConfig
+from editbench.editors.memit import Memit
+from editbench.editors.mend.editor import Mend
+from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep, read_hidden
 from editbench.editors.parts.keys.projection_reading import read_projections
@@ -21,10 +27,18 @@ from editbench.editors.parts.second_moments.factors import (
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.parts.training.costs import count_fitting
+from editbench.editors.parts.training.minibatch import Minibatch
+from editbench.editors.parts.training.target_likelihood import keep_states, make_target_batches
+from editbench.editors.parts.training.weight_trainer import WeightTrainer
+from editbench.editors.rome import Rome
+from editbench.edits.edit import Edit
+from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving, explaining_out_of_memory
 from editbench.requests import EditRequest
-from editbench.testing import tiny_model, toy_cases
+from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]
@@ -261,3 +275,134 @@ def test_second_moments_are_factorized_on_the_cpu_instead(tmp_path: Path) -> Non
         update = solve_equality_layer(keys, torch.ones(1, 5), found)
         assert update.right.device == cramped.device
     torch.testing.assert_close(found.factorized.factor, expected.factorized.factor)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_finetuning_is_the_same_in_smaller_parts(
+    n_rows: int, layer: int, room_for: RoomFor
+) -> None:
+    """Both where states are kept, in front of what is trained, and where gradients are taken."""
+    config = FineTuneConfig(layer=1, n_epochs=3, batch_size=5)
+    model = tiny_model()
+    expected = FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+    with room_for(model, n_rows, layer) as sizes, pytest.warns(UserWarning, match="memory ran out"):
+        found = FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+    # Five facts and two, halved until they fit; in later epochs nothing is tried whole again.
+    assert 0 < sum(size > n_rows for size in sizes) <= 4
+    assert found.card.extra["losses"] == pytest.approx(expected.card.extra["losses"], abs=1e-4)
+    assert_same_updates(found, expected)
+
+
+@ran_out
+@pytest.mark.parametrize("only_projection", [True, False])
+@pytest.mark.parametrize("are_kept", [True, False])
+def test_gradients_of_parts_add_up(
+    only_projection: bool, are_kept: bool, family_model: EditableModel, room_for: RoomFor
+) -> None:
+    model, layer = family_model, 1
+    path = model.architecture.mlp_projections[layer]
+    path = path if only_projection else model.architecture.block(layer)
+    names = [f"{path}.{name}" for name, _ in model.model.get_submodule(path).named_parameters()]
+
+    def measure() -> tuple[float, list[Tensor]]:
+        (batch,) = make_target_batches(model, FAMILY_REQUESTS, 4, "teacher-forced")
+        minibatch = Minibatch(batch)
+        if are_kept:
+            request = FAMILY_REQUESTS[0]
+            keep_states(model, [minibatch], request, layer, only_projection=only_projection)
+        with borrowed_weights(model, names) as parameters:
+            trainer = WeightTrainer(
+                list(parameters.values()), learning_rate=1, weight_decay=0, norm_constraint=None
+            )
+            with trainer.gradients_on(), room:
+                loss, gradients = minibatch.measure(trainer, Halving("training"), enough=0)
+        assert gradients is not None
+        return loss, [torch.zeros(()) if each is None else each for each in gradients]
+
+    room: AbstractContextManager[object] = nullcontext()
+    loss, gradients = measure()
+    room = room_for(model, 1, 3)
+    parts_loss, parts_gradients = measure()
+    assert parts_loss == pytest.approx(loss, rel=1e-5)
+    for name, one, other in zip(names, parts_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@ran_out
+def test_too_little_for_the_gradient_of_a_single_fact_is_one_clear_error(room_for: RoomFor) -> None:
+    config = FineTuneConfig(layer=1, scoring="last-position")
+    model = tiny_model()
+    refused = pytest.raises(DeviceMemoryError, match="Load the model with --dtype bfloat16")
+    with room_for(model, 0), refused, explaining_out_of_memory("trial"):
+        FineTune(config).edit(model, REQUESTS, Resources(seed=0))
+
+
+@pytest.mark.parametrize("editor", [FineTune, Mend], ids=lambda editor: editor.name)
+def test_parts_are_small_from_the_start_where_memory_is_little(
+    editor: type[Editor], tmp_path: Path, room_for: RoomFor
+) -> None:
+    model = tiny_model()
+    chosen = editor(editor.config_for_check(model, toy_cases(12), tmp_path))
+    resources = Resources(seed=0)
+    expected = chosen.edit(model, REQUESTS, resources)
+    n_trained = 96 * 24 + 24 if editor is FineTune else 0
+    first = 3 if editor is FineTune else 0
+    with room_for(model, 2) as sizes:  # no warning: nothing is tried that does not fit
+        fitting, room = [], 2.0**10
+        while not fitting or fitting[-1] < 2:
+            room *= 1.1
+            model.max_memory = int(model.weight_bytes[model.device] + room)
+            fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
+        (stage,) = chosen.plan(model, REQUESTS, resources, Known())
+        found = chosen.edit(model, REQUESTS, resources)
+    assert fitting == [*[1] * (len(fitting) - 1), 2]
+    assert max(sizes) == 2
+    assert stage.n_peak_bytes <= room
+    assert_same_updates(found, expected)
+
+
+def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
+    model = tiny_model()
+    config = Mend.config_for_check(model, toy_cases(12), tmp_path)
+    expected = Mend(config).edit(model, REQUESTS, Resources(seed=0))
+    with room_for(model, 2) as sizes, pytest.warns(UserWarning, match="gradients of edits"):
+        found = Mend(config).edit(model, REQUESTS, Resources(seed=0))
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert found.card.extra["loss"] == pytest.approx(expected.card.extra["loss"], abs=1e-4)
+    assert_same_updates(found, expected)
+
+
+def test_memit_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
+    """From second moments to the last solve."""
+    model = tiny_model()
+    config = Memit.config_for_check(model, [], tmp_path)
+    resources = Resources(seed=0, corpus=toy_corpus())
+    expected = Memit(config).edit(model, REQUESTS, resources)
+    with room_for(model, 8, 0), pytest.warns(UserWarning, match="memory ran out") as caught:
+        found = Memit(config).edit(model, REQUESTS, resources)
+    kinds = {str(warning.message).partition(" on ")[0] for warning in caught}
+    assert kinds == {"keys of ordinary text", "target hidden states", "keys"}
+    assert_same_updates(found, expected)
+
+
+@ran_out
+@pytest.mark.parametrize("editor", [Memit, Rome, Mend], ids=lambda editor: editor.name)
+def test_too_little_for_a_single_fact_is_one_clear_error(
+    editor: type[Editor], tmp_path: Path, room_for: RoomFor
+) -> None:
+    model = tiny_model()
+    config = editor.config_for_check(model, toy_cases(12), tmp_path)
+    before = model.compute_fingerprint()
+    with room_for(model, 0, 0), pytest.raises(DeviceMemoryError, match="even for one row"):
+        editor(config).edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
+    assert model.compute_fingerprint() == before
+
+
+def assert_same_updates(found: Edit, expected: Edit) -> None:
+    assert isinstance(found, WeightEdit)
+    assert isinstance(expected, WeightEdit)
+    assert found.updates.keys() == expected.updates.keys() != set()
+    for name, update in expected.updates.items():
+        one, other = make_dense(found.updates[name]), make_dense(update)
+        assert (one - other).norm() <= 1e-3 * other.norm()

@@ -10,7 +10,8 @@ from torch import nn
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.costs import count_fitting, plan_training
+from editbench.editors.parts.training.minibatch import Minibatch
 from editbench.editors.parts.training.target_likelihood import (
     Scoring,
     keep_states,
@@ -21,6 +22,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
 from editbench.errors import EditError, UnknownNameError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 
 STAGE = "fine-tuning"
@@ -136,16 +138,18 @@ class FineTune(Editor):
         known: Known,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.plan`."""
-        names = _trained_names(model, self.config)
+        layer = self.config.layer
+        n_trained = _count_trained(model, self.config)
         return [
             plan_training(
                 model,
                 requests,
                 name=STAGE,
-                first=self.config.layer,
-                n_trained=sum(model.model.get_parameter(name).numel() for name in names),
+                first=layer,
+                n_trained=n_trained,
                 batch_size=self.config.batch_size,
                 n_epochs=self.config.n_epochs,
+                n_together=count_fitting(model, requests, first=layer, n_trained=n_trained),
             )
         ]
 
@@ -188,7 +192,12 @@ class FineTune(Editor):
     ) -> list[float]:
         """Train `parameters` in place; return the mean loss of each epoch, before its steps."""
         config = self.config
-        batches = make_target_batches(model, requests, config.batch_size, config.scoring)
+        n_trained = _count_trained(model, config)
+        n_fitting = count_fitting(model, requests, first=config.layer, n_trained=n_trained)
+        batches = [
+            Minibatch(batch, n_fitting)
+            for batch in make_target_batches(model, requests, config.batch_size, config.scoring)
+        ]
         only_projection = config.parameters == "mlp-projection"
         keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)
         n_steps = config.n_epochs * len(batches)
@@ -202,16 +211,16 @@ class FineTune(Editor):
         with trainer.gradients_on():
             for epoch in range(config.n_epochs):
                 total = 0.0
+                halving = Halving(f"{STAGE} on '{model.name}'")
                 for index, batch in enumerate(batches):
-                    loss = batch.loss()
-                    value = loss.item()
+                    value, gradients = batch.measure(trainer, halving, config.stop_loss)
                     if not math.isfinite(value):
                         raise EditError(
                             f"{self.name}: the loss is not finite in epoch {epoch + 1}, got "
                             f"{value}. Use a smaller learning rate."
                         )
-                    if value >= config.stop_loss:
-                        trainer.step(loss)
+                    if gradients is not None and value >= config.stop_loss:
+                        trainer.step(gradients)
                     total += value * batch.n_edits
                     n_done = epoch * len(batches) + index + 1
                     note = f"epoch {epoch + 1}, loss {value:.3f}"
@@ -222,6 +231,11 @@ class FineTune(Editor):
                     resources.report_progress(STAGE, n_steps, n_steps, note)
                     break
         return epoch_losses
+
+
+def _count_trained(model: EditableModel, config: FineTuneConfig) -> int:
+    names = _trained_names(model, config)
+    return sum(model.model.get_parameter(name).numel() for name in names)
 
 
 def _trained_names(model: EditableModel, config: FineTuneConfig) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from editbench.errors import TraceError
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.out_of_memory import Halving
 from editbench.models.tokens import Tokens
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.traces import TracedPrompt
@@ -48,11 +49,14 @@ def choose_known(
 
     Raises:
         TraceError: The model predicts none of them.
+        DeviceMemoryError: There is not enough memory for a single prompt.
     """
     found: list[TracedPrompt] = []
+    halving = Halving(f"asking '{model.name}' for facts")
     n_asked = 0
     for batch in _make_batches(model, facts):
-        choices = _first_choices(model, [ids for _, ids in batch])
+        parts = halving.run([ids for _, ids in batch], lambda ids: _first_choices(model, ids))
+        choices = [choice for part in parts for choice in part]
         for (fact, ids), choice in zip(batch, choices, strict=True):
             if limit is not None and len(found) == limit:
                 break

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import lean_modules
+from editbench.models.out_of_memory import Halving
 from editbench.models.readout import apply_head
 from editbench.tracing.block_replay import BlockReplay, ReplayArguments
 from editbench.tracing.entries import MODULE_KINDS, Entries
@@ -44,6 +45,7 @@ class PromptReplay:
         runs: Its clean and corrupted run.
         arguments: What the model's blocks are called with.
         reach: Which modules need not be asked about every position.
+        halving: Runs fewer cells together where memory runs out; one for all prompts.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class PromptReplay:
         runs: Runs,
         arguments: ReplayArguments,
         reach: ModuleReach,
+        halving: Halving,
     ) -> None:
         self._model = model
+        self._halving = halving
         self._prompt = prompt
         self._runs = runs
         self._arguments = arguments
@@ -174,8 +178,9 @@ class PromptReplay:
         if n_positions == 1 or n_new * n_samples * n_positions < self._enough_tokens:
             n_old = len(lines)
         begins = [*range(0, n_old, size), *range(n_old, len(lines), size), len(lines)]
-        outputs = []
-        for begin, end in pairwise(begins):
+
+        def run(places: Sequence[int]) -> Tensor:
+            begin, end = places[0], places[-1] + 1
             some = lines[begin:end]
             found = self._find_known(some, start, entries, layer) if begin >= n_old else {}
             with ExitStack() as hooks:
@@ -189,7 +194,11 @@ class PromptReplay:
                         if path not in found:
                             hooks.enter_context(only_last(self._module(path)))
                 rows = states[begin:end].flatten(0, 1)
-                outputs.append(replay.run(layer, rows).unflatten(0, (-1, n_samples)))
+                return replay.run(layer, rows).unflatten(0, (-1, n_samples))
+
+        outputs: list[Tensor] = []
+        for begin, end in pairwise(begins):
+            outputs += self._halving.run(range(begin, end), run)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _find_known(
@@ -229,11 +238,16 @@ class PromptReplay:
         """Mean probability of the answer over samples: `[n, n_samples, d_model]` to n numbers."""
         n_samples = states.shape[1]
         size = max(1, _MAX_LOGITS // (n_samples * self._model.n_logits))
-        means: list[float] = []
-        for part in states.split(size):
-            logits = apply_head(self._model, part.flatten(0, 1))
+
+        def read(places: Sequence[int]) -> list[float]:
+            logits = apply_head(self._model, states[places[0] : places[-1] + 1].flatten(0, 1))
             probabilities = answer_probabilities(logits, self._prompt.answer)
-            means += probabilities.unflatten(0, (-1, n_samples)).mean(dim=1).tolist()
+            return probabilities.unflatten(0, (-1, n_samples)).mean(dim=1).tolist()
+
+        means: list[float] = []
+        for begin in range(0, len(states), size):
+            for some in self._halving.run(range(begin, min(begin + size, len(states))), read):
+                means += some
         return means
 
     def _module(self, path: str) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from editbench.errors import ModelError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving, is_out_of_memory
 from editbench.tracing.block_replay import ReplayArguments
 from editbench.tracing.module_reach import ModuleReach, find_reach
 from editbench.tracing.noise import draw_noise
@@ -48,6 +49,7 @@ class Tracer:
         self._settings = settings
         self._n_layers = model.architecture.n_layers
         self._arguments = ReplayArguments(model)
+        self._halving = Halving(f"tracing '{model.name}'")
         self._reach: ModuleReach | None = None  # nobody knows yet
         self._checked_lengths: set[int] = set()
 
@@ -58,6 +60,9 @@ class Tracer:
             prompt: The prompt.
             only_last_subject: Leave out all tokens but the last of the subject; their scores are
                 NaN.
+
+        Raises:
+            DeviceMemoryError: There is not enough memory for a single cell.
         """
         noise = draw_noise(self._model, prompt, self._settings)
         self._find_reach(prompt)
@@ -117,6 +122,8 @@ class Tracer:
                     whole = self._arguments.replay_whole(prompt.token_ids)
                     self._reach = find_reach(self._model, whole, n_positions)
             except _UNEXPECTED as error:
+                if is_out_of_memory(error):
+                    raise
                 self.replay_failure = f"replay: {error}"
 
     def _score_by_replay(
@@ -124,11 +131,13 @@ class Tracer:
     ) -> dict[Route, float]:
         is_new_length = len(prompt.token_ids) not in self._checked_lengths
         try:
-            replay = PromptReplay(self._model, prompt, runs, self._arguments, self._known_reach)
+            replay = PromptReplay(
+                self._model, prompt, runs, self._arguments, self._known_reach, self._halving
+            )
             found = replay.scores(routes)
         except _UNEXPECTED as error:
             # Where the architecture's replay has worked before, the same error is a defect.
-            if not is_new_length or isinstance(error, torch.OutOfMemoryError):
+            if not is_new_length or is_out_of_memory(error):
                 raise
             raise ReplayMismatchError(f"replay: {error}") from error
         if is_new_length:

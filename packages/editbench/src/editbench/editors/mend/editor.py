@@ -23,15 +23,18 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
-from editbench.editors.parts.training.costs import plan_training
+from editbench.editors.parts.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 
 STAGE = "gradients"
+
+_Transformed = tuple[dict[str, tuple[Tensor, Tensor]], float]
 
 
 class MendConfig(EditorConfig):
@@ -47,7 +50,9 @@ class MendConfig(EditorConfig):
         description="hash of that file, so that results are told apart by what it holds; filled in",
     )
     chunk_size: int = Field(
-        default=128, ge=1, description="edits whose gradients are computed together (fixed: 128)"
+        default=128,
+        ge=1,
+        description="edits whose gradients are computed together, at most (fixed: 128)",
     )
     lr_scale: float = Field(
         default=1.0, gt=0, description="what all learned rates are multiplied with (lr_scale)"
@@ -135,7 +140,7 @@ class Mend(Editor):
         known: Known,
     ) -> Sequence[StageCost]:
         """One pass forwards and backwards; the hypernetwork is small. See `Editor.plan`."""
-        size = self.config.chunk_size
+        size = self._chunk_size(model, requests)
         return [
             plan_training(
                 model, requests, name=STAGE, first=0, n_trained=0, batch_size=size, n_epochs=1
@@ -150,10 +155,19 @@ class Mend(Editor):
         network, record = read_trained(path, model)
         totals = {matrix.name: _Total() for matrix in network.matrices}
         loss = 0.0
-        for start in range(0, len(requests), self.config.chunk_size):
+
+        def transform(some: Sequence[EditRequest]) -> _Transformed:
+            return self._transform(model, network, some)
+
+        halving = Halving(f"gradients of edits on '{model.name}'")
+        size = self._chunk_size(model, requests)
+        for start in range(0, len(requests), size):
             resources.report_progress(STAGE, start, len(requests))
-            chunk = requests[start : start + self.config.chunk_size]
-            loss += self._add_chunk(model, network, chunk, totals) * len(chunk)
+            chunk = requests[start : start + size]
+            for updates, its_loss in halving.run(chunk, transform):
+                loss += its_loss
+                for name, (left, right) in updates.items():
+                    totals[name].add(left, right)
         resources.report_progress(STAGE, len(requests), len(requests))
         return WeightEdit.build(
             model,
@@ -171,6 +185,11 @@ class Mend(Editor):
             },
         )
 
+    def _chunk_size(self, model: EditableModel, requests: Sequence[EditRequest]) -> int:
+        """How many edits run together: what they come to does not depend on it."""
+        fitting = count_fitting(model, requests, first=0)
+        return min(self.config.chunk_size, fitting)
+
     def _find_weights(self, model: EditableModel) -> Path:
         if self.config.weights is not None:
             return self.config.weights
@@ -186,20 +205,17 @@ class Mend(Editor):
             )
         return path
 
-    def _add_chunk(
-        self,
-        model: EditableModel,
-        network: Hypernetwork,
-        requests: Sequence[EditRequest],
-        totals: "Mapping[str, _Total]",
-    ) -> float:
-        """Add the update of some requests to `totals`; return their mean loss."""
+    def _transform(
+        self, model: EditableModel, network: Hypernetwork, requests: Sequence[EditRequest]
+    ) -> _Transformed:
+        """The updates of some requests, ``[d_out, n]`` and ``[d_in, n]``; and their losses' sum."""
         terms, loss = decompose_gradients(model, network.matrices, requests)
+        updates = {}
         with torch.no_grad():
             for matrix in network.matrices:
                 left, right = network(matrix, terms[matrix.name])
-                totals[matrix.name].add(left.T * self.config.lr_scale, right.T)
-        return loss
+                updates[matrix.name] = (left.T * self.config.lr_scale, right.T)
+        return updates, loss * len(requests)
 
 
 class _Total:

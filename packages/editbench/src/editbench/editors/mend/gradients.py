@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from editbench.editors.mend.matrices import Matrix
 from editbench.editors.parts.training.target_likelihood import TargetBatch
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 
 
@@ -28,6 +29,46 @@ class GradientTerms:
     inputs: Tensor
     gradients: Tensor
     edits: Tensor
+
+    def of(self, edits: range) -> "GradientTerms":
+        """The terms of consecutive edits, numbered from 0 on."""
+        chosen = (self.edits >= edits.start) & (self.edits < edits.stop)
+        return GradientTerms(
+            self.inputs[chosen], self.gradients[chosen], self.edits[chosen] - edits.start
+        )
+
+
+def gather_gradients(
+    model: EditableModel,
+    matrices: Sequence[Matrix],
+    requests: Sequence[EditRequest],
+    halving: Halving,
+) -> dict[str, GradientTerms]:
+    """`decompose_gradients` of all edits, which run in parts if memory does not suffice for all."""
+    parts: list[dict[str, GradientTerms]] = []
+    starts = [0]
+
+    def decompose(some: Sequence[EditRequest]) -> tuple[dict[str, GradientTerms], int]:
+        return decompose_gradients(model, matrices, some)[0], len(some)
+
+    for terms, n_edits in halving.run(requests, decompose):
+        parts.append(terms)
+        starts.append(starts[-1] + n_edits)
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        matrix.name: GradientTerms(
+            torch.cat([terms[matrix.name].inputs for terms in parts]),
+            torch.cat([terms[matrix.name].gradients for terms in parts]),
+            torch.cat(
+                [
+                    terms[matrix.name].edits + start
+                    for terms, start in zip(parts, starts, strict=False)
+                ]
+            ),
+        )
+        for matrix in matrices
+    }
 
 
 def decompose_gradients(

@@ -8,18 +8,21 @@ divergence KL(unedited ‖ edited) behind unrelated prompts.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from editbench.editors.mend.examples import Example, Row
-from editbench.editors.mend.gradients import decompose_gradients
+from editbench.editors.mend.gradients import GradientTerms, gather_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.matrices import Matrix
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.out_of_memory import Halving
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +48,86 @@ def measure_losses(
     *,
     observe: bool,
 ) -> Losses:
+    """Edit, and ask the edited models; see `measure_parts`. The losses are of all examples."""
+    halving = Halving(f"losses of edits on '{model.name}'")
+    parts = measure_parts(
+        model, network, examples, group_size, lambda part: part, halving, observe=observe
+    )
+    return sum_losses(list(parts))
+
+
+def sum_losses(parts: Sequence[Losses]) -> Losses:
+    """The losses of all examples from what its parts contribute."""
+    return Losses(
+        edit=torch.stack([part.edit for part in parts]).sum(),
+        locality=torch.stack([part.locality for part in parts]).sum(),
+        recall=torch.stack([part.recall for part in parts]).sum(),
+    )
+
+
+def measure_parts(
+    model: EditableModel,
+    network: Hypernetwork,
+    examples: Sequence[Example],
+    group_size: int,
+    finish: Callable[[Losses], Result],
+    halving: Halving,
+    *,
+    observe: bool,
+) -> Iterator[Result]:
     """Edit, and ask the edited models.
 
     Each group of `group_size` consecutive examples is edited together, apart from the other groups.
-    All run at once: an update is of low rank, so each row of a batch can have its own.
+    All run at once if memory suffices, else some groups after others: an update is of low rank, so
+    each row of a batch can have its own.
 
     Args:
         model: The unedited model.
         network: Makes the updates; the losses are differentiable by its parameters.
         examples: What to edit and to ask.
         group_size: How many edits are made together.
+        finish: What to do with what some groups contribute to the losses, while memory lasts.
+        halving: Divides the groups.
         observe: Whether the gradients count in the statistics that normalize.
+
+    Yields:
+        What `finish` returns. The contributions of all parts add up to the losses.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single group.
     """
     requests = [example.request for example in examples]
-    terms, _ = decompose_gradients(model, network.matrices, requests)
+    terms = gather_gradients(model, network.matrices, requests, halving)
+    if observe:
+        for matrix in network.matrices:
+            network.observe(matrix, terms[matrix.name])
+    n_equivalents = sum(len(example.equivalents) for example in examples)
+    n_neighbors = sum(len(example.neighbors) for example in examples)
+
+    def measure(groups: Sequence[int]) -> Result:
+        edits = range(groups[0] * group_size, min((groups[-1] + 1) * group_size, len(examples)))
+        some = examples[edits.start : edits.stop]
+        own = terms
+        if len(edits) < len(examples):
+            own = {name: each.of(edits) for name, each in terms.items()}
+        means = _measure_part(model, network, some, own, group_size)
+        share = sum(len(example.equivalents) for example in some) / n_equivalents
+        local_share = sum(len(example.neighbors) for example in some) / n_neighbors
+        return finish(
+            Losses(means.edit * share, means.locality * local_share, means.recall * share)
+        )
+
+    yield from halving.run(range(-(-len(examples) // group_size)), measure)
+
+
+def _measure_part(
+    model: EditableModel,
+    network: Hypernetwork,
+    examples: Sequence[Example],
+    terms: Mapping[str, GradientTerms],
+    group_size: int,
+) -> Losses:
+    """The losses of some groups, as means over their rows; all run at once."""
     rows: list[Row] = []
     owners: list[int] = []
     is_neighbor: list[bool] = []
@@ -71,8 +140,6 @@ def measure_losses(
     n_rows = [sum(owner // group_size == group for owner in owners) for group in range(n_groups)]
     updates = {}
     for matrix in network.matrices:
-        if observe:
-            network.observe(matrix, terms[matrix.name])
         left, right = network(matrix, terms[matrix.name])
         of_group = terms[matrix.name].edits // group_size
         updates[matrix] = (

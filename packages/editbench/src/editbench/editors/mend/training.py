@@ -15,12 +15,13 @@ from editbench.editors.base import Progress
 from editbench.editors.mend.examples import draw_batch, draw_example, select_trainable
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.matrices import find_matrices
-from editbench.editors.mend.objective import measure_losses
+from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
 from editbench.editors.mend.trained_file import TrainingRecord, read_tensors, write_tensors
 from editbench.editors.mend.training_config import MendTraining
 from editbench.edits.card import package_versions
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditCase
 
 STAGE = "training"
@@ -180,6 +181,7 @@ class _Training:
         self.data = data
         self.seed = seed
         self.state = _State()
+        self.halving = Halving(f"training mend on '{model.name}'")
         matrices = find_matrices(model, config.blocks)
         network = Hypernetwork(matrices, rank=config.rank, rate=config.initial_rate, seed=seed)
         self.network = network.to(model.device)
@@ -228,21 +230,37 @@ class _Training:
         rng = random.Random(f"mend/{self.seed}/step/{self.state.step}")
         drawn = draw_batch(self.cases, config.batch_size, config.edits_at_once, rng)
         examples = [draw_example(self.model.tokens, c, config.n_neighbors, rng) for c in drawn]
-        losses = measure_losses(
-            self.model, self.network, examples, config.edits_at_once, observe=True
-        )
-        loss = config.edit_weight * losses.edit + config.locality_weight * losses.locality
-        if not bool(loss.isfinite()):
+        parameters = list(self.network.parameters())
+
+        def differentiate(part: Losses) -> tuple[float, Sequence[Tensor | None]]:
+            loss = config.edit_weight * part.edit + config.locality_weight * part.locality
+            return loss.item(), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        self.adam.zero_grad()
+        total = 0.0
+        for loss, gradients in measure_parts(
+            self.model,
+            self.network,
+            examples,
+            config.edits_at_once,
+            differentiate,
+            self.halving,
+            observe=True,
+        ):
+            total += loss
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    before = parameter.grad
+                    parameter.grad = gradient if before is None else before + gradient
+        if not math.isfinite(total):
             raise EditError(
                 f"train mend: the loss is not finite in step {self.state.step + 1}, got "
-                f"{loss.item()}. Use a smaller learning rate or initial rate."
+                f"{total}. Use a smaller learning rate or initial rate."
             )
-        self.adam.zero_grad()
-        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         self.adam.step()
         self.state.step += 1
-        return loss.item()
+        return total
 
     @torch.no_grad()
     def validate(self) -> None:

@@ -1,7 +1,7 @@
 """How probable a model finds the targets, for editors that train weights on it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class TargetBatch:
         self, model: EditableModel, requests: Sequence[EditRequest], scoring: Scoring
     ) -> None:
         self._model = model
+        self._requests = requests
+        self._scoring: Scoring = scoring
         self.n_edits = len(requests)
         sequences: list[tuple[int, ...]] = []
         edits: list[int] = []
@@ -68,6 +70,13 @@ class TargetBatch:
         losses = functional.cross_entropy(logits.float(), self._target_ids, reduction="none")
         return (losses * self._weights).sum()
 
+    def part(self, places: Sequence[int]) -> "TargetBatch":
+        """Some of the facts by themselves; they keep states if all together do."""
+        part = TargetBatch(self._model, [self._requests[place] for place in places], self._scoring)
+        if self._suffix is not None:
+            part._suffix = part._record(self._suffix.layer, self._suffix.projection_adds)
+        return part
+
     def keep_states(self, layer: int, *, projection_adds: bool, verify: bool) -> int:
         """Expect only weights of block `layer` to change from now on; run what is before it once.
 
@@ -79,14 +88,7 @@ class TargetBatch:
         Returns:
             How many bytes are kept: zero if the two differ, and then nothing is.
         """
-        suffix = TrainedSuffix(
-            self._model,
-            self._inputs,
-            self._edits,
-            self._positions,
-            layer=layer,
-            projection_adds=projection_adds,
-        )
+        suffix = self._record(layer, projection_adds)
         if verify:
             with torch.no_grad():
                 expected = self._whole_logits().float()
@@ -98,6 +100,16 @@ class TargetBatch:
                 return 0
         self._suffix = suffix
         return suffix.n_bytes
+
+    def _record(self, layer: int, projection_adds: bool) -> TrainedSuffix:
+        return TrainedSuffix(
+            self._model,
+            self._inputs,
+            self._edits,
+            self._positions,
+            layer=layer,
+            projection_adds=projection_adds,
+        )
 
     def _whole_logits(self) -> Tensor:
         with select_head_positions(self._model, self._edits, self._positions):
@@ -115,9 +127,16 @@ def make_target_batches(
     ]
 
 
+class KeepsStates(Protocol):
+    """A batch, or what is made of one."""
+
+    def keep_states(self, layer: int, *, projection_adds: bool, verify: bool) -> int:
+        """See `TargetBatch.keep_states`."""
+
+
 def keep_states(
     model: EditableModel,
-    batches: Sequence[TargetBatch],
+    batches: Sequence[KeepsStates],
     request: EditRequest,
     layer: int,
     *,

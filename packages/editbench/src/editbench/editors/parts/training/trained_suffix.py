@@ -50,6 +50,7 @@ class TrainedSuffix:
         self._calls = BlockCalls.record(
             model, lambda: model.model(**inputs), first=layer, last=self._last, stop=True
         )
+        self.layer, self.projection_adds = layer, projection_adds
         self._first = layer
         self._states = self._calls.entry
         self._keys: Tensor | None = None

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+Gradients = Sequence[Tensor | None]
+
 
 class WeightTrainer:
     """Trains parameters in place, without touching the others.
@@ -48,11 +50,15 @@ class WeightTrainer:
             for parameter, did in zip(self._parameters, asked, strict=True):
                 parameter.requires_grad_(did)
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of `loss`; parameters it does not use stay put."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+    def gradients(self, loss: Tensor) -> Gradients:
+        """Gradients of `loss` by the parameters, float32; None for those it does not use."""
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        return [None if gradient is None else gradient.float() for gradient in found]
+
+    def step(self, gradients: Gradients) -> None:
+        """Take one step down `gradients`; parameters that have none stay put."""
         for master, gradient in zip(self._masters, gradients, strict=True):
-            master.grad = None if gradient is None else gradient.float()
+            master.grad = gradient
         self._adam.step()
         with torch.no_grad():
             if self._norm_constraint is not None:
