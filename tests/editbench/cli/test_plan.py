@@ -11,6 +11,7 @@ from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
+from editbench.models import editable
 from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.device_memory import GIB
 from editbench.models.editable import EditableModel
@@ -75,13 +76,29 @@ def test_what_is_too_large_is_said(invoke, outline_folder, facts_file):
     assert "Too large for" in result.stdout
 
 
-def test_a_device_that_is_not_there_has_no_times(invoke, outline_folder, facts_file):
+def test_what_the_device_has_free_is_known(invoke, outline_folder, facts_file, monkeypatch):
+    arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--device", "cpu"]
+    n_free = tiny_model().size.n_weight_bytes + 10 * 2**20
+    monkeypatch.setattr(editable, "free_memory", lambda device: n_free)
+    result = invoke("run", "--plan", "--model", outline_folder, *arguments)
+    assert "Too large for cpu: 'second moments' needs" in result.stdout
+    assert "beside the weights, and there are 10 MiB." in result.stdout
+    assert "is unknown" not in result.stdout
+
+
+def test_of_a_device_that_is_not_there_little_is_known(invoke, outline_folder, facts_file):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--device", "cuda"]
     result = invoke("run", "--plan", "--model", outline_folder, *arguments)
     assert result.exit_code == 0, result.output
     assert "The device is not on this machine, so times are unknown." in result.stdout
+    assert "How much memory cuda has is unknown" in result.stdout
+    result = invoke("run", "--plan", "--model", outline_folder, *arguments, "--max-memory", 4)
+    assert "How much memory" not in result.stdout
+    result = invoke("run", "--plan", *arguments)  # a model that is made in memory
+    assert "peak" in result.stdout
+    assert "on cuda (weights" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A plan: the stages of some pieces of work, and what they come to on a device."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ class Plan:
     def _describe_stage(self, piece: Work, stage: StageCost) -> str:
         if not stage.is_known:
             return f"{_format((stage.name, '?', '?', '?', '?'))}  {stage.chunks}"
-        memory = piece.model.size.n_weight_bytes + stage.n_peak_bytes
+        memory = piece.model.weight_bytes[piece.model.device] + stage.n_peak_bytes
         cells = (
             stage.name,
             _shorten(stage.n_tokens),
@@ -155,6 +156,11 @@ def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
 
 def _warn_of_memory(model: EditableModel, stages: Sequence[StageCost]) -> Iterator[str]:
     room = model.room
+    if room == math.inf:
+        yield (
+            f"How much memory {model.device} has is unknown, since it is not on this machine: the "
+            "work is divided as if there were enough. Give --max-memory to plan for less."
+        )
     worst = max((s for s in stages if s.is_known), key=lambda s: s.n_peak_bytes, default=None)
     if worst is not None and worst.n_peak_bytes > room:
         yield (

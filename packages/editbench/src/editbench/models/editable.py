@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editbench.errors import ModelError, RequestError
 from editbench.models.architecture import ProjectionKind, find_architecture, input_width
 from editbench.models.decoder_size import DecoderSize
-from editbench.models.device_memory import free_memory
+from editbench.models.device_memory import allocated_memory, free_memory, is_present
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 
@@ -128,12 +128,34 @@ class EditableModel:
 
     @property
     def room(self) -> float:
-        """Bytes of its device that work on the model may take; infinite if nobody knows."""
-        limit = math.inf
+        """Bytes of its device that work on the model may take; infinite if nobody knows.
+
+        What is free, within `max_memory`, less the weights that are not there yet. Of a device that
+        this machine does not have nobody knows what is free.
+        """
+        free = free_memory(self.device) if is_present(self.device) else math.inf
         if self.max_memory is not None:
-            limit = self.max_memory - self.weight_bytes[self.device]
-        free = math.inf if self.planned_device is not None else free_memory(self.device)
-        return max(0, min(limit, free))
+            free = min(free, self.max_memory - self._taken_bytes)
+        return max(0, free - self._coming_bytes)
+
+    @property
+    def _taken_bytes(self) -> int:
+        """Bytes that are taken of `max_memory` already; where nobody counts them, the weights."""
+        allocated = allocated_memory(self.device)
+        if allocated is not None:
+            return allocated
+        return self.weight_bytes[self.device] - self._coming_bytes
+
+    @property
+    def _coming_bytes(self) -> int:
+        """Bytes of the weights that work is planned to have on its device, and that are not there.
+
+        A model that is made in memory is planned with its weights, which may be there.
+        """
+        if self.planned_device is None:
+            return 0
+        kind = self.planned_device.type
+        return sum(_n_bytes(each) for each in self.model.parameters() if each.device.type != kind)
 
     def work_memory_beside(self, n_bytes: float) -> float:
         """Bytes that one batch may take where something else takes `n_bytes`.
@@ -162,7 +184,7 @@ class EditableModel:
         for parameter in self.model.parameters():
             device = parameter.device if self.planned_device is None else self.planned_device
             if device.type != "meta":
-                found[device] = found.get(device, 0) + parameter.numel() * parameter.element_size()
+                found[device] = found.get(device, 0) + _n_bytes(parameter)
         return found
 
     @property
@@ -249,6 +271,10 @@ def _read_max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "max_position_embeddings", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def _n_bytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
 
 
 def _n_rows(model: PreTrainedModel, path: str) -> int:
