@@ -96,7 +96,7 @@ def test_of_a_device_that_is_not_there_little_is_known(invoke, outline_folder, f
     assert "How much memory cuda has is unknown" in result.stdout
     result = invoke("run", "--plan", "--model", outline_folder, *arguments, "--max-memory", 4)
     assert "How much memory" not in result.stdout
-    result = invoke("run", "--plan", *arguments)  # a model that is made in memory
+    result = invoke("run", "--plan", *arguments)
     assert "peak" in result.stdout
     assert "on cuda (weights" in result.stdout
 
@@ -146,9 +146,12 @@ def test_a_machine_is_measured_in_a_moment():
 def test_long_work_is_summed_up_in_a_line():
     model = tiny_model()
     machine = Machine(1e9, 1e9, 1e9, 0.0)
-    stages = (StageCost("thinking", n_flops=4e11), StageCost.unknown("guessing", "nobody knows"))
+    stages = (
+        StageCost("thinking", n_tokens=12_345, n_flops=4e11),
+        StageCost.unknown("guessing", "nobody knows"),
+    )
     plan = Plan((Work("a trial", model, stages),), {id(model): machine})
     assert plan.total_seconds == pytest.approx(1000)
     (line,) = plan.summarize()
-    assert line.startswith("Plan for tiny: 400 GFLOP, peak ")
+    assert line.startswith("Plan for tiny: 12.3k tokens, 400 GFLOP, peak ")
     assert line.endswith("at most about 17 min: thinking 17 min.")

@@ -74,8 +74,10 @@ class Plan:
         for key, first in models.items():
             pieces = [piece for piece in self.work if id(piece.model) == key]
             stages = add_stages(stage for piece in pieces for stage in piece.stages)
+            n_tokens = sum(stage.n_tokens for stage in stages if stage.is_known)
             line = (
-                f"Plan for {first.model.name}: {describe_flops(_sum_flops(stages))}, "
+                f"Plan for {first.model.name}: {_shorten(n_tokens)} tokens, "
+                f"{describe_flops(_sum_flops(stages))}, "
                 f"{_describe_peak(first.model, stages)}"
             )
             total = self.seconds(first, stages)
@@ -91,6 +93,9 @@ class Plan:
 
     def describe(self) -> Iterator[str]:
         """The plan as lines of text: a table for each piece of work, and what it comes to."""
+        if not self.work:
+            yield "Nothing is left to be done."
+            return
         for piece in self.work:
             yield piece.label
             yield _format(_HEADER)

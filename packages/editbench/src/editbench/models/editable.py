@@ -163,9 +163,10 @@ class EditableModel:
         A share of the room, rounded down to two digits in binary: other programs come and go, and
         the same model on the same device should be worked on in the same batches.
         """
-        if self.room == math.inf:
+        room = self.room
+        if room == math.inf:
             return math.inf
-        share = max(0, int(_SHARE * self.room - n_bytes))
+        share = max(0, int(_SHARE * room - n_bytes))
         step = 1 << max(0, share.bit_length() - 2)
         return share // step * step
 
