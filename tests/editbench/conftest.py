@@ -1,8 +1,10 @@
 """Tiny random models of every family, and tiny tokenizers of every kind."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +118,19 @@ FAMILIES: dict[str, tuple[hf.PreTrainedConfig, str, str, str, str | None, bool]]
     "bloom": (
         hf.BloomConfig(hidden_size=32, n_layer=4, n_head=4, **_TOKENS),
         "transformer.h", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f", False,
+    ),
+    "mpt": (  # ALiBi that counts places, padding included
+        hf.MptConfig(
+            d_model=32, n_heads=4, n_layers=4, max_seq_len=128, expansion_ratio=2, **_TOKENS
+        ),
+        "transformer.blocks", "ffn.down_proj", "attn.out_proj", "transformer.norm_f", False,
+    ),
+    "gpt_neo": (  # every other block looks at six places
+        hf.GPTNeoConfig(
+            hidden_size=32, num_layers=4, num_heads=4, max_position_embeddings=64, window_size=6,
+            attention_types=[[["global", "local"], 2]], **_TOKENS,
+        ),
+        "transformer.h", "mlp.c_proj", "attn.attention.out_proj", "transformer.ln_f", False,
     ),
 }  # fmt: skip
 
@@ -243,3 +258,32 @@ def model_folder(
         return folder
 
     return save
+
+
+@pytest.fixture
+def room_for() -> Callable[..., AbstractContextManager[list[int]]]:
+    """A device whose memory runs out in a block where more rows than so many run together.
+
+    ``with room_for(model, n_rows, layer=-1) as sizes``: `sizes` are those of all calls.
+    """
+
+    @contextmanager
+    def give_room(model: EditableModel, n_rows: int, layer: int = -1) -> Iterator[list[int]]:
+        sizes: list[int] = []
+
+        def refuse(
+            module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+        ) -> None:
+            sizes.append(len(args[0] if args else kwargs["hidden_states"]))
+            if sizes[-1] > n_rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        block = model.architecture.block(range(model.architecture.n_layers)[layer])
+        module = model.model.get_submodule(block)
+        handle = module.register_forward_pre_hook(refuse, with_kwargs=True)
+        try:
+            yield sizes
+        finally:
+            handle.remove()
+
+    return give_room

@@ -1,9 +1,11 @@
+import gc
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -470,6 +472,45 @@ def test_a_failing_trial_is_a_row_and_the_others_go_on(model, tmp_path):
     record = read_trial(tmp_path, trials[1].hash)
     assert record.status == "error"
     assert 'raise RuntimeError("the wheels' in record.traceback
+
+
+class Greedy(RandomUpdate):
+    """Wants more memory than there is, in one piece; what it has by then is in a ring."""
+
+    name: ClassVar[str] = "greedy"
+    left: ClassVar[list[weakref.ref[torch.Tensor]]] = []
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        ring: list[object] = [torch.zeros(1_000)]
+        ring.append(ring)
+        self.left.append(weakref.ref(ring[0]))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_memory_that_runs_out_is_explained_and_there_for_the_next_trial(model, tmp_path):
+    class Next(RandomUpdate):
+        def edit(self, *args: object) -> Edit:
+            n_left.append(sum(tensor() is not None for tensor in Greedy.left))
+            return super().edit(*args)
+
+    n_left: list[int] = []
+    trials = make_grid(model, Greedy(RandomConfig()), Next(RandomConfig()))
+    gc.disable()  # as if Python looked for rings much later
+    try:
+        summary = run_grid(trials, tmp_path)
+    finally:
+        gc.enable()
+    message = (
+        f"trial of 'greedy' on '{model.name}': memory runs out and the work cannot be divided, "
+        "got: CUDA out of memory. Tried to allocate 2.00 GiB. Load the model with --dtype bfloat16, "
+        "spread it with --device-map auto, or use --device cpu."
+    )
+    assert [message for _, message in summary.failures] == [message]
+    assert "torch.OutOfMemoryError" in read_trial(tmp_path, trials[1].hash).traceback
+    assert len(Greedy.left) == 1
+    assert n_left == [0]
 
 
 class Spoiler(RandomUpdate):

@@ -286,6 +286,8 @@ class Raising:
             "Permission denied, got 'mine",
         ),
         (EditbenchError("two\n  lines"), "Error: two lines\n"),
+        (MemoryError("12 GiB"), "raise: memory runs out and the work cannot be divided, got: 12"),
+        (RuntimeError("HIP out of memory."), "got: HIP out of memory. Load the model with --dtype"),
     ],
 )
 def test_errors_become_one_line(refuses, make_plugin, error, says):
@@ -293,7 +295,8 @@ def test_errors_become_one_line(refuses, make_plugin, error, says):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a defect"), OSError(errno.EIO, "Input/output error")]
+    "error",
+    [ValueError("a defect"), RuntimeError("a defect"), OSError(errno.EIO, "Input/output error")],
 )
 def test_defects_keep_their_traceback(invoke, make_plugin, error):
     with pytest.raises(type(error)):

@@ -35,7 +35,7 @@ REQUESTS = [case.request for case in toy_cases(6)]
 PREFIXES = ContextPrefixes((("",), ("Ana Lund met Boris Sato. ", "It is known. ")))
 SETTINGS = TargetSettings(n_steps=20, stop_loss=0)  # nobody stops early
 LAYER = 2
-N_COMPARED = 3  # prefixes, suffix and replay of a few rows, to compare with the model's own
+N_COMPARED = 4  # prefixes, replay and whole rows of a few, which are compared
 PROBE = (1, 4)  # the short row on which `SparedModules` finds out what need not be computed
 
 
@@ -193,15 +193,30 @@ def test_operations_of_slices(network: EditableModel, monkeypatch: pytest.Monkey
     assert done[1] - done[0] == expected
 
 
-def test_keys(network: EditableModel) -> None:
-    planned = plan_memit(network, MemitConfig(critical_layers=(1, 3), preservation_weight=1.0))
+@pytest.mark.parametrize("layers", [(1, 3), (0, 1, 2, 3), (3,)])
+def test_keys(
+    network: EditableModel, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A few rows would be run to see whether prefixes can be shared.
+    monkeypatch.setattr(LayerSweep, "_agrees", lambda self, rows: True)
+    config = MemitConfig(critical_layers=layers, preservation_weight=1.0)
+    planned = plan_memit(network, config)["keys"]
+    initial = torch.zeros(len(REQUESTS), network.architecture.d_model)
     with counting_tokens(network, 0) as counts, FlopCounterMode(display=False) as counter:
-        sweep = LayerSweep(network, REQUESTS, PREFIXES, "grouped", first=1, last=3)
-        for layer in (1, 3):
+        sweep = LayerSweep(
+            network,
+            REQUESTS,
+            PREFIXES,
+            "grouped",
+            first=layers[0],
+            last=layers[-1],
+            initial=initial,
+        )
+        for layer in layers:
             sweep.measure(layer)
-    # A few rows are run to see whether prefixes can be shared.
-    assert planned["keys"].n_tokens <= sum(counts) < 1.5 * planned["keys"].n_tokens
-    assert 0.6 < planned["keys"].n_flops / counter.get_total_flops() < 2.5
+    if layers[0] > 0:
+        assert planned.n_tokens == sum(counts)
+    assert planned.n_flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_answers(network: EditableModel) -> None:

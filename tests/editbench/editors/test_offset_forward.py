@@ -1,13 +1,20 @@
 """Suffix replay against whole forwards, on every family of architectures."""
 
 import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from transformers.cache_utils import DynamicCache
 
+from editbench.editors.parts.replay import prefix_states
 from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
+from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
+from editbench.testing import tiny_tokenizer
 
 # Suffix and prefix lengths differ, one row has no prefix, one reads at the offset itself. The last
 # three begin alike; of two of them that is said.
@@ -119,28 +126,61 @@ def test_an_earlier_layer_can_be_read_out(family_model: EditableModel) -> None:
     assert not torch.allclose(full[0], last, atol=1e-3)
 
 
-def test_a_replay_that_is_not_the_model_s_own_forward_is_found_out(
-    family_model: EditableModel,
-) -> None:
-    """A last block that answers differently when it is called a second time on the suffix."""
-    n_calls = 0
-    # Shared prefixes (not where a window slides), prefixes, and the suffix itself.
-    n_forwards = 2 if family_model.name in ("mistral_sliding", "gemma2", "gemma3") else 3
+@pytest.fixture
+def tilted(family_model: EditableModel) -> Iterator[None]:
+    """The last block answers differently where it is handed a cache to replay with."""
 
-    def tilt_replay(module: torch.nn.Module, args: object, output: object) -> object:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls <= n_forwards:
+    def tilt(module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        given = [*args, *kwargs.values()]
+        caches = [each for each in given if isinstance(each, DynamicCache)]
+        if not any("update" in vars(layer) for cache in caches for layer in cache.layers):
             return None
-        tilt = torch.linspace(0.5, 1.5, family_model.architecture.d_model)
+        tilt = torch.linspace(0.9, 1.1, family_model.architecture.d_model)
         return (output[0] * tilt, *output[1:]) if isinstance(output, tuple) else output * tilt
 
     blocks = family_model.model.get_submodule(family_model.architecture.blocks)
-    handle = blocks[-1].register_forward_hook(tilt_replay)
-    try:
-        with pytest.raises(ReplayMismatchError):
-            SuffixReplay(
-                family_model, OffsetSite.block_output(family_model, 1), make_rows(family_model)
-            )
-    finally:
-        handle.remove()
+    handle = blocks[-1].register_forward_hook(tilt, with_kwargs=True)
+    yield
+    handle.remove()
+
+
+@pytest.mark.usefixtures("tilted")
+def test_a_replay_that_is_not_the_model_s_own_forward_is_found_out(
+    family_model: EditableModel,
+) -> None:
+    site = OffsetSite.block_output(family_model, 1)
+    with pytest.raises(ReplayMismatchError):
+        SuffixReplay(family_model, site, make_rows(family_model))
+
+
+def test_prefixes_that_are_not_the_model_s_own_are_found_out(
+    family_model: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if family_model.name == "opt_post_norm":
+        pytest.skip("its blocks cannot be read out but by its own forward")
+    fill = prefix_states._fill
+
+    def spoil(cache: Any, *arguments: object) -> None:
+        fill(cache, *arguments)
+        for layer in cache.layers:
+            if layer.values is not None:
+                layer.values = layer.values * 1.1
+
+    monkeypatch.setattr(prefix_states, "_fill", spoil)
+    site = OffsetSite.block_output(family_model, 1)
+    with pytest.raises(ReplayMismatchError):
+        SuffixReplay(family_model, site, make_rows(family_model))
+
+
+@pytest.mark.parametrize("forward", [FullForward, SuffixReplay])
+def test_rows_that_are_too_long_are_refused(
+    make_network: Callable[..., hf.PreTrainedModel], forward: type[FullForward | SuffixReplay]
+) -> None:
+    """Neither their prefix nor their suffix is too long by itself."""
+    config = hf.GPT2Config(
+        n_embd=32, n_layer=4, n_head=4, n_positions=20, vocab_size=len(tiny_tokenizer())
+    )
+    model = EditableModel(make_network(config), tiny_tokenizer(), name="short")
+    row = OffsetRow(tuple(range(5, 29)), 12, (14,))
+    with pytest.raises(RequestError, match=r"got 24 tokens .* expected at most 20"):
+        forward(model, OffsetSite.block_output(model, 1), [row])

@@ -1,6 +1,9 @@
 """Factors in the cache: the same edits, found again, and never more than three big matrices."""
 
 import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +15,10 @@ from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.second_moments import factors as second_moment_factors
 from editbench.editors.parts.second_moments.factors import obtain_factor, solve_layer
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
-from editbench.editors.rome import Rome
+from editbench.editors.rome import Rome, RomeConfig
 from editbench.errors import SecondMomentError
 from editbench.testing import tiny_model, toy_cases, toy_corpus
-from memit_core import UpdateFactors
+from memit_core import FactorizedSecondMoment, UpdateFactors
 
 ORIGIN = {"model_fingerprint": "m", "corpus_fingerprint": "c", "n_tokens": 9}
 REQUESTS = [case.request for case in toy_cases(3)]
@@ -98,22 +101,61 @@ def test_singular_moments_are_tried_once(tmp_path, monkeypatch) -> None:
     assert obtain_factor(moments, 3, tmp_path, CPU) is None
 
 
+def files_of(cache: Path) -> list[Path]:
+    return list((cache / "factors").glob("*.safetensors"))
+
+
 def test_factors_are_of_one_second_moment(tmp_path) -> None:
-    """Another origin, layer or diagonal is another entry; without an origin there is none."""
+    """Another origin, layer or diagonal is another entry."""
     tokens = draw(100, 12)
     obtain_factor(moments_of(tokens), 3, tmp_path, CPU)
     obtain_factor(moments_of(tokens, corpus_fingerprint="other"), 3, tmp_path, CPU)
     obtain_factor(moments_of(draw(100, 12, seed=1)), 3, tmp_path, CPU)
-    assert len(list((tmp_path / "factors").iterdir())) == 3
-    unknown = LayerMoments({3: lambda: torch.eye(12)}, {"corpus": "golden"})
-    assert obtain_factor(unknown, 3, tmp_path, CPU) is None
-    assert len(list((tmp_path / "factors").iterdir())) == 3
+    assert len(files_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("origin", [None, {"corpus": "golden"}])
+def test_without_an_origin_factors_are_of_all_bits(
+    tmp_path, origin: dict[str, str] | None, monkeypatch
+) -> None:
+    moment = moments_of(draw(100, 12))[3]
+    other = moment.clone()
+    other[0, 1] = other[1, 0] = other[0, 1] / 2  # the diagonal is the same
+    first, second = (
+        obtain_factor(LayerMoments({3: lambda each=each: each}, origin), 3, tmp_path, CPU)
+        for each in (moment, other)
+    )
+    assert len(files_of(tmp_path)) == 2
+    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", refuse_to_factorize)
+    for each, expected in ((moment, first), (other, second)):
+        found = obtain_factor(LayerMoments({3: lambda each=each: each}, origin), 3, tmp_path, CPU)
+        assert found is not None
+        assert expected is not None
+        assert torch.equal(found.factorized.factor, expected.factorized.factor)
+
+
+def test_who_wants_the_same_factors_waits_for_them(tmp_path, monkeypatch) -> None:
+    moments = moments_of(draw(100, 12))
+    n_factorized = 0
+    factorize = second_moment_factors.FactorizedSecondMoment
+
+    def count(moment: torch.Tensor) -> FactorizedSecondMoment:
+        nonlocal n_factorized
+        n_factorized += 1
+        time.sleep(0.3)
+        return factorize(moment)
+
+    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", count)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: obtain_factor(moments, 3, tmp_path, CPU), range(3)))
+    assert n_factorized == 1
+    assert all(each is not None for each in found)
 
 
 def test_damaged_factors_are_made_anew(tmp_path) -> None:
     moments = moments_of(draw(100, 12))
     expected = obtain_factor(moments, 3, tmp_path, CPU)
-    (path,) = (tmp_path / "factors").iterdir()
+    (path,) = files_of(tmp_path)
     path.write_bytes(path.read_bytes()[:-8])
     found = obtain_factor(moments, 3, tmp_path, CPU)
     assert expected is not None
@@ -136,6 +178,9 @@ CONFIG = MemitConfig(
     second_moment_tokens=4_000,
     n_context_prefixes=1,
     context_prefix_length=2,
+)
+ROME = RomeConfig.parse(
+    {**Rome.derive_defaults(tiny_model()), "second_moment_tokens": 4_000, "n_steps": 3}, "test"
 )
 
 
@@ -163,13 +208,16 @@ class CountMatrices(TorchDispatchMode):
         return tensor.untyped_storage().nbytes() >= self._size
 
 
-@pytest.mark.parametrize("with_factors", [True, False])
-def test_insertion_holds_at_most_three_matrices(tmp_path, with_factors: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("factors", ["found", "made", "none"])
+def test_insertion_holds_at_most_three_matrices(tmp_path, factors: str, monkeypatch) -> None:
     """C of four layers would be four; they are read one after another."""
     model = tiny_model()
     resources = Resources(seed=0, corpus=toy_corpus(), cache=tmp_path)
     Memit(CONFIG).edit(model, REQUESTS[:1], resources)  # collects
-    if not with_factors:
+    if factors == "made":
+        for path in files_of(tmp_path):
+            path.unlink()
+    if factors == "none":
         monkeypatch.setattr(second_moment_factors, "obtain_factor", lambda *_: None)
     counted = CountMatrices(model.d_key(0))
 
@@ -186,12 +234,29 @@ def test_insertion_holds_at_most_three_matrices(tmp_path, with_factors: bool, mo
     assert 1 <= counted.most <= 3
 
 
+@pytest.mark.parametrize("is_made", [True, False])
+def test_rome_holds_at_most_three_matrices(tmp_path, is_made: bool, monkeypatch) -> None:
+    model = tiny_model()
+    editor = Rome(ROME)
+    resources = Resources(seed=0, corpus=toy_corpus(), cache=tmp_path)
+    editor.edit(model, REQUESTS[:1], resources)  # collects
+    if is_made:
+        for path in files_of(tmp_path):
+            path.unlink()
+    counted = CountMatrices(model.d_key(0))
+    gc.freeze()
+    try:
+        with counted:
+            editor.edit(model, REQUESTS[:2], resources)
+    finally:
+        gc.unfreeze()
+    assert 1 <= counted.most <= 3
+
+
 def test_editors_use_cached_factors(tmp_path, monkeypatch) -> None:
     model = tiny_model()
     with_cache = Resources(seed=0, corpus=toy_corpus(), cache=tmp_path)
-    rome, _ = Rome.default_config(model)
-    rome = rome.updated({"second_moment_tokens": 4_000, "n_steps": 3}, "test")
-    for editor in (Memit(CONFIG), Rome(rome)):
+    for editor in (Memit(CONFIG), Rome(ROME)):
         plain = editor.edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
         first = editor.edit(model, REQUESTS, with_cache)
         with monkeypatch.context() as later:
@@ -202,5 +267,4 @@ def test_editors_use_cached_factors(tmp_path, monkeypatch) -> None:
                 torch.testing.assert_close(
                     dense(other.updates[name]), dense(update), rtol=1e-4, atol=1e-7
                 )
-    factors = list((tmp_path / "factors").glob("*.safetensors"))
-    assert len(factors) == 5
+    assert len(files_of(tmp_path)) == 5

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from memit_core.errors import IllPosedError
 
-# A tile and its mirror image fit into a core's cache; whole rows against columns would not.
-_TILE: Final = 128
+# A tile and its mirror image fit into a core's cache; whole rows against columns would not. On an
+# accelerator each tile is waited for, which takes as long as looking at a large one.
+_CPU_TILE: Final = 128
+_ACCELERATOR_TILE: Final = 2_048
 
 # |C_ij - C_ji| relative to √(C_ii C_jj), the scale on which a sum of k kᵀ rounds: generous to what
 # long float32 sums leave behind, far below any real mistake.
@@ -96,9 +98,10 @@ def copy_symmetric(operation: str, name: str, matrix: Tensor, device: torch.devi
             f"{index}; expected a mean of squares. Pass E[k kᵀ], uncentered."
         )
     scale = diagonal.sqrt()
-    starts = range(0, len(copy), _TILE)
+    size = _CPU_TILE if copy.device.type == "cpu" else _ACCELERATOR_TILE
+    starts = range(0, len(copy), size)
     for row, column in ((row, column) for row in starts for column in starts if column <= row):
-        rows, columns = slice(row, row + _TILE), slice(column, column + _TILE)
+        rows, columns = slice(row, row + size), slice(column, column + size)
         tile, mirror = copy[rows, columns], copy[columns, rows].contiguous().mT
         if torch.equal(tile, mirror):
             continue

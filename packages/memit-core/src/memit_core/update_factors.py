@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +36,10 @@ class UpdateFactors:
     def d_key(self) -> int:
         """Columns of the update."""
         return self.right.shape[0]
+
+    def to(self, device: torch.device | str) -> "UpdateFactors":
+        """Return the same factors on another device, or themselves if they are there."""
+        return UpdateFactors(self.left.to(device), self.right.to(device))
 
     def dense(self) -> Tensor:
         """Multiply out: Δ, [d_value, d_key], in the dtype of the factors."""

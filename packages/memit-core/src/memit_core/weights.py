@@ -65,6 +65,7 @@ def updated_weights(
             if name in saved:
                 restoring.callback(_restore, parameters[name], tensor, saved[name])
             _write(tensor, _add(tensor, updates[name]))
+        del updates  # the body may need the memory
         yield
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from editbench.errors import EditbenchError
+from editbench.errors import DeviceMemoryError, EditbenchError
 
 SOME_FAILED = 1
 BAD_INPUT = 2
@@ -114,6 +114,28 @@ def _translated_errors() -> Iterator[None]:
         if error.errno not in _MENDABLE:
             raise
         raise _BadInputError(_describe_os_error(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if (explanation := _explain_memory(error)) is None:
+            raise
+        raise _BadInputError(explanation) from error
+
+
+def _explain_memory(error: RuntimeError | MemoryError) -> str | None:
+    """What to do about memory that ran out where no editor or trial says so; None if it did not."""
+    # Without torch nothing has run that could have needed more than there is.
+    if isinstance(error, click.exceptions.Exit | click.Abort) or "torch" not in sys.modules:
+        return None
+    from editbench.models.out_of_memory import explaining_out_of_memory
+
+    context = click.get_current_context(silent=True)
+    command = None if context is None else context.invoked_subcommand
+    try:
+        with explaining_out_of_memory(command or "editbench"):
+            raise error
+    except DeviceMemoryError as explained:
+        return str(explained)
+    except (RuntimeError, MemoryError):
+        return None
 
 
 def _describe_os_error(error: OSError) -> str:

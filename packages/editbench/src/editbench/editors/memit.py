@@ -101,7 +101,7 @@ def derive_memit_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "preservation_weight": round(d_key * 15_000 / 16_384, 1),
         "learning_rate": 0.1,
         "learning_rate_unit": "relative",
-        "second_moment_tokens": max(25_000, 10 * d_key),
+        "second_moment_tokens": "auto",
     }
 
 
@@ -213,7 +213,7 @@ class Memit(Editor):
                 name = model.architecture.weight_name(projection)
                 weight = model.model.get_parameter(name)
                 try:
-                    updates[name] = solve_layer(
+                    update = solve_layer(
                         keys,
                         spread_residuals(target_states, hidden, n_layers_left=len(layers) - index),
                         moments,
@@ -221,10 +221,12 @@ class Memit(Editor):
                         config.preservation_weight,
                         resources.cache,
                     )
-                    oriented = orient_for_module(model, name, weight, updates[name])
+                    oriented = orient_for_module(model, name, weight, update)
                     partial_edits.enter_context(updated_weights(model.model, {name: oriented}))
                 except MemitCoreError as error:
                     raise EditError(f"memit on '{model.name}', layer {layer}: {error}") from error
+                updates[name] = update.to("cpu")
+                del update, oriented
         resources.report_progress(STAGE, len(layers), len(layers))
         return WeightEdit.build(
             model,

@@ -34,6 +34,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import SecondMomentError
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import else_on_cpu
 from editbench.requests import EditRequest
 from memit_core import (
     FactorizedSecondMoment,
@@ -86,7 +87,7 @@ def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "layer": min(n_layers - 1, round(n_layers / 3)),
         "learning_rate": 0.2,
         "learning_rate_unit": "relative",
-        "second_moment_tokens": max(25_000, 10 * d_key),
+        "second_moment_tokens": "auto",
     }
 
 
@@ -163,10 +164,11 @@ class Rome(Editor):
         moments = obtain_second_moments(
             model, (config.layer,), config.second_moment_tokens, resources
         )
-        moment = moments[config.layer]
-        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
         cache = TargetCache(resources.cache)
-        cache_keys = cache.chained_keys(model, requests, config, prefixes.flat, moment)
+        cache_keys = cache.chained_keys(
+            model, requests, config, prefixes.flat, moments[config.layer]
+        )
+        second_moment = _factorize(moments, config.layer, resources.cache, model.device)
         known = cache.read(cache_keys)
         optimizer = TargetOptimizer(model, site, config, replay=True)
         weight_name = model.architecture.weight_name(site.module)
@@ -191,7 +193,7 @@ class Rome(Editor):
                 update = self._solve(reading.keys, reading.values, target, second_moment)
                 add_to_weight(update)
                 targets.append(known[index])
-                updates.append(UpdateFactors(update.left.cpu(), update.right.cpu()))
+                updates.append(update.to("cpu"))
                 loss = known[index].loss
                 resources.report_progress(STAGE, index + 1, len(requests), f"loss {loss:.3f}")
         return WeightEdit.build(
@@ -243,11 +245,14 @@ def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> Con
 def _factorize(
     moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
 ) -> FactorizedSecondMoment:
-    factor = obtain_factor(moments, layer, cache, device)
-    if factor is not None and bool(factor.live.all()):
-        return factor.factorized
-    try:
+    def factorize(device: torch.device) -> FactorizedSecondMoment:
+        factor = obtain_factor(moments, layer, cache, device)
+        if factor is not None and bool(factor.live.all()):
+            return factor.factorized
         return FactorizedSecondMoment(moments[layer].to(device))
+
+    try:
+        return else_on_cpu(f"factorizing second moments of layer {layer}", device, factorize)
     except MemitCoreError as error:
         raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
 

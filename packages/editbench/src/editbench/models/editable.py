@@ -27,6 +27,7 @@ _ACCELERATOR_TOKENS = 65_536
 _LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
 _SHARE = 0.8  # of the free memory: some is lost between allocations
 _PIECE = 64 * 2**20  # bytes that are hashed at a time
+_POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
 # Fields of a configuration that do not change what the model computes.
 _INESSENTIAL_FIELDS = frozenset(
@@ -270,8 +271,8 @@ class EditableModel:
 
 def _read_max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "max_position_embeddings", None)
-    return size if isinstance(size, int) and size > 0 else None
+    sizes = (getattr(config, name, None) for name in _POSITION_FIELDS)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def _n_bytes(parameter: nn.Parameter) -> int:

@@ -1,8 +1,13 @@
-"""When a device's memory runs out: smaller parts, instead of the end of a long run."""
+"""When a device's memory runs out: smaller parts, instead of the end of a long run.
+
+What can be divided goes through `Halving`, what cannot but need not be done on the device through
+`else_on_cpu`; around all of it, `explaining_out_of_memory` says what to do when nothing helps.
+"""
 
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,7 +18,15 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 # What libraries below torch say instead of raising its `OutOfMemoryError`.
-_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_WORDS = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+# What may say so: work may hold other work, which has been divided as far as it can be.
+_MAY_BE = (RuntimeError, MemoryError, DeviceMemoryError)
 
 
 class Halving:
@@ -21,6 +34,9 @@ class Halving:
 
     Batches are made to be about as large as each other, so what was too large for one of them is
     not tried again with the next. A warning is given once.
+
+    Where batches are gone through many times, and replaced by their parts once they had to be
+    divided, each pass takes a new one of these: the old one would divide the parts again.
 
     Args:
         operation: What is being done, for the warning and the error.
@@ -49,14 +65,18 @@ class Halving:
             part = rows[start : start + -(-len(rows) // self._n_parts)]
             try:
                 result = work(part)
-            except (RuntimeError, MemoryError) as error:
+            except _MAY_BE as error:
                 if not is_out_of_memory(error):
                     raise
+                if isinstance(error, DeviceMemoryError) and len(part) == 1:
+                    raise
                 if len(part) == 1:
-                    raise self._give_up(error) from error
+                    how = "even for one row at a time"
+                    raise _explained(self._operation, how, error) from error
             else:
                 start += len(part)
                 yield result
+                del result  # it is not to be there while the next part is worked on
                 continue
             # Not in the handler: the error holds on to every tensor of the work that failed.
             self._halve()
@@ -69,21 +89,74 @@ class Halving:
                 stacklevel=2,
             )
         self._n_parts *= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory_of_errors()
 
-    def _give_up(self, error: BaseException) -> DeviceMemoryError:
-        said = " ".join(str(error).split()) or type(error).__name__
-        return DeviceMemoryError(
-            f"{self._operation}: memory runs out even for one row at a time, got: {said[:200]} "
-            "Load the model with --dtype bfloat16, spread it with --device-map auto, or use "
-            "--device cpu."
+
+def else_on_cpu(
+    operation: str, device: torch.device, work: Callable[[torch.device], Result]
+) -> Result:
+    """Do work that cannot be divided on a device, or on the CPU if the device runs out of memory.
+
+    Args:
+        operation: What is being done, for the warning.
+        device: Where it is done first.
+        work: Does it on the device that it is given; may be called twice.
+    """
+    if device.type != "cpu":
+        try:
+            return work(device)
+        except _MAY_BE as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler: the error holds on to every tensor of the work that failed.
+        free_memory_of_errors()
+        warnings.warn(
+            f"{operation}: memory ran out on {device}, so it is done on the CPU, which takes "
+            "longer",
+            stacklevel=2,
         )
+    return work(torch.device("cpu"))
+
+
+@contextmanager
+def explaining_out_of_memory(operation: str) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what to do.
+
+    Args:
+        operation: What is done within the block.
+
+    Raises:
+        DeviceMemoryError: Memory ran out.
+    """
+    try:
+        yield
+    except _MAY_BE as error:
+        if isinstance(error, DeviceMemoryError) or not is_out_of_memory(error):
+            raise
+        raise _explained(operation, "and the work cannot be divided", error) from error
+
+
+def free_memory_of_errors() -> None:
+    """Give back what work that failed has left, once nothing holds on to its error any more.
+
+    Frames of a traceback and the error are often rings, which Python frees late.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | DeviceMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def _explained(operation: str, how: str, error: BaseException) -> DeviceMemoryError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return DeviceMemoryError(
+        f"{operation}: memory runs out {how}, got: {said[:200]} "
+        "Load the model with --dtype bfloat16, spread it with --device-map auto, or use "
+        "--device cpu."
+    )

@@ -16,6 +16,7 @@ from editbench.errors import EditbenchError
 from editbench.metrics.base import AnyMetric
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
 from editbench.questions import Answers
 from editbench.results.row import Status
 from editbench.results.store import TrialRecord
@@ -133,30 +134,34 @@ def run_trial(
     transcripts: list[CaseTranscript] = []
     known: Answers = {}
     memory = PeakMemory(work.model.device)
+    operation = f"trial of '{work.editor.name}' on '{work.model.name}'"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
-            resources = work.inputs.resources(work.seed, conditions.cache, on_progress)
-            for index, batch in enumerate(work.batches):
-                if len(work.batches) > 1:
-                    on_progress("batches", index, len(work.batches))
-                began = perf_counter()
-                requests = [case.request for case in batch.cases]
-                edit = work.editor.edit(work.model, requests, resources)
-                edited = perf_counter()
-                if edit.changes_something:
-                    answers = _ask(work, batch, edit, conditions, on_progress)
-                else:
-                    known = known or unedited()
-                    answers = {question: known[question] for question in batch.questions}
-                seconds["edit"] += edited - began
-                seconds["answer"] += perf_counter() - edited
-                cards.append(edit.card.model_dump(mode="json"))
-                changed_something = changed_something or edit.changes_something
-                values += measure(batch, work.metrics, answers)
-                transcripts += transcribe(batch.cases, answers)
+            with explaining_out_of_memory(operation):
+                resources = work.inputs.resources(work.seed, conditions.cache, on_progress)
+                for index, batch in enumerate(work.batches):
+                    if len(work.batches) > 1:
+                        on_progress("batches", index, len(work.batches))
+                    began = perf_counter()
+                    requests = [case.request for case in batch.cases]
+                    edit = work.editor.edit(work.model, requests, resources)
+                    edited = perf_counter()
+                    if edit.changes_something:
+                        answers = _ask(work, batch, edit, conditions, on_progress)
+                    else:
+                        known = known or unedited()
+                        answers = {question: known[question] for question in batch.questions}
+                    seconds["edit"] += edited - began
+                    seconds["answer"] += perf_counter() - edited
+                    cards.append(edit.card.model_dump(mode="json"))
+                    changed_something = changed_something or edit.changes_something
+                    values += measure(batch, work.metrics, answers)
+                    transcripts += transcribe(batch.cases, answers)
         except Exception as error:  # one trial's failure must not take the others with it
             message, trace = describe(error), traceback.format_exc()
+        if trace is not None:
+            free_memory_of_errors()  # the next trial may need what this one had
         spoiled = work.model.compute_fingerprint() != work.model.fingerprint
     if spoiled:
         message = (

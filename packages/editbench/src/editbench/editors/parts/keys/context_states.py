@@ -10,17 +10,13 @@ from transformers.cache_utils import DynamicCache
 from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.editors.parts.replay.prefix_states import move_positions
 from editbench.models.editable import EditableModel
+from editbench.models.gaps import ignores_gaps
 
 
 def can_share(model: EditableModel) -> bool:
-    """Whether the model's cache holds keys and values of all that came before, in every layer.
-
-    A sliding window, moreover, counts padding between two parts of a row as distance.
-    """
+    """Whether rows see what they begin with by keys and values alone, padded or not."""
     layers = DynamicCache(config=model.model.config).layers
-    return all(
-        hasattr(layer, "keys") and not getattr(layer, "is_sliding", False) for layer in layers
-    )
+    return ignores_gaps(model) and all(hasattr(layer, "keys") for layer in layers)
 
 
 class ContextStates:

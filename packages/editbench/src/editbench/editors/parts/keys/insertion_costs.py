@@ -1,12 +1,14 @@
 """What inserting facts into weights costs: second moments, keys, and the systems to be solved."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.sweep_rows import batch_rows, make_rows
+from editbench.editors.parts.keys.context_states import can_share
+from editbench.editors.parts.keys.sweep_rows import SweepRow, batch_rows, make_rows
 from editbench.editors.parts.placement import (
     count_solve_bytes,
     place_second_moments,
@@ -16,6 +18,7 @@ from editbench.editors.parts.second_moments.collection import TokenCount
 from editbench.editors.parts.second_moments.obtaining import cached_path
 from editbench.editors.parts.second_moments.sampling_stop import SamplingStop
 from editbench.models.architecture import ProjectionKind
+from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
@@ -23,7 +26,6 @@ _FLOAT64 = 8
 _FLOAT32 = 4
 _TYPICAL_LENGTH = 512  # tokens of a text of a corpus
 _WIDENED = 2**25  # numbers of keys that are in float64 at once
-_MOST_FORWARDS = 1.5  # of the blocks up to the last critical layer, for the keys of all layers
 
 
 def plan_second_moments(
@@ -94,6 +96,8 @@ def plan_insertion(
 ) -> list[StageCost]:
     """What measuring keys and residuals of all layers costs, and solving for their updates.
 
+    What the last critical layer says before any update is taken to be known, as MEMIT knows it.
+
     Args:
         model: The model, with weights or without.
         requests: The facts.
@@ -103,36 +107,104 @@ def plan_insertion(
         module: Whose output projection is written to.
     """
     size = model.size
-    rows = make_rows(model, requests, prefixes, weighting, share=True)
-    batches = batch_rows(rows, model.token_budget)
+    rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
+    batches = [_RowBatch.of(batch) for batch in batch_rows(rows, model.token_budget)]
     contexts = {row.context for row in rows if row.context}
-    context = max((len(each) for each in contexts), default=0)
-    shapes = [(len(batch), max(len(row.own) for row in batch)) for batch in batches]
-    n_own = sum(n_rows * width for n_rows, width in shapes)
-    n_tokens = n_own + len(contexts) * context
-    n_pairs = len(contexts) * context**2
-    n_pairs += sum(n_rows * width * (context + width) for n_rows, width in shapes)
-    n_batches = len(batches) + bool(contexts)
-    largest = max((n_rows * width for n_rows, width in shapes), default=0)
-    longest = context + max((width for _, width in shapes), default=0)
-    n_blocks = layers[-1] + 1
+    shared = _RowBatch.of_contexts(contexts)
+    # They are run to the end of the model first, and then again as the weights change.
+    n_shared = size.n_layers + layers[-1] - layers[0] + len(layers)
+    n_flops = n_shared * shared.block_flops(size) if contexts else 0.0
+    n_passes = n_shared if contexts else 0
+    for batch in batches:
+        n_whole, n_read = _count_blocks(layers, is_bare=batch.is_bare)
+        n_flops += n_whole * batch.block_flops(size) + n_read * batch.read_flops(size)
+        n_passes += n_whole + n_read
     n_edits, d_key = len(requests), model.d_key(layers[0], module)
+    n_own = sum(batch.n_padded for batch in batches)
     states = n_own * size.d_model * size.itemsize
     is_on_device = place_states(model, states, n_edits, d_key) == model.device
     n_kept = states if is_on_device else 0
     found = n_edits * (d_key + 2 * size.d_model) * _FLOAT32
+    working = max((each.n_padded * size.working_bytes(each.n_keys) for each in batches), default=0)
     place = "" if is_on_device else ", states in main memory"
+    n_batches = len(batches) + bool(contexts)
     cost = StageCost(
         name="keys",
-        n_tokens=n_tokens,
-        n_flops=_MOST_FORWARDS * n_blocks * size.block_flops(n_tokens, n_pairs),
-        n_read_bytes=_MOST_FORWARDS * n_batches * size.n_weight_bytes * n_blocks / size.n_layers,
-        n_block_calls=int(_MOST_FORWARDS * n_batches * n_blocks),
-        n_peak_bytes=n_kept + found + largest * size.working_bytes(longest),
+        n_tokens=n_own + shared.n_padded,
+        n_flops=n_flops,
+        n_read_bytes=n_passes * size.n_weight_bytes / size.n_layers,
+        n_block_calls=n_passes,
+        n_peak_bytes=n_kept + found + working,
         chunks=f"{n_batches:,} batches of at most {model.token_budget:,} tokens{place}",
     )
     solve = plan_solve(model, n_edits, layers, module)
     return [cost, replace(solve, n_peak_bytes=n_kept + solve.n_peak_bytes)]
+
+
+@dataclass(frozen=True, slots=True)
+class _RowBatch:
+    """Rows that run together, as `LayerSweep` has them.
+
+    Attributes:
+        n_rows: Rows.
+        n_tokens: Their own tokens.
+        width: Of the longest.
+        context: Tokens before them that are run elsewhere, in the longest row.
+        is_bare: Whether these are rows of the bare prompt.
+    """
+
+    n_rows: int
+    n_tokens: int
+    width: int
+    context: int = 0
+    is_bare: bool = False
+
+    @classmethod
+    def of(cls, rows: Sequence[SweepRow]) -> Self:
+        """Count the tokens of a batch of rows."""
+        return cls(
+            n_rows=len(rows),
+            n_tokens=sum(len(row.own) for row in rows),
+            width=max(len(row.own) for row in rows),
+            context=max(len(row.context) for row in rows),
+            is_bare=rows[0].is_bare,
+        )
+
+    @classmethod
+    def of_contexts(cls, contexts: Collection[Sequence[int]]) -> Self:
+        """Count the tokens of what rows begin with."""
+        lengths = [len(context) for context in contexts]
+        return cls(len(lengths), sum(lengths), max(lengths, default=0))
+
+    @property
+    def n_padded(self) -> int:
+        return self.n_rows * self.width
+
+    @property
+    def n_keys(self) -> int:
+        """What a token attends to."""
+        return self.context + self.width
+
+    def block_flops(self, size: DecoderSize) -> float:
+        """One block's forward pass."""
+        return size.block_flops(self.n_tokens, self.n_padded * self.n_keys)
+
+    def read_flops(self, size: DecoderSize) -> float:
+        """The same, if only what it says at the subjects is read: the MLP works there alone."""
+        n_pairs = self.n_padded * self.n_keys
+        return size.block_flops(self.n_padded, n_pairs, n_mlp_tokens=self.n_rows)
+
+
+def _count_blocks(layers: Sequence[int], *, is_bare: bool) -> tuple[int, int]:
+    """How many blocks rows are sent through, and how many more are read at the subjects alone.
+
+    All rows go through each block in front of the last critical one, and are read at each critical
+    one. What the last one says is asked of bare prompts after each update, so they go on to it from
+    there; at the first one it is known already.
+    """
+    last = layers[-1]
+    n_again = sum(last - layer for layer in layers[1:-1]) if is_bare else 0
+    return last + n_again, len(layers)
 
 
 def plan_solve(

@@ -1,6 +1,6 @@
 """Keys and hidden states of all facts, measured layer by layer while the weights change."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,20 +17,31 @@ from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 from memit_core import capture
 
 
 def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> Tensor:
-    """Block `layer`'s output at each row's subject's last token, float32 `[n_rows, d_model]`."""
+    """Block `layer`'s output at each row's subject's last token, float32 `[n_rows, d_model]`.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single row.
+    """
     block = model.architecture.block(layer)
     hidden = torch.empty(len(rows), model.architecture.d_model, device=model.device)
     lengths = [len(row.token_ids) for row in rows]
-    for batch in length_sorted_batches(lengths, model.token_budget):
+
+    def read(some: Sequence[int]) -> tuple[Sequence[int], Tensor]:
         with torch.no_grad(), capture(model.model, outputs_of=[block], stop=True) as seen:
-            model.model(**_inputs(model, [rows[index] for index in batch]))
-        last = torch.tensor([rows[index].subject_last for index in batch])
-        hidden[batch] = at_subjects(seen.outputs[block], last).to(hidden)
+            model.model(**_inputs(model, [rows[index] for index in some]))
+        last = torch.tensor([rows[index].subject_last for index in some])
+        return some, at_subjects(seen.outputs[block], last).to(hidden)
+
+    halving = Halving(f"hidden states on '{model.name}'")
+    for batch in length_sorted_batches(lengths, model.token_budget):
+        for some, found in halving.run(batch, read):
+            hidden[some] = found
     return hidden
 
 
@@ -39,6 +50,8 @@ class _Batch:
     """Rows that run together, and the states with which they enter the layer at hand.
 
     Attributes:
+        rows: The rows.
+        layer: The layer at hand.
         edits: The fact of each row, `[n_rows]`.
         weights: What its key weighs, `[n_rows]`.
         last: Where the row ends, `[n_rows]`.
@@ -48,6 +61,8 @@ class _Batch:
         states: What enters the layer at hand, `[n_rows, width, d_model]`.
     """
 
+    rows: Sequence[SweepRow]
+    layer: int
     edits: Tensor
     weights: Tensor
     last: Tensor
@@ -57,13 +72,23 @@ class _Batch:
     states: Tensor
 
 
+@dataclass
+class _Measured:
+    """What one batch has shown: keys `[n_rows, d_key]`, and hidden states if they are asked for."""
+
+    batch: _Batch
+    keys: Tensor
+    hidden: Tensor | None
+
+
 class LayerSweep:
     """One stored forward of all facts, advanced layer by layer.
 
     Every fact is run once up to the first critical layer, after each context prefix, and no
     further than the subject's last token; the prefixes themselves are run once for all facts. When
     a layer has been updated, the blocks from there to the next critical layer are run again from
-    the stored states; nothing before them is.
+    the stored states; nothing before them is. Where memory runs out, batches are divided, and stay
+    so; the parts' own arguments of the blocks are recorded anew, up to the first critical layer.
 
     Args:
         model: The model; its weights may change between calls.
@@ -75,6 +100,9 @@ class LayerSweep:
         module: Whose output projection's inputs are the keys.
         initial: What block L of the unedited model says at the bare prompts' subjects,
             `[n_edits, d_model]`, where that is known; otherwise it is measured.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single row.
     """
 
     def __init__(
@@ -92,9 +120,10 @@ class LayerSweep:
         self._model = model
         self._module = module
         self._n_edits = len(requests)
-        self._layer = self._first = first
+        self._first = first
         self._last = last
         self._initial = initial
+        self._operation = f"keys on '{model.name}'"
         self._wasteful = find_wasteful(model)
         self._kept_on = model.device
         self._contexts: ContextStates | None = None
@@ -108,7 +137,8 @@ class LayerSweep:
         n_tokens = sum(len(batch) * max(len(row.own) for row in batch) for batch in batches)
         n_bytes = n_tokens * model.architecture.d_model * model.model.dtype.itemsize
         self._kept_on = place_states(model, n_bytes, len(requests), model.d_key(first, module))
-        self._batches = [self._start(batch) for batch in batches]
+        halving = Halving(self._operation)
+        self._batches = [part for batch in batches for part in halving.run(batch, self._start)]
 
     def measure(self, layer: int) -> tuple[Tensor, Tensor]:
         """Measure keys at `layer` and what block L says now, with the weights as they are.
@@ -119,44 +149,75 @@ class LayerSweep:
         Returns:
             Keys `[n_edits, d_key]`, weighted means over prefixes, and the bare prompts' hidden
             states after block L, `[n_edits, d_model]`; float32.
+
+        Raises:
+            DeviceMemoryError: There is not enough memory for a single row.
         """
         device = self._model.device
         keys = torch.zeros(self._n_edits, self._model.d_key(layer, self._module), device=device)
         hidden = torch.zeros(self._n_edits, self._model.architecture.d_model, device=device)
-        asked: Tensor | None = hidden
-        if self._initial is not None and layer == self._first:
+        is_known = self._initial is not None and layer == self._first
+        if self._initial is not None and is_known:
             hidden.copy_(self._initial)
-            asked = None
         with torch.no_grad(), made_lean(self._wasteful):
             if self._contexts is not None:
                 self._contexts.advance(layer)
-            for batch in self._batches:
-                self._measure(batch, layer, keys, asked)
-        self._layer = layer
+            for one in self._measure_all(layer, with_hidden=not is_known):
+                edits, weights = one.batch.edits, one.batch.weights
+                keys.index_add_(0, edits, one.keys * weights[:, None])
+                if one.hidden is not None:
+                    hidden[edits] = one.hidden
         return keys, hidden
 
-    def _measure(self, batch: _Batch, layer: int, keys: Tensor, hidden: Tensor | None) -> None:
-        """Advance one batch, and put its keys and hidden states where they belong."""
+    def _measure_all(self, layer: int, *, with_hidden: bool) -> Iterator[_Measured]:
+        """Measure all batches; one that memory does not suffice for part by part."""
+        halving = Halving(self._operation)
+        # One that is divided is dropped with its states as soon as its parts are done.
+        pending, self._batches = self._batches[::-1], []
+        while pending:
+            batch = pending.pop()
+
+            def measure(places: Sequence[int], batch: _Batch = batch) -> _Measured:
+                part = batch if len(places) == len(batch.rows) else self._part(batch, places)
+                return self._measure(part, layer, with_hidden=with_hidden and part.is_bare)
+
+            for one in halving.run(range(len(batch.rows)), measure):
+                self._batches.append(one.batch)
+                yield one
+
+    def _measure(self, batch: _Batch, layer: int, *, with_hidden: bool) -> _Measured:
+        """Advance one batch to `layer`, and read what it shows there."""
         states = batch.states.to(self._model.device)
-        with skipping_padding(self._model, batch.mask, range(self._layer, layer)):
-            states = batch.calls.run(states, self._layer, layer - 1)
-        batch.states = states.to(self._kept_on)
-        hidden = hidden if batch.is_bare else None
-        goes_on = hidden is not None and layer < self._last
+        with skipping_padding(self._model, batch.mask, range(batch.layer, layer)):
+            states = batch.calls.run(states, batch.layer, layer - 1)
+        # At once: what follows may run out of memory, and the batch then goes on from here.
+        batch.states, batch.layer = states.to(self._kept_on), layer
+        goes_on = with_hidden and layer < self._last
+        d_key = self._model.d_key(layer, self._module)
         projection = self._model.architecture.projection(layer, self._module)
         with capture(self._model.model, inputs_of=[projection]) as seen:
             states = self._run_block(batch, states, layer, everywhere=goes_on)
         inputs = seen.inputs[projection]
-        if inputs.numel() > len(batch.last) * keys.shape[1]:
+        if inputs.numel() > len(batch.last) * d_key:
             inputs = at_subjects(inputs, batch.last)
-        found = inputs.reshape(-1, keys.shape[1]).to(keys)
-        keys.index_add_(0, batch.edits, found * batch.weights[:, None])
+        keys = inputs.reshape(-1, d_key).to(self._model.device, torch.float32)
+        if not with_hidden:
+            return _Measured(batch, keys, None)
         if goes_on:
             with skipping_padding(self._model, batch.mask, range(layer + 1, self._last)):
                 states = batch.calls.run(states, layer + 1, self._last - 1)
             states = self._run_block(batch, states, self._last, everywhere=False)
-        if hidden is not None:
-            hidden[batch.edits] = at_subjects(states, batch.last).to(hidden)
+        return _Measured(batch, keys, at_subjects(states, batch.last).to(keys))
+
+    def _part(self, batch: _Batch, places: Sequence[int]) -> _Batch:
+        """Some rows of a batch, by themselves, as far as the batch has come."""
+        # What blocks are called with besides states cannot be cut: each architecture lays it out
+        # in its own way. No critical layer's weights have a say in it.
+        part = self._start([batch.rows[place] for place in places])
+        width = part.mask.shape[1]
+        part.states = batch.states[places[0] : places[-1] + 1, :width].clone()
+        part.layer = batch.layer
+        return part
 
     def _run_block(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
         """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
@@ -167,9 +228,12 @@ class LayerSweep:
 
     def _agrees(self, rows: Sequence[SweepRow]) -> bool:
         """Whether rows run behind their contexts come to what the model's own forward comes to."""
-        model, last = self._model, self._last
         longest = max(range(len(rows)), key=lambda index: len(rows[index].own))
-        some = [rows[0], rows[longest]]
+        halving = Halving(self._operation)
+        return all(halving.run([rows[0], rows[longest]], self._agree))
+
+    def _agree(self, some: Sequence[SweepRow]) -> bool:
+        model, last = self._model, self._last
         whole = [
             PromptRow((*row.context, *row.own), len(row.context + row.own) - 1) for row in some
         ]
@@ -204,6 +268,8 @@ class LayerSweep:
         calls.entry = states[:0]  # it is not to be kept twice
         device = model.device
         return _Batch(
+            rows=rows,
+            layer=first,
             edits=torch.tensor([row.edit for row in rows], device=device),
             weights=torch.tensor([row.weight for row in rows], device=device),
             last=torch.tensor([len(row.own) - 1 for row in rows], device=device),

@@ -9,6 +9,7 @@ from torch import Tensor
 from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import at_subjects, key_row
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 from memit_core import capture
 
@@ -40,6 +41,9 @@ def read_projections(
 
     Between two facts nothing may change but the weight of the projection itself. Keys do not depend
     on it, so those of facts to come are read many at a time; values are what it makes of them.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single row.
     """
     projection = model.model.get_submodule(model.architecture.projection(layer, "mlp"))
     dtype = projection.get_parameter("weight").dtype
@@ -62,10 +66,16 @@ def _read_keys(
     path = model.architecture.projection(layer, "mlp")
     keys = torch.empty(len(rows), model.d_key(layer), device=model.device)
     lengths = [len(row.token_ids) for row in rows]
-    for batch in length_sorted_batches(lengths, model.token_budget):
-        inputs = model.batch([rows[index].token_ids for index in batch])
+
+    def read(some: Sequence[int]) -> tuple[Sequence[int], Tensor]:
+        inputs = model.batch([rows[index].token_ids for index in some])
         with torch.no_grad(), capture(model.model, inputs_of=[path], stop=True) as seen:
             model.model(**inputs, use_cache=False)
-        last = torch.tensor([rows[index].subject_last for index in batch])
-        keys[batch] = at_subjects(seen.inputs[path], last).to(keys)
+        last = torch.tensor([rows[index].subject_last for index in some])
+        return some, at_subjects(seen.inputs[path], last).to(keys)
+
+    halving = Halving(f"keys on '{model.name}'")
+    for batch in length_sorted_batches(lengths, model.token_budget):
+        for some, found in halving.run(batch, read):
+            keys[some] = found
     return keys

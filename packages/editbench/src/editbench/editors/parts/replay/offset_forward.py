@@ -110,6 +110,9 @@ class OffsetForward(ABC):
 
     Attributes:
         read_rows: For each read, the row it belongs to, `[n_reads]`.
+
+    Raises:
+        RequestError: A row is longer than the model takes.
     """
 
     def __init__(
@@ -119,6 +122,8 @@ class OffsetForward(ABC):
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
     ) -> None:
+        longest = max((row.token_ids for row in rows), key=len)
+        model.check_length(len(longest), model.tokens.decode(longest[:16]))
         self.model = model
         self.site = site
         self.rows = rows

@@ -19,6 +19,7 @@ from editbench.models.chosen_positions import (
     skipping_padding,
 )
 from editbench.models.editable import EditableModel
+from editbench.models.gaps import ignores_gaps
 from editbench.models.lean_modules import lean_modules
 
 
@@ -46,9 +47,8 @@ class PrefixStates:
     def run(cls, model: EditableModel, rows: Sequence[OffsetRow]) -> "PrefixStates":
         """Run what stands before the offsets; what rows share, once for all of them."""
         cache = DynamicCache(config=model.model.config)
-        # A sliding window counts padding between two parts of a row as distance.
-        slides = any(getattr(layer, "is_sliding", False) for layer in cache.layers)
-        n_shared = [0 if slides else row.n_shared for row in rows]
+        shares = ignores_gaps(model)
+        n_shared = [row.n_shared if shares else 0 for row in rows]
         shared = [row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)]
         distinct = list(dict.fromkeys(shared))
         inputs = model.batch(distinct, "left")

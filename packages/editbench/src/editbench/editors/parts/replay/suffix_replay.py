@@ -7,14 +7,19 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.replay.block_calls import BlockCalls
-from editbench.editors.parts.replay.offset_forward import OffsetForward, OffsetRow, OffsetSite
+from editbench.editors.parts.replay.offset_forward import (
+    FullForward,
+    OffsetForward,
+    OffsetRow,
+    OffsetSite,
+)
 from editbench.editors.parts.replay.prefix_states import PrefixStates, move_positions
 from editbench.editors.parts.replay.spared_modules import SparedModules
 from editbench.editors.parts.replay.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
+from editbench.models.agreement import relative_error, tolerated_error
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
-from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import ReadLoss, apply_head, choose_slice_size, find_losses
 from memit_core import intervene
@@ -49,8 +54,9 @@ class SuffixReplay(OffsetForward):
         spared: What need not be computed everywhere, for later replays of this model and site.
 
     Raises:
-        ReplayMismatchError: Without `spared`, if a replay without offsets is not the model's own
-            forward: its cache cannot be frozen, or its blocks are not called in a plain sequence.
+        ReplayMismatchError: Without `spared`, if a replay is not what the model's own forward of
+            whole rows gives: its cache cannot be frozen, or counts padding as distance, or its
+            blocks are not called in a plain sequence.
     """
 
     def __init__(
@@ -77,19 +83,15 @@ class SuffixReplay(OffsetForward):
         last = model.architecture.n_layers - 1
         self._first = site.layer + 1 if site.leaves_block else site.layer
         self._wasteful = find_wasteful(model)
-        check = spared is None and self._reads_ordinary_logits
-        own_logits: list[Tensor] = []
         states: list[Tensor] = []
 
         def run_suffix() -> None:
-            with intervene(model.model, {model.architecture.block(site.layer): keep_states}):
-                if not check:
-                    skipping = skipping_padding(model, suffix_mask, range(site.layer))
-                    with made_lean(self._wasteful), skipping:
-                        model.model.base_model(**inputs)
-                    return
-                with select_head_positions(model, self.read_rows, self._read_index):
-                    own_logits.append(model.model(**inputs).logits[0])
+            with (
+                intervene(model.model, {model.architecture.block(site.layer): keep_states}),
+                made_lean(self._wasteful),
+                skipping_padding(model, suffix_mask, range(site.layer)),
+            ):
+                model.model.base_model(**inputs)
 
         def keep_states(output: Tensor) -> Tensor:
             states.append(output)
@@ -100,7 +102,7 @@ class SuffixReplay(OffsetForward):
             run_suffix,
             first=min(self._first, last),
             last=last,
-            stop=not check and self._first <= last,
+            stop=self._first <= last,
         )
         self._states = states[0] if site.leaves_block else self._calls.entry
         self.entry = self._states[:, 0] if site.leaves_block else None
@@ -114,8 +116,8 @@ class SuffixReplay(OffsetForward):
         padded, self._unpadded = find_padded(model, suffix_mask, range(start, self.read_layer + 1))
         spared_too = {*self.spared.unmoved, *self.spared.read}
         self._padded = [module for module in padded if module not in spared_too]
-        if own_logits:
-            self._check(own_logits[0])
+        if spared is None:
+            self._check()
 
     def logits(self, offsets: Tensor) -> Tensor:
         """See `OffsetForward.logits`."""
@@ -174,16 +176,19 @@ class SuffixReplay(OffsetForward):
         # The offset is added inside of block `first`, behind some of its modules.
         return replace(found, unmoved=(), read=found.read if first < last else ())
 
-    def _check(self, expected: Tensor) -> None:
-        try:
-            with torch.no_grad():
-                replayed = self.logits(torch.zeros_like(self._states[:, 0]))
-        except ModelError as error:
-            raise ReplayMismatchError(str(error)) from error
-        tolerance = 64 * torch.finfo(expected.dtype).eps * expected.float().abs().max()
-        worst = (replayed.float() - expected.float()).abs().max()
-        if not worst <= tolerance:
+    def _check(self) -> None:
+        """Compare with whole rows that nothing was cached for, with offsets that matter."""
+        offsets = self._states[:, 0].float().roll(1, dims=-1).to(self.model.device)
+        whole = FullForward(self.model, self.site, self.rows, self.read_layer)
+        with torch.no_grad():
+            expected = whole.logits(offsets)
+            try:
+                replayed = self.logits(offsets)
+            except ModelError as error:
+                raise ReplayMismatchError(str(error)) from error
+        off, tolerated = relative_error(replayed, expected), tolerated_error(expected.dtype)
+        if not off <= tolerated:
             raise ReplayMismatchError(
-                f"suffix replay: logits differ from the model's own by {worst:.2e}; "
-                f"expected at most {tolerance:.2e}."
+                f"suffix replay: logits differ from the model's own by {off:.1e} of their size; "
+                f"expected at most {tolerated:.1e}."
             )

@@ -6,14 +6,18 @@ bytes for each layer spares it.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from editbench.editors.parts.second_moments.collection_files import alone
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
+from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,
@@ -49,7 +53,9 @@ def solve_layer(
     preservation_weight: float,
     cache: Path | None,
 ) -> UpdateFactors | Tensor:
-    """Solve Eqn 14 for one layer, by whichever way is cheaper.
+    """Solve Eqn 14 for one layer, by whichever way is cheaper, on the device of `keys`.
+
+    Where that has too little memory for matrices of d_key × d_key, it is done on the CPU.
 
     Dimensions that neither ordinary text nor an edit ever uses are left out. ReLU models have
     neurons that never fire. They make C singular, yet nothing can depend on what the update says
@@ -64,12 +70,29 @@ def solve_layer(
         cache: Where factors are kept; None keeps and uses none.
 
     Returns:
-        Δ: as factors of rank n_edits if that is less than either of its sides, else dense.
+        Δ: as factors of rank n_edits if that is less than either of its sides, else dense; on the
+        device where it was solved for.
 
     Raises:
         MemitCoreError: The system is singular, or something is not finite.
         SecondMomentError: A factor cannot be written.
     """
+
+    def solve(device: torch.device) -> UpdateFactors | Tensor:
+        rows = (keys.to(device), residuals.to(device))
+        return _solve(*rows, moments, layer, preservation_weight, cache)
+
+    return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+
+
+def _solve(
+    keys: Tensor,
+    residuals: Tensor,
+    moments: LayerMoments,
+    layer: int,
+    preservation_weight: float,
+    cache: Path | None,
+) -> UpdateFactors | Tensor:
     n_edits, d_key = keys.shape
     second_moment: Tensor | FactorizedSecondMoment
     # Up to here the dual with C factorized takes fewer operations than the primal without.
@@ -101,7 +124,8 @@ def obtain_factor(
 ) -> LiveFactor | None:
     """Read a second moment's factors from the cache, or factorize it and keep them there.
 
-    They are found by what the second moment is from and by the bits of its diagonal.
+    They are found by what the second moment is from and by the bits of its diagonal; where nobody
+    knows what it is from, by all of its bits. Whoever wants the same at the same time waits.
 
     Args:
         moments: Second moments, of which that of `layer` is read.
@@ -110,43 +134,54 @@ def obtain_factor(
         device: Where solves are to be done.
 
     Returns:
-        None where there is no cache, where nobody knows what the second moment is from, or where it
-        is singular.
+        None where there is no cache, or where the second moment is singular.
 
     Raises:
         SecondMomentError: They cannot be written.
     """
-    origin = moments.provenance
-    if cache is None or origin is None or any(name not in origin for name in _ORIGIN):
+    if cache is None:
         return None
     moment = moments[layer]
-    diagonal = moment.diagonal().contiguous()
-    live = (diagonal > 0).to(device)
-    digest = hashlib.sha256(json.dumps([layer, origin], sort_keys=True).encode())
-    digest.update(diagonal.double().numpy().data)
-    path = cache / "factors" / f"{digest.hexdigest()[:32]}.safetensors"
+    path = cache / "factors" / f"{_name(moment, layer, moments.provenance)}.safetensors"
     is_singular = path.with_suffix(".singular")  # an empty file, so as not to try again
-    if is_singular.exists():
-        return None
-    if path.exists():
-        try:
-            return LiveFactor(load_factor(path, device=device).factorized, live)
-        except MemitCoreError:
-            path.unlink(missing_ok=True)  # damaged: it will be written anew
+    live = moment.diagonal() > 0
+    if (found := _read(path, live, device)) is not None or is_singular.exists():
+        return found
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
-        except IllPosedError:
-            is_singular.touch()
-            return None
-        save_factor(path, factorized, {"layer": layer, **origin})
-    except (OSError, MemitCoreError) as error:
+        with alone(path):
+            if (found := _read(path, live, device)) is not None or is_singular.exists():
+                return found
+            try:
+                factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
+            except IllPosedError:
+                is_singular.touch()
+                return None
+            save_factor(path, factorized, {"layer": layer, **(moments.provenance or {})})
+    except (OSError, MemitCoreError, SecondMomentError) as error:
         raise SecondMomentError(
             f"second moments of layer {layer}: cannot keep factors: {error}. Free space, choose "
             "another folder with --cache, or go without by --no-cache."
         ) from error
-    return LiveFactor(factorized, live)
+    return LiveFactor(factorized, live.to(device))
+
+
+def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
+    is_known = origin is not None and all(name in origin for name in _ORIGIN)
+    digest = hashlib.sha256(json.dumps([layer, origin], sort_keys=True).encode())
+    bits = moment.diagonal().contiguous() if is_known else moment.contiguous()
+    digest.update(bits.numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path, live: Tensor, device: torch.device) -> LiveFactor | None:
+    """What a file holds; None if it is not there, or damaged, and then it is removed."""
+    if not path.exists():
+        return None
+    try:
+        return LiveFactor(load_factor(path, device=device).factorized, live.to(device))
+    except MemitCoreError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _restrict(moment: Tensor, live: Tensor) -> Tensor:

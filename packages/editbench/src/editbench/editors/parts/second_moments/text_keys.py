@@ -15,6 +15,7 @@ from torch import Tensor
 from editbench.models.chosen_positions import skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
+from editbench.models.out_of_memory import Halving
 from memit_core import capture
 
 # Padding that ends a batch; one of less than a sixteenth of the budget may have more.
@@ -59,10 +60,14 @@ def read_keys(
     Yields:
         For each layer the keys of a batch's tokens, `[n_tokens, d_key]`, and which text each token
         is of, `[n_tokens]`, on the CPU.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single text.
     """
     wasteful = find_wasteful(model)
     layers = range(max(projections, default=-1) + 1)
-    for batch in snug_batches([len(text) for text in texts], model.token_budget):
+
+    def read(batch: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
         inputs = model.batch([texts[index] for index in batch])
         mask = inputs["attention_mask"]
         with (
@@ -81,4 +86,8 @@ def read_keys(
             # An MLP that skips padding has its own tokens alone, in the same order.
             skipped = len(found) == len(owners)
             keys[layer] = found if skipped else found[real.to(found.device)]
-        yield keys, owners
+        return keys, owners
+
+    halving = Halving(f"keys of ordinary text on '{model.name}'")
+    for batch in snug_batches([len(text) for text in texts], model.token_budget):
+        yield from halving.run(batch, read)

@@ -15,6 +15,7 @@ from editbench.editors.parts.targets.optimizer import TargetTask
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
+from editbench.models.gaps import ignores_gaps
 from editbench.models.growing_batches import grow_batches
 from editbench.models.readout import choose_slice_size
 from editbench.models.tokens import Tokens
@@ -44,7 +45,14 @@ def chunk_tasks(
 
     Returns:
         Edits that are optimized together, the shortest first.
+
+    Raises:
+        RequestError: A prompt with its target is longer than the model takes.
     """
+    if tasks:
+        every = (row.token_ids for task in tasks for row in (*task.prompts, task.essence))
+        longest = max(every, key=len)
+        model.check_length(len(longest), model.tokens.decode(longest[:16]))
     if token_budget is None:
         token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
     memory = model.work_memory_beside(0)
@@ -173,7 +181,8 @@ def plan_targets(
     """
     size = model.size
     chunks = list(chunk_tasks(model, tasks, layer, token_budget))
-    stages = [_Replay.of(chunk).cost(size, layer, settings) for chunk in chunks]
+    shares = ignores_gaps(model)
+    stages = [_Replay.of(chunk, shares=shares).cost(size, layer, settings) for chunk in chunks]
     (stage,) = add_stages(stages) or [StageCost(STAGE)]
     return replace(stage, chunks=_describe(chunks, settings))
 
@@ -293,12 +302,14 @@ class _Replay:
     bare: tuple[int, int]
 
     @classmethod
-    def of(cls, tasks: Sequence[TargetTask]) -> Self:
-        """Count the tokens of a chunk."""
+    def of(cls, tasks: Sequence[TargetTask], *, shares: bool) -> Self:
+        """Count the tokens of a chunk; `shares` says whether rows can share their beginnings."""
         essence = [task.essence for task in tasks]
         columns = [*zip_longest(*(task.prompts for task in tasks)), essence]
         *n_shared, n_essence = (
             count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
+            if shares
+            else 0
             for column in columns
         )
         prompts = [row for task in tasks for row in task.prompts]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, Su
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
+from editbench.models.out_of_memory import is_out_of_memory
 from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest
 
@@ -313,7 +315,7 @@ class TargetOptimizer:
 
     def _prepare(self, tasks: Sequence[TargetTask], known: Sequence[PrefixStates] = ()) -> _Batch:
         if self.replays and self._spared is None:
-            self._try_replay(tasks[:: max(1, len(tasks) - 1)])  # the shortest and the longest
+            self._try_replay(_most_different(tasks))
         build: Callable[..., OffsetForward] = FullForward
         if self.replays:
             build = partial(SuffixReplay, spared=self._spared, known=known)
@@ -328,6 +330,18 @@ class TargetOptimizer:
             self._spared = tried.spared
         except ReplayMismatchError as error:
             self.replays, self.replay_failure = False, str(error)
+        except (RuntimeError, AttributeError, TypeError, LookupError) as error:
+            if is_out_of_memory(error):
+                raise
+            # A cache of a kind that nobody thought of breaks wherever it happens to.
+            self.replays, self.replay_failure = False, f"{type(error).__name__}: {error}"
+
+
+def _most_different(tasks: Sequence[TargetTask]) -> list[TargetTask]:
+    """Of a chunk, the edits with the shortest and the longest suffix and prefix."""
+    sizes = (attrgetter("suffix_width"), attrgetter("prefix_width"))
+    chosen = [choose(tasks, key=size) for size in sizes for choose in (min, max)]
+    return list({task.index: task for task in chosen}.values())
 
 
 def _within(offsets: Tensor, bounds: Tensor) -> Tensor:

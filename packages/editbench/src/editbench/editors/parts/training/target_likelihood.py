@@ -11,6 +11,7 @@ from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import target_row
 from editbench.editors.parts.training.trained_suffix import TrainedSuffix
 from editbench.errors import ModelError
+from editbench.models.agreement import agree
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.requests import EditRequest
@@ -93,8 +94,7 @@ class TargetBatch:
                     found = suffix.logits().float()
                 except ModelError:
                     return 0
-            tolerance = 64 * torch.finfo(self._model.model.dtype).eps * expected.abs().max()
-            if not (found - expected).abs().max() <= tolerance:
+            if not agree(found, expected, self._model.model.dtype):
                 return 0
         self._suffix = suffix
         return suffix.n_bytes
