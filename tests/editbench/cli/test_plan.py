@@ -70,6 +70,14 @@ def test_layers_cannot_be_traced_in_a_plan(refuses, model_folder, facts_file):
     )  # fmt: skip
 
 
+def test_how_a_model_is_spread_is_not_known_without_weights(refuses, model_folder, facts_file):
+    refuses(
+        "run", "--plan", "--model", model_folder, "--dataset", f"facts={facts_file}",
+        "--device-map", "auto",
+        says=["--plan: where a model's weights are spread", "got --device-map auto", "--device"],
+    )  # fmt: skip
+
+
 def test_what_is_too_large_is_said(invoke, outline_folder, facts_file):
     arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--max-memory", 0.0001]
     result = invoke("run", "--plan", "--model", outline_folder, *arguments)

@@ -3,16 +3,20 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from editbench.costs.answers import plan_answers
-from editbench.costs.stage import Known
+from editbench.costs.plan import Plan, Work
+from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
+from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks, plan_targets
 from editbench.models import device_memory, editable
-from editbench.models.device_memory import allocated_memory, is_present
+from editbench.models.device_memory import GIB, allocated_memory, is_present
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model, load_outline
 from editbench.questions import Score
@@ -103,6 +107,61 @@ def test_devices_that_are_here() -> None:
     assert not is_present(torch.device("cuda", 99))
     assert allocated_memory(CPU) is None
     assert device_memory.free_memory(CPU) > 0
+
+
+def test_a_model_on_several_devices_goes_by_the_fullest(monkeypatch) -> None:
+    model = tiny_model()
+    free = {CPU: 1, torch.device("cuda:0"): 500, torch.device("cuda:1"): 300}
+    monkeypatch.setattr(editable, "free_memory", free.__getitem__)
+    monkeypatch.setattr(editable, "is_present", lambda device: True)
+    assert model.working_devices == (CPU,)
+    assert model.room == 1
+    # As accelerate leaves them: a hook, or one that holds several.
+    hooks = [SimpleNamespace(execution_device=torch.device("cuda", index)) for index in (0, 1)]
+    parts = [model.architecture.embedding, model.architecture.projection(3, "mlp")]
+    for part, hook in zip(parts, (hooks[0], SimpleNamespace(hooks=hooks[1:])), strict=True):
+        model.model.get_submodule(part)._hf_hook = hook
+    assert model.device == torch.device("cuda:0")
+    assert model.working_devices == (torch.device("cuda:0"), torch.device("cuda:1"))
+    assert model.room == 300
+    model.max_memory = 200
+    assert model.room == 200
+    plan = Plan.of([Work("work", model, (StageCost("thinking", n_peak_bytes=GIB),))])
+    peak = "peak 1.0 GiB on cuda:0 and 1.0 GiB on cuda:1 and 0 MiB on cpu (weights"
+    assert peak in next(plan.summarize())
+
+
+def test_weights_that_wait_elsewhere_need_room_when_they_come(have_free) -> None:
+    plain, moved = tiny_model(), tiny_model()
+    cpu_offload(moved.model, execution_device="cpu")
+    blocks = [moved.model.get_submodule(moved.architecture.block(layer)) for layer in range(4)]
+    n_block = sum(each.numel() * each.element_size() for each in blocks[3].parameters())
+    assert [moved.waiting_bytes(layer) for layer in range(5)] == [
+        n * n_block for n in (4, 3, 2, 1, 0)
+    ]
+    assert plain.waiting_bytes(0) == 0
+    have_free(2 * n_block)
+    largest = max(plain.model.parameters(), key=torch.Tensor.numel)
+    assert plain.room == 2 * n_block
+    assert moved.room == 2 * n_block - largest.numel() * largest.element_size()
+
+
+def test_blocks_that_gradients_pass_take_room_from_the_chunks_of_z(have_free) -> None:
+    """All blocks behind the offset are on the device until the gradient has passed them."""
+    plain, moved = tiny_model(), tiny_model()
+    cpu_offload(moved.model, execution_device="cpu")
+    requests = [case.request for case in toy_cases(20)]
+    tasks = make_tasks(plain.tokens, requests, [""])
+    have_free(2**20)
+    n_plain, n_moved = (
+        [len(chunk) for chunk in chunk_tasks(model, tasks, 1)] for model in (plain, moved)
+    )
+    assert max(n_moved) < max(n_plain)
+    settings = Memit.default_config(plain)[0]
+    have_free(2**30)
+    costs = [plan_targets(model, tasks, 1, settings) for model in (plain, moved)]
+    assert costs[1].chunks == costs[0].chunks
+    assert costs[1].n_peak_bytes - costs[0].n_peak_bytes == moved.waiting_bytes(2)
 
 
 @pytest.mark.gpu

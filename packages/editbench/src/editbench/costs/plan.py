@@ -148,11 +148,11 @@ def _sum_flops(stages: Sequence[StageCost]) -> float:
 
 
 def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
-    """Peak memory on each device; the work is where the model's inputs are."""
+    """Peak memory on each device; work is wherever blocks compute, at most all of it."""
     peak = max((stage.n_peak_bytes for stage in stages if stage.is_known), default=0)
     parts = []
     for device, n_bytes in model.weight_bytes.items():
-        total = n_bytes + (peak if device == model.device else 0)
+        total = n_bytes + (peak if device in model.working_devices else 0)
         parts.append(f"{_describe_bytes(total)} on {device}")
     weights = _describe_bytes(model.size.n_weight_bytes)
     dtype = str(model.model.dtype).removeprefix("torch.")

@@ -1,6 +1,7 @@
 """How much memory a device has left."""
 
 import torch
+from torch import nn
 
 from editbench.models.host_memory import free_on_host
 
@@ -36,3 +37,18 @@ def allocated_memory(device: torch.device) -> int | None:
     if device.type == "cuda" and is_present(device):
         return torch.cuda.memory_allocated(device)
     return None
+
+
+def working_device(module: nn.Module) -> torch.device | None:
+    """Where a module computes with weights of its own; None if it has none.
+
+    That is where they are, or where accelerate brings them at the moment of use.
+    """
+    parameter = next(module.parameters(recurse=False), None)
+    if parameter is None:
+        return None
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):  # one hook, or a list of them in one
+        if (device := getattr(each, "execution_device", None)) is not None:
+            return torch.device(device)
+    return parameter.device
