@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from editbench.cli.group import SOME_FAILED, telling_what_is_kept
+from editbench.cli.plan import announce, work_of_trials
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.report import format_table
 from editbench.errors import ConfigError, RunError
@@ -123,9 +124,11 @@ def run_trials(
     executor: "Executor | None" = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> "RunSummary":
-    """Run the trials, and tell plugins of each that is finished."""
+    """Say what long work will cost, run the trials, and tell plugins of each that is finished."""
     from editbench.runner import run_grid
 
+    work = work_of_trials(trials, cache, resumed=folder if resume else None)
+    announce(work, display, is_divided=executor is not None)
     display.say(f"Run folder: {folder} ({len(trials)} trials)")
     return run_grid(
         trials,

@@ -62,7 +62,18 @@ class ModelLoading:
         return model
 
     def outline(self, name: str, plugins: "PluginManager") -> "EditableModel":
-        """Make a model without weights, to plan work on it."""
+        """Make a model without weights, to plan work on it.
+
+        Raises:
+            ConfigError: It is to be spread: what goes where is decided when the weights are loaded,
+                by what is free then.
+        """
+        if self.device_map is not None:
+            raise ConfigError(
+                "--plan: where a model's weights are spread is decided when they are loaded, got "
+                f"--device-map {self.device_map}. Plan for one device with --device and "
+                "--max-memory, or leave out --plan: a long run says its plan before it begins."
+            )
         from editbench.models.loading import load_outline
 
         model = load_outline(

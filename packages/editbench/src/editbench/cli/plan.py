@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from editbench.costs.plan import Work
     from editbench.costs.stage import StageCost
     from editbench.editors.base import Editor, Resources
+    from editbench.editors.parts.second_moments.collection import TokenCount
+    from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
     from editbench.runner import Trial
 
 _LONG_SECONDS = 30.0
+_ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
 
 
 def plan_option(command: Command) -> Command:
@@ -47,16 +50,29 @@ def refuse_tracing(layers: LayerChoice) -> None:
         )
 
 
-def show_plan(work: "Sequence[Work]") -> None:
-    """Print what some work will cost."""
+def show_plan(work: "Sequence[Work]", *, is_divided: bool = False) -> None:
+    """Print what some work will cost.
+
+    Args:
+        work: The work.
+        is_divided: Whether a cluster will do it, which may have any number of machines.
+    """
     from editbench.costs.plan import Plan
 
     for line in Plan.of(work).describe():
         click.echo(line)
+    if is_divided:
+        click.echo(_ALONE)
 
 
-def announce(work: "Sequence[Work]", display: ProgressDisplay) -> None:
-    """Say what work will cost, if it is long."""
+def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bool = False) -> None:
+    """Say what work will cost, if it is long.
+
+    Args:
+        work: The work.
+        display: What says it.
+        is_divided: As for `show_plan`.
+    """
     from editbench.costs.machine import SLOW
     from editbench.costs.plan import Plan
 
@@ -67,10 +83,19 @@ def announce(work: "Sequence[Work]", display: ProgressDisplay) -> None:
     if (plan.total_seconds or 0.0) >= _LONG_SECONDS:
         for line in plan.summarize():
             display.say(line)
+        if is_divided:
+            display.say(_ALONE)
 
 
-def work_of_trials(trials: "Sequence[Trial]", cache: Path | None) -> "list[Work]":
+def work_of_trials(
+    trials: "Sequence[Trial]", cache: Path | None, *, resumed: Path | None = None
+) -> "list[Work]":
     """What trials will compute, those before them in the same run taken into account.
+
+    Args:
+        trials: The trials.
+        cache: What is kept between runs.
+        resumed: The folder of a run that is gone on with: what it has finished is left out.
 
     Raises:
         EditbenchError: The trials cannot be run; see `plan_trials`.
@@ -80,12 +105,18 @@ def work_of_trials(trials: "Sequence[Trial]", cache: Path | None) -> "list[Work]
     from editbench.costs.stage import Known, add_stages
     from editbench.editors.base import report_nothing
     from editbench.questions import Generate
+    from editbench.results.store import has_succeeded
     from editbench.runner.plan import plan_trials
 
     known = Known()
+    # Trials share their batches, and what is asked about one costs the same after every editor.
+    answered: dict[tuple[int, int, bool], list[StageCost]] = {}
     work = []
-    for planned in plan_trials(trials):
+    all_planned = plan_trials(trials)
+    for planned in all_planned:
         trial = planned.trial
+        if resumed is not None and has_succeeded(resumed, trial.hash):
+            continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
         for batch in planned.batches:
@@ -100,7 +131,11 @@ def work_of_trials(trials: "Sequence[Trial]", cache: Path | None) -> "list[Work]
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
                 if trial.editor.name != "unedited" or known.add("answers", key):
-                    stages += _ask("answers", partial(plan_answers, trial.model, questions))
+                    place = (id(trial.model), id(batch), seed is None)
+                    if place not in answered:
+                        plan = partial(plan_answers, trial.model, questions)
+                        answered[place] = _ask("answers", plan)
+                    stages += answered[place]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
 
@@ -133,6 +168,32 @@ def work_of_edit(
         stages += 2 * _ask("answers", partial(plan_answers, model, questions))
     label = f"{editor.name} on {model.name}, {len(requests):,} edits"
     return [Work(label, model, tuple(add_stages(stages)))]
+
+
+def work_of_collection(
+    model: "EditableModel",
+    layers: "Sequence[int]",
+    n_tokens: "TokenCount",
+    module: "ProjectionKind",
+    n_shards: int,
+) -> "list[Work]":
+    """What collecting second moments of some layers takes.
+
+    Args:
+        model: The model.
+        layers: The layers.
+        n_tokens: Tokens to collect from, in all shards together.
+        module: Whose keys.
+        n_shards: Only one of so many shares is collected.
+    """
+    from editbench.costs.plan import Work
+    from editbench.costs.stage import Known
+    from editbench.editors.base import Resources
+    from editbench.editors.parts.keys.insertion_costs import plan_second_moments
+
+    share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
+    plan = partial(plan_second_moments, model, layers, share, Resources(seed=0), Known(), module)
+    return [Work(f"second moments of {model.name}", model, tuple(_ask("second moments", plan)))]
 
 
 def _ask(name: str, plan: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":

@@ -23,7 +23,7 @@ from editbench.cli.options import (
     out_path,
     quiet_option,
 )
-from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_trials
+from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
 from editbench.cli.planning import (
     DEFAULT_N_EDITS,
     check_second_moments,
@@ -197,7 +197,7 @@ def run(
     chosen_metrics = find_metrics(metrics, plugins)
     if only_plan:
         refuse_tracing(layers)
-    folder = choose_folder(None if only_plan else out, resume=resume and not only_plan)
+    folder = choose_folder(out if resume or not only_plan else None, resume=resume)
     sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
     with showing_progress(folder, quiet=quiet) as display:
         sizes = {
@@ -205,7 +205,9 @@ def run(
         }
         from editbench.runner import grid
 
-        load = loading.outline if only_plan else loading.load
+        # Which trials are finished can only be told with the weights.
+        is_hollow = only_plan and not resume
+        load = loading.outline if is_hollow else loading.load
         editables = [load(name, plugins) for name in dict.fromkeys(models)]
         configured = {
             id(model): configure_editors(
@@ -236,12 +238,12 @@ def run(
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 on_conflict=on_conflict,
-                inputs=lambda model, dataset: inputs.for_runner(model, with_corpus=not only_plan),
+                inputs=lambda model, dataset: inputs.for_runner(model, with_corpus=not is_hollow),
             )
         ]
-        work = work_of_trials(trials, inputs.cache)
-        if not only_plan:
-            announce(work, display)
+        if only_plan:
+            work = work_of_trials(trials, inputs.cache, resumed=folder if resume else None)
+        else:
             summary = run_trials(
                 trials,
                 folder,
@@ -252,6 +254,6 @@ def run(
                 executor=executor,
             )
     if only_plan:
-        show_plan(work)
+        show_plan(work, is_divided=executor is not None)
     else:
         show_result(context, summary)

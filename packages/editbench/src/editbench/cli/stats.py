@@ -19,6 +19,7 @@ from editbench.cli.options import (
     out_path,
     quiet_option,
 )
+from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -134,6 +135,8 @@ def stats(
         if _is_done(out, describe_collection(*collection, module, **share)):
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
+        n_shards = share["shard"].n_shards
+        announce(work_of_collection(editable, chosen, count, module, n_shards), display)
         moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)

@@ -1,5 +1,6 @@
 """A plan: the stages of some pieces of work, and what they come to on a device."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,8 +74,10 @@ class Plan:
         for key, first in models.items():
             pieces = [piece for piece in self.work if id(piece.model) == key]
             stages = add_stages(stage for piece in pieces for stage in piece.stages)
+            n_tokens = sum(stage.n_tokens for stage in stages if stage.is_known)
             line = (
-                f"Plan for {first.model.name}: {describe_flops(_sum_flops(stages))}, "
+                f"Plan for {first.model.name}: {_shorten(n_tokens)} tokens, "
+                f"{describe_flops(_sum_flops(stages))}, "
                 f"{_describe_peak(first.model, stages)}"
             )
             total = self.seconds(first, stages)
@@ -90,6 +93,9 @@ class Plan:
 
     def describe(self) -> Iterator[str]:
         """The plan as lines of text: a table for each piece of work, and what it comes to."""
+        if not self.work:
+            yield "Nothing is left to be done."
+            return
         for piece in self.work:
             yield piece.label
             yield _format(_HEADER)
@@ -101,7 +107,7 @@ class Plan:
     def _describe_stage(self, piece: Work, stage: StageCost) -> str:
         if not stage.is_known:
             return f"{_format((stage.name, '?', '?', '?', '?'))}  {stage.chunks}"
-        memory = piece.model.size.n_weight_bytes + stage.n_peak_bytes
+        memory = piece.model.weight_bytes[piece.model.device] + stage.n_peak_bytes
         cells = (
             stage.name,
             _shorten(stage.n_tokens),
@@ -142,11 +148,11 @@ def _sum_flops(stages: Sequence[StageCost]) -> float:
 
 
 def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
-    """Peak memory on each device; the work is where the model's inputs are."""
+    """Peak memory on each device; work is wherever blocks compute, at most all of it."""
     peak = max((stage.n_peak_bytes for stage in stages if stage.is_known), default=0)
     parts = []
     for device, n_bytes in model.weight_bytes.items():
-        total = n_bytes + (peak if device == model.device else 0)
+        total = n_bytes + (peak if device in model.working_devices else 0)
         parts.append(f"{_describe_bytes(total)} on {device}")
     weights = _describe_bytes(model.size.n_weight_bytes)
     dtype = str(model.model.dtype).removeprefix("torch.")
@@ -155,6 +161,11 @@ def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
 
 def _warn_of_memory(model: EditableModel, stages: Sequence[StageCost]) -> Iterator[str]:
     room = model.room
+    if room == math.inf:
+        yield (
+            f"How much memory {model.device} has is unknown, since it is not on this machine: the "
+            "work is divided as if there were enough. Give --max-memory to plan for less."
+        )
     worst = max((s for s in stages if s.is_known), key=lambda s: s.n_peak_bytes, default=None)
     if worst is not None and worst.n_peak_bytes > room:
         yield (

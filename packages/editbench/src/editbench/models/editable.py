@@ -17,7 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editbench.errors import ModelError, RequestError
 from editbench.models.architecture import ProjectionKind, find_architecture, input_width
 from editbench.models.decoder_size import DecoderSize
-from editbench.models.device_memory import free_memory
+from editbench.models.device_memory import (
+    allocated_memory,
+    free_memory,
+    is_present,
+    working_device,
+)
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 
@@ -104,10 +109,16 @@ class EditableModel:
         if self.planned_device is not None:
             return self.planned_device
         embedding = self.model.get_submodule(self.architecture.embedding)
-        # Where accelerate has offloaded it, its weight is elsewhere until the moment of use.
-        hook = getattr(embedding, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return embedding.get_parameter("weight").device if device is None else torch.device(device)
+        return working_device(embedding) or embedding.get_parameter("weight").device
+
+    @property
+    def working_devices(self) -> tuple[torch.device, ...]:
+        """Where its parts compute: all accelerators among these, or else the processor."""
+        if self.planned_device is not None:
+            return (self.planned_device,)
+        found = dict.fromkeys([self.device, *map(working_device, self.model.modules())])
+        devices = [device for device in found if device is not None]
+        return tuple(device for device in devices if device.type != "cpu") or tuple(devices)
 
     @property
     def token_budget(self) -> int:
@@ -129,12 +140,46 @@ class EditableModel:
 
     @property
     def room(self) -> float:
-        """Bytes of its device that work on the model may take; infinite if nobody knows."""
-        limit = math.inf
-        if self.max_memory is not None:
-            limit = self.max_memory - self.weight_bytes[self.device]
-        free = math.inf if self.planned_device is not None else free_memory(self.device)
-        return max(0, min(limit, free))
+        """Bytes of its device that work on the model may take; infinite if nobody knows.
+
+        What is free, within `max_memory`, less the weights that are still to come there. Of a model
+        on several devices it is that of the fullest. Of a device that this machine does not have
+        nobody knows what is free.
+        """
+        coming = self._coming_bytes
+        return max(0, min(self._free_on(device) for device in self.working_devices) - coming)
+
+    def _free_on(self, device: torch.device) -> float:
+        """Bytes that are free on a device, within `max_memory`."""
+        free = free_memory(device) if is_present(device) else math.inf
+        if self.max_memory is None:
+            return free
+        taken = allocated_memory(device)
+        if taken is None:  # nobody counts; of what is there the weights are known
+            taken = self.weight_bytes.get(device, 0) if self.planned_device is None else 0
+        return min(free, self.max_memory - taken)
+
+    @property
+    def _coming_bytes(self) -> int:
+        """Bytes of the weights that work needs on its device, and that are not there.
+
+        All that are planned to be there; or of those that accelerate has put elsewhere the largest
+        module's, since it brings in one after the other.
+        """
+        if self.planned_device is not None:
+            return self.weight_bytes[self.planned_device]
+        return max(_waiting_bytes(module, recurse=False) for module in self.model.modules())
+
+    def waiting_bytes(self, first_layer: int) -> int:
+        """Bytes of the blocks from `first_layer` on that accelerate has put elsewhere.
+
+        A backward pass through these blocks has all of them on the device that computes.
+        """
+        if self.planned_device is not None:
+            return 0
+        layers = range(first_layer, self.architecture.n_layers)
+        blocks = (self.model.get_submodule(self.architecture.block(layer)) for layer in layers)
+        return sum(_waiting_bytes(block, recurse=True) for block in blocks)
 
     def work_memory_beside(self, n_bytes: float) -> float:
         """Bytes that one batch may take where something else takes `n_bytes`.
@@ -142,9 +187,10 @@ class EditableModel:
         A share of the room, rounded down to two digits in binary: other programs come and go, and
         the same model on the same device should be worked on in the same batches.
         """
-        if self.room == math.inf:
+        room = self.room
+        if room == math.inf:
             return math.inf
-        share = max(0, int(_SHARE * self.room - n_bytes))
+        share = max(0, int(_SHARE * room - n_bytes))
         step = 1 << max(0, share.bit_length() - 2)
         return share // step * step
 
@@ -159,11 +205,11 @@ class EditableModel:
 
         What accelerate has offloaded is on no device.
         """
-        found = {self.device: 0}
+        found = dict.fromkeys([self.device, *self.working_devices], 0)
         for parameter in self.model.parameters():
             device = parameter.device if self.planned_device is None else self.planned_device
             if device.type != "meta":
-                found[device] = found.get(device, 0) + parameter.numel() * parameter.element_size()
+                found[device] = found.get(device, 0) + _n_bytes(parameter)
         return found
 
     @property
@@ -250,6 +296,14 @@ def _read_max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     sizes = (getattr(config, name, None) for name in _POSITION_FIELDS)
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def _n_bytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _waiting_bytes(module: nn.Module, *, recurse: bool) -> int:
+    return sum(_n_bytes(each) for each in module.parameters(recurse) if each.is_meta)
 
 
 def _n_rows(model: PreTrainedModel, path: str) -> int:

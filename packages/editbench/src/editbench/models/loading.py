@@ -21,6 +21,7 @@ from transformers import (
 from transformers import __version__ as transformers_version
 
 from editbench.errors import ConfigError, EditbenchError, ModelError
+from editbench.models.device_memory import is_present
 from editbench.models.editable import EditableModel
 from editbench.models.folder import check_folder, read_config
 from editbench.models.hub import fetch_repository, one_line, suggest
@@ -102,7 +103,8 @@ def load_outline(
 ) -> EditableModel:
     """Make a model without weights, to plan work on it: configuration and tokenizer are enough.
 
-    A short name of a model that is made in memory gives that model, weights and all.
+    A short name of a model that is made in memory gives that model, weights and all. The device
+    that work is planned for goes into `EditableModel.planned_device`, unless such a model is there.
 
     Args:
         name_or_path: As for `load_model`; of a hub repository no weights are downloaded.
@@ -116,9 +118,16 @@ def load_outline(
         ModelError: As for `load_model`.
         ConfigError: An option is invalid.
     """
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    with _one_clear_error(name_or_path, "the device is unknown"):
+        planned_device = torch.device(device or default)
     spec = specs.get(name_or_path)
     if spec is not None and spec.load is not None:
-        return load_model(name_or_path, specs=specs, dtype=dtype)
+        if is_present(planned_device):
+            return load_model(name_or_path, specs=specs, dtype=dtype, device=str(planned_device))
+        outline = load_model(name_or_path, specs=specs, dtype=dtype, device="cpu")
+        outline.planned_device = planned_device
+        return outline
     folder = _find_folder(
         spec.repository if spec is not None and spec.repository else name_or_path,
         revision=revision,
@@ -141,9 +150,7 @@ def load_outline(
             )
         tokenizer = _read_tokenizer(folder, name_or_path, trust_remote_code)
     outline = EditableModel(network, tokenizer, name=name_or_path, spec=spec)
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    with _one_clear_error(name_or_path, "the device is unknown"):
-        outline.planned_device = torch.device(device or default)
+    outline.planned_device = planned_device
     return outline
 
 

@@ -95,8 +95,7 @@ class RunStore:
 
     def is_finished(self, trial: str) -> bool:
         """Whether the trial has been run, and did not fail."""
-        record = _trial_folder(self.folder, trial) / "trial.json"
-        return record.exists() and read_trial(self.folder, trial).status != "error"
+        return has_succeeded(self.folder, trial)
 
     def write(
         self,
@@ -157,6 +156,16 @@ def read_trial(folder: Path, trial: str) -> TrialRecord:
 def finished_trials(folder: Path, manifest: RunManifest) -> list[str]:
     """Hashes of the trials that were run, failed ones included, in the order of the manifest."""
     return [t for t in manifest.trials if (_trial_folder(folder, t) / "trial.json").exists()]
+
+
+def has_succeeded(folder: Path, trial: str) -> bool:
+    """Whether a run folder holds a trial that has been run, and did not fail.
+
+    Raises:
+        RunError: The trial is damaged.
+    """
+    record = _trial_folder(folder, trial) / "trial.json"
+    return record.exists() and read_trial(folder, trial).status != "error"
 
 
 def rows_path(folder: Path, trial: str) -> Path:

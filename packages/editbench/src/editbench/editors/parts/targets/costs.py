@@ -55,7 +55,7 @@ def chunk_tasks(
         model.check_length(len(longest), model.tokens.decode(longest[:16]))
     if token_budget is None:
         token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
-    memory = model.work_memory_beside(0)
+    memory = model.work_memory_beside(model.waiting_bytes(layer + 1))
     n_blocks = model.size.n_layers - 1 - layer
 
     def is_full(extent: _Extent) -> bool:
@@ -184,7 +184,8 @@ def plan_targets(
     shares = ignores_gaps(model)
     stages = [_Replay.of(chunk, shares=shares).cost(size, layer, settings) for chunk in chunks]
     (stage,) = add_stages(stages) or [StageCost(STAGE)]
-    return replace(stage, chunks=_describe(chunks, settings))
+    peak = stage.n_peak_bytes + (model.waiting_bytes(layer + 1) if chunks else 0)
+    return replace(stage, n_peak_bytes=peak, chunks=_describe(chunks, settings))
 
 
 def _describe(chunks: Sequence[Sequence[TargetTask]], settings: TargetSettings) -> str:
