@@ -22,5 +22,17 @@ def test_second_moments_leave_room_for_text(room: float, place: str) -> None:
     model = tiny_model()
     model.planned_device = torch.device("cuda")
     model.max_memory = int(model.weight_bytes[model.device] + room)
-    assert place_second_moments(model, N_LAYERS, D_KEY) == torch.device(place)
+    device, n_tokens = place_second_moments(model, N_LAYERS, D_KEY, n_parts=1)
+    assert device == torch.device(place)
+    n_bytes = N_BYTES if place == "cuda" else 0
+    assert n_tokens == model.token_budget_beside(n_bytes, n_captured=(N_LAYERS + 1) * D_KEY)
+    assert n_tokens <= model.token_budget_beside(n_bytes)
     assert model.place_for(N_BYTES).type == ("cpu" if room < 1.2 * N_BYTES else "cuda")
+
+
+def test_keys_of_many_layers_leave_room_for_less_text() -> None:
+    model = tiny_model()
+    model.planned_device = torch.device("cuda")
+    model.max_memory = int(model.weight_bytes[model.device] + 2**30)
+    few, many = (place_second_moments(model, n, D_KEY, n_parts=1)[1] for n in (1, 8))
+    assert 0 < many < few / 3

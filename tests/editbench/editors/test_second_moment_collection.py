@@ -25,6 +25,7 @@ from editbench.editors.parts.second_moments.sampling_stop import TOLERATED_EXCES
 from editbench.editors.parts.second_moments.shards import merge_shards
 from editbench.editors.parts.second_moments.text_keys import snug_batches
 from editbench.errors import SecondMomentError
+from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_corpus
 from memit_core import capture, load_second_moments
 
@@ -196,6 +197,38 @@ def test_an_interrupted_auto_collection_goes_on_with_both_halves(tmp_path, monke
     same = collect_second_moments(model, corpus, LAYERS, n_tokens, report_nothing)
     torch.testing.assert_close(found[1].moment(), same[1].moment(), rtol=1e-5, atol=1e-9)
     assert 0.5 < n_tokens / (whole[1].n_tokens or 0) < 2
+
+
+def test_within_a_window_an_interrupted_collection_goes_on_where_it_was(
+    tmp_path, monkeypatch
+) -> None:
+    """Windows take long where a model is large, and may be run in other batches afterwards."""
+    monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(second_moment_collection, "_WORK_FOR_EACH_WRITING", 0)
+    n_tokens, model, budget = 1_000, tiny_model(), 50
+    monkeypatch.setattr(EditableModel, "token_budget_beside", lambda *_, **__: budget)
+    whole = collect_second_moments(model, toy_corpus(), LAYERS, n_tokens, report_nothing)
+    checkpoint, reports = tmp_path / "partial", []
+
+    def die_at_fifth(stage: str, done: int, total: int, note: str = "") -> None:
+        reports.append(done)
+        if len(reports) == 5:
+            raise KeyboardInterrupt
+
+    arguments = (model, toy_corpus(), LAYERS, n_tokens)
+    with pytest.raises(KeyboardInterrupt):
+        collect_second_moments(*arguments, die_at_fifth, checkpoint=checkpoint)
+    kept, budget = reports[3], 200  # of the fifth nothing was kept
+    assert 0 < kept < 16 * 50, "the first window was over"
+    found = collect_second_moments(
+        *arguments, lambda stage, done, *_: reports.append(done), checkpoint=checkpoint
+    )
+    assert kept < reports[5] < kept + 2 * budget
+    for layer in LAYERS:
+        assert found[layer].n_tokens == whole[layer].n_tokens == n_tokens
+        torch.testing.assert_close(
+            found[layer].moment(), whole[layer].moment(), rtol=1e-5, atol=1e-9
+        )
 
 
 def test_a_corpus_that_ends_too_early_is_said_to() -> None:

@@ -125,11 +125,17 @@ class EditableModel:
         """Tokens, padding included, that one forward pass without gradients may hold."""
         return self.token_budget_beside(0)
 
-    def token_budget_beside(self, n_bytes: float) -> int:
-        """The same where something else is going to take so many bytes of the device."""
+    def token_budget_beside(self, n_bytes: float, *, n_captured: int = 0) -> int:
+        """The same where something else takes memory of the device, too.
+
+        Args:
+            n_bytes: What is there, or is going to be.
+            n_captured: Numbers of each token that are kept until the pass is over.
+        """
         preferred = _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
         longest = min(self.max_positions or _LONGEST, _LONGEST)
         bytes_per_token = self.size.working_bytes(longest) + self.size.n_cache_bytes
+        bytes_per_token += n_captured * self.size.itemsize
         fitting = self.work_memory_beside(n_bytes) // bytes_per_token
         return int(max(1, min(preferred, fitting)))
 

@@ -18,15 +18,30 @@ def count_solve_bytes(n_edits: int, d_key: int, d_value: int) -> int:
     return matrices + widened + n_edits * (d_key + d_value) * _FLOAT32
 
 
-def place_second_moments(model: EditableModel, n_layers: int, d_key: int) -> torch.device:
-    """Where second moments of some layers are collected: they are alive all at once.
+def place_second_moments(
+    model: EditableModel, n_layers: int, d_key: int, n_parts: int
+) -> tuple[torch.device, int]:
+    """Where second moments are collected, which are alive all at once, and from how much text.
 
     On the model's device only if text still runs beside them in batches that are worth it.
+
+    Args:
+        model: The model.
+        n_layers: How many layers' keys are collected.
+        d_key: Width of a key.
+        n_parts: Into how many parts the text is counted, each with matrices of its own.
+
+    Returns:
+        The device, and how many tokens run at once.
     """
-    n_bytes = n_layers * d_key**2 * _FLOAT64
-    enough = min(_ENOUGH_TOKENS, model.token_budget)
-    is_cramped = model.token_budget_beside(n_bytes) < enough
-    return torch.device("cpu") if is_cramped else model.place_for(n_bytes)
+    n_bytes = n_parts * n_layers * d_key**2 * _FLOAT64
+    n_captured = (n_layers + 1) * d_key  # of one layer there are two copies for a moment
+    alone, beside = (
+        model.token_budget_beside(taken, n_captured=n_captured) for taken in (0, n_bytes)
+    )
+    is_cramped = beside < min(_ENOUGH_TOKENS, alone)
+    device = torch.device("cpu") if is_cramped else model.place_for(n_bytes)
+    return device, beside if device == model.device else alone
 
 
 def place_states(model: EditableModel, n_bytes: int, n_edits: int, d_key: int) -> torch.device:

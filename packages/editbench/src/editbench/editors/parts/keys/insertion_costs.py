@@ -73,12 +73,13 @@ def _plan_collection(
     n_blocks = max(layers) + 1
     length = min(model.max_positions or _TYPICAL_LENGTH, _TYPICAL_LENGTH)
     n_parts, n_tokens = (2, SamplingStop(d_key).end) if wanted == "auto" else (1, int(wanted))
-    is_on_device = place_second_moments(model, n_parts * len(layers), d_key) == model.device
+    device, budget = place_second_moments(model, len(layers), d_key, n_parts)
+    is_on_device = device == model.device
     n_kept = n_parts * len(layers) * d_key**2 * _FLOAT64 if is_on_device else 0
-    budget = min(model.token_budget_beside(n_kept), n_tokens)
+    budget = min(budget, n_tokens)
     n_passes = -(-n_tokens // budget)
     place = "" if is_on_device else ", matrices in main memory"
-    keys = budget * len(layers) * d_key * size.itemsize
+    keys = budget * (len(layers) + 1) * d_key * size.itemsize
     return StageCost(
         name="second moments",
         n_tokens=n_tokens,

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,24 @@ MAX_LENGTH = 2_048  # tokens that a text is cut to, if nobody says
 _N_PROBES = 256  # keys that halves of a sample are compared on
 _N_PROBE_TEXTS = 32
 _CHECKPOINT_SECONDS = 60.0
+_WORK_FOR_EACH_WRITING = 20  # checkpoints of large models are large
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far a collection has come in its corpus.
+
+    Attributes:
+        n_texts: Texts before the window at hand, of all shards.
+        n_tokens_read: Their tokens.
+        n_window: Tokens that were asked for to fill the window.
+        n_texts_done: How many of its texts are done, the shortest ones.
+    """
+
+    n_texts: int = 0
+    n_tokens_read: int = 0
+    n_window: int = 0
+    n_texts_done: int = 0
 
 
 def describe_collection(
@@ -116,7 +135,7 @@ def collect_second_moments(
     widths = {layer: model.d_key(layer, module) for layer in layers}
     stop = SamplingStop(max(widths.values())) if n_tokens == "auto" else None
     n_parts = 1 if stop is None else 2
-    device = place_second_moments(model, n_parts * len(layers), max(widths.values()))
+    device, budget = place_second_moments(model, len(layers), max(widths.values()), n_parts)
     parts = [
         {layer: SecondMoment(d_key, device=device) for layer, d_key in widths.items()}
         for _ in range(n_parts)
@@ -128,22 +147,30 @@ def collect_second_moments(
         _limit_length(model, max_length),
         shard,
     )
-    n_done = n_before = _take_up(checkpoint, parts, provenance, reader)
+    place = _take_up(checkpoint, parts, provenance)
+    reader.n_texts, reader.n_tokens = place.n_texts, place.n_tokens_read
+    n_done = n_before = sum(_count_tokens(moments) for moments in parts)
     projections = {layer: model.architecture.projection(layer, module) for layer in layers}
     began = saved = time.monotonic()
+    pause = _CHECKPOINT_SECONDS
     while True:
-        n_window = WINDOW * model.token_budget
-        if stop is not None:
-            n_window = min(n_window, stop.count_ahead(n_done))
-        first = reader.n_texts
+        n_window = place.n_window
+        if not place.n_texts_done:
+            n_window = WINDOW * budget
+            if stop is not None:
+                n_window = min(n_window, stop.count_ahead(n_done))
+        place = replace(
+            place, n_texts=reader.n_texts, n_tokens_read=reader.n_tokens, n_window=n_window
+        )
         window = reader.take(n_window)
         if not window:
             break
-        if stop is not None and n_done >= stop.next_look:
+        if stop is not None and n_done >= stop.next_look and not place.n_texts_done:
             few = window[:: max(1, len(window) // _N_PROBE_TEXTS)]
-            if stop.look(parts, _some_keys(model, projections, few), n_done):
+            if stop.look(parts, _some_keys(model, projections, few, budget), n_done):
                 break
-        for keys, owners in read_keys(model, projections, window):
+        n_known, first = place.n_texts_done, place.n_texts
+        for keys, owners in read_keys(model, projections, window, budget, n_known=n_known):
             for number, moments in enumerate(parts):
                 chosen = ((first + owners) % len(parts) == number).nonzero()[:, 0]
                 for layer, moment in moments.items():
@@ -154,9 +181,14 @@ def collect_second_moments(
             n_done += len(owners)
             speed = (n_done - n_before) / max(time.monotonic() - began, 1e-9)
             _report(report_progress, n_done, n_tokens, stop, speed)
-        if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            _keep(checkpoint, parts, provenance, reader)
-            saved = time.monotonic()
+            place = replace(place, n_texts_done=place.n_texts_done + len(owners.unique()))
+            is_late = time.monotonic() - saved > pause
+            if checkpoint is not None and is_late and all(_count_tokens(each) for each in parts):
+                began_to_keep = time.monotonic()
+                save_moments(checkpoint, _number(parts), {**provenance, **asdict(place)})
+                saved = time.monotonic()
+                pause = max(_CHECKPOINT_SECONDS, _WORK_FOR_EACH_WRITING * (saved - began_to_keep))
+        place = replace(place, n_texts_done=0)
     if n_done == 0:
         raise SecondMomentError(f"second moments: corpus '{corpus.name}' holds no text.")
     if stop is not None and stop.excess > TOLERATED_EXCESS:
@@ -186,10 +218,13 @@ def save_moments(
 
 
 def _some_keys(
-    model: EditableModel, projections: Mapping[int, str], texts: Sequence[Sequence[int]]
+    model: EditableModel,
+    projections: Mapping[int, str],
+    texts: Sequence[Sequence[int]],
+    token_budget: int,
 ) -> dict[int, Tensor]:
     """For each layer about `_N_PROBES` keys of `texts`."""
-    batches = [keys for keys, _ in read_keys(model, projections, texts)]
+    batches = [keys for keys, _ in read_keys(model, projections, texts, token_budget)]
     found = {layer: torch.cat([keys[layer] for keys in batches]) for layer in projections}
     return {layer: keys[:: max(1, len(keys) // _N_PROBES)] for layer, keys in found.items()}
 
@@ -210,41 +245,33 @@ def _report(
         report_progress(STAGE, n_done, stop.next_look, note)
 
 
-def _keep(
-    checkpoint: Path,
-    parts: Sequence[Mapping[int, SecondMoment]],
-    provenance: Mapping[str, Any],
-    reader: CorpusReader,
-) -> None:
-    """Write a checkpoint; layers of a second half are numbered on from those of the first."""
-    state = {"n_texts": reader.n_texts, "n_tokens_read": reader.n_tokens}
-    save_moments(checkpoint, _number(parts), {**provenance, **state})
-
-
 def _take_up(
     checkpoint: Path | None,
     parts: Sequence[Mapping[int, SecondMoment]],
     provenance: Mapping[str, Any],
-    reader: CorpusReader,
-) -> int:
-    """Merge what an interrupted collection left; return how many tokens that is."""
+) -> _Place:
+    """Merge what an interrupted collection left; return how far that had come."""
     if checkpoint is None or not checkpoint.exists():
-        return 0
+        return _Place()
     try:
         stored = load_second_moments(checkpoint)
     except MemitCoreError:
-        return 0  # it will be written anew
+        return _Place()  # it will be written anew
     left = dict(stored.provenance or {})
-    n_texts, n_tokens_read = left.pop("n_texts", 0), left.pop("n_tokens_read", 0)
-    if left != provenance:
-        return 0
+    place = {field.name: left.pop(field.name, None) for field in fields(_Place)}
+    if left != provenance or None in place.values():
+        return _Place()
     for number, moment in _number(parts).items():
         moment.merge(stored.moments[number])
-    reader.n_texts, reader.n_tokens = int(n_texts), int(n_tokens_read)
-    return sum(next(iter(moments.values())).n_tokens or 0 for moments in parts)
+    return _Place(**place)
+
+
+def _count_tokens(moments: Mapping[int, SecondMoment]) -> int:
+    return next(iter(moments.values())).n_tokens or 0
 
 
 def _number(parts: Sequence[Mapping[int, SecondMoment]]) -> dict[int, SecondMoment]:
+    """By layer; those of a second half are numbered on from those of the first."""
     n_numbers = 1 + max(parts[0])
     return {
         layer + place * n_numbers: moment

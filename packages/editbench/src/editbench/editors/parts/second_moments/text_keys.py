@@ -48,14 +48,21 @@ def snug_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int
 
 
 def read_keys(
-    model: EditableModel, projections: Mapping[int, str], texts: Sequence[Sequence[int]]
+    model: EditableModel,
+    projections: Mapping[int, str],
+    texts: Sequence[Sequence[int]],
+    token_budget: int | None = None,
+    *,
+    n_known: int = 0,
 ) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-    """Run texts batch by batch.
+    """Run texts batch by batch, the shortest first.
 
     Args:
         model: The model.
         projections: By layer, the module whose inputs are the keys.
         texts: Their tokens.
+        token_budget: Padded tokens that a batch may hold; None is the model's own.
+        n_known: How many texts, the shortest ones, are to be left out.
 
     Yields:
         For each layer the keys of a batch's tokens, `[n_tokens, d_key]`, and which text each token
@@ -89,5 +96,7 @@ def read_keys(
         return keys, owners
 
     halving = Halving(f"keys of ordinary text on '{model.name}'")
-    for batch in snug_batches([len(text) for text in texts], model.token_budget):
-        yield from halving.run(batch, read)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))[n_known:]
+    lengths = [len(texts[index]) for index in order]
+    for batch in snug_batches(lengths, token_budget or model.token_budget):
+        yield from halving.run([order[place] for place in batch], read)
