@@ -6,6 +6,8 @@ behind until then is tens of gigabytes, and the next chunk runs out of memory.
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from editbench.editors.base import Editor, Resources
 from editbench.editors.finetune import FineTune
 from editbench.editors.memit import Memit
+from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
@@ -75,6 +78,25 @@ def test_editors(editor: type[Editor], model: EditableModel, tmp_path) -> None:
 
     def edit() -> None:
         editor(config).edit(model, REQUESTS, resources)
+
+    assert bytes_left_by(edit) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*memory ran out")
+@pytest.mark.parametrize("editor", [Memit, FineTune, Mend], ids=lambda editor: editor.name)
+def test_editors_that_go_on_in_smaller_parts(
+    editor: type[Editor],
+    model: EditableModel,
+    tmp_path: Path,
+    room_for: Callable[..., AbstractContextManager[list[int]]],
+) -> None:
+    config = editor.config_for_check(model, CASES, tmp_path)
+    resources = Resources(seed=0, corpus=toy_corpus())
+
+    def edit() -> None:
+        with room_for(model, 8) as sizes:
+            editor(config).edit(model, REQUESTS, resources)
+        assert max(sizes) > 8
 
     assert bytes_left_by(edit) == 0
 
