@@ -1,12 +1,14 @@
 """A grid on a Ray cluster that everything happens to: it ends with the rows of a quiet run."""
 
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,18 +18,42 @@ pytest.importorskip("ray", reason="needs the extra editbench[ray]")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 PATIENCE = 120.0  # seconds; a machine with other things to do starts workers slowly
+QUICK = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
+PROGRAM = [sys.executable, "-m", "editbench.cli"]
+PAGE = 4096  # bytes
+NO_SPACE = re.compile("No space left on device|disk is full")  # the system's words, and SQLite's
+
+# A file system of $1 bytes at $2, which only what runs in here sees. It begins with what is in
+# folder $3, and that folder ends with what was on it.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=$1 small "$2" && cp -a "$3/." "$2" || exit 99
+disk=$2 kept=$3
+shift 3
+"$@"
+status=$?
+rm -r "$kept" && cp -a "$disk" "$kept" || exit 98
+exit $status
+"""
+
+
+def can_mount() -> bool:
+    """Whether this user may mount file systems that nobody else sees."""
+    try:
+        script = ["unshare", "-rm", "mount", "-t", "tmpfs", "small", "/mnt"]
+        return subprocess.run(script, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 @contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The installed program, left to itself for the length of a block."""
-    quick = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
     with subprocess.Popen(
-        [sys.executable, "-m", "editbench.cli", *map(str, arguments)],
+        [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **quick},
+        env={**os.environ, **QUICK},
     ) as process:
         try:
             yield process
@@ -92,10 +118,66 @@ def is_alive(pid: int) -> bool:
 
 
 def contents_of(folder: Path) -> dict[str, list[str]]:
+    """The rows of stored trials; one that is being written has a dot before its name."""
     return {
         path.parent.name: path.read_text().splitlines()
-        for path in sorted(folder.glob("trials/*/rows.jsonl"))
+        for path in sorted(folder.glob("trials/[!.]*/rows.jsonl"))
     }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that a folder takes of a disk, on which files have whole pages."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
+def run_on_a_full_disk(
+    kept: Path, n_free: int, options: Sequence[object], on_ray: Sequence[object]
+) -> subprocess.CompletedProcess[str]:
+    """Resume a run on a real file system that has room for so many bytes besides what is kept."""
+    disk = kept.with_name("disk")
+    disk.mkdir(exist_ok=True)
+    resume = [*options, "--out", disk / "run", "--cache", disk / "cache", "--resume", *on_ray]
+    script = ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh"]
+    return subprocess.run(
+        [*script, *map(str, [size_of(kept) + n_free, disk, kept, *PROGRAM, *resume])],
+        env={**os.environ, **QUICK},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def run_with_small_files(
+    kept: Path, n_bytes: int, options: Sequence[object]
+) -> subprocess.CompletedProcess[str]:
+    """Resume a run in which no file may grow larger: what a user can have without a disk.
+
+    To a program it is much the same: writing fails in the middle of a file. But the limit would end
+    Ray's processes too, which write logs, and no second moments fit, so there is no cache.
+    """
+    resume = [*options, "--out", kept / "run", "--no-cache", "--resume"]
+    return subprocess.run(
+        [*PROGRAM, *map(str, resume)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes)),
+        env={**os.environ, **QUICK},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def check_what_is_kept(folder: Path, whole: Path, before: dict[str, list[str]]) -> None:
+    """Every trial that is there is as it should be, or says whole that it failed."""
+    kept, expected = contents_of(folder), contents_of(whole)
+    for trial, rows in kept.items():
+        if rows != expected[trial]:
+            (row,) = map(json.loads, rows)
+            assert row["status"] == "error"
+            assert NO_SPACE.search(row["message"])
+    assert {trial: kept[trial] for trial in before} == before
 
 
 @pytest.mark.timeout(600)  # a dozen processes that import torch
@@ -105,40 +187,57 @@ def test_workers_and_driver_killed_and_the_disk_full(editbench, tmp_path) -> Non
         "--set", "memit.second_moment_tokens=3000", "--set", "memit.n_steps=8",
     ]  # fmt: skip
     whole, shaken = tmp_path / "whole", tmp_path / "shaken"
-    editbench(*options, "--out", whole, "--cache", tmp_path / "cache-of-whole")
-    assert len(contents_of(whole)) == 4
-    options += ["--out", shaken, "--cache", tmp_path / "cache-of-shaken"]
-    on_ray = [*options, "--executor", "ray", "--trial-cpus", 1]
+    editbench(*options, "--out", whole / "run", "--cache", whole / "cache")
+    expected = contents_of(whole / "run")
+    assert len(expected) == 4
+    on_ray = ["--executor", "ray", "--trial-cpus", 1]
+    to_shaken = ["--out", shaken / "run", "--cache", shaken / "cache"]
 
     # A worker dies, and then the process that has the plan, with a trial or two finished.
-    with running(*on_ray) as run:
+    with running(*options, *on_ray, "--out", shaken / "run", "--no-cache") as run:
         kill_a_worker_of(run)
-        wait_for(lambda: contents_of(shaken) or run.poll() is not None)
+        wait_for(lambda: contents_of(shaken / "run") or run.poll() is not None)
         cluster = descendants_of(run.pid)
         run.send_signal(signal.SIGKILL)
     wait_for(lambda: not any(map(is_alive, cluster)))  # it takes its cluster with it
-    n_kept = len(contents_of(shaken))
-    assert 1 <= n_kept < 4
+    finished = contents_of(shaken / "run")
+    assert 1 <= len(finished) < 4
 
-    # The disk has room for the rows of two edits, but not for those of four.
-    n_bytes = max(len("\n".join(rows)) for rows in contents_of(whole).values())
-    full = subprocess.run(
-        [sys.executable, "-m", "editbench.cli", *map(str, options), "--resume", "--no-cache"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes // 2 + 500,) * 2),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert full.returncode == 2, full.stderr
-    assert "Everything finished before is kept: make room" in full.stderr
-    assert n_kept <= len(contents_of(shaken)) < 4
+    if can_mount():
+        # The disk has room for second moments, but not for the target hidden states as well.
+        moments = size_of(whole / "cache" / "second_moments")
+        before_these = size_of(whole / "cache" / "answers") + sum(
+            size_of(whole / "run" / "trials" / trial)
+            for trial, rows in expected.items()
+            if trial not in finished and json.loads(rows[0])["editor"] == "unedited"
+        )
+        full = run_on_a_full_disk(shaken, before_these + moments + 2 * PAGE, options, [])
+        assert full.returncode in (1, 2), full.stderr
+        assert NO_SPACE.search(full.stdout + full.stderr)
+        check_what_is_kept(shaken / "run", whole / "run", finished)
+        assert size_of(shaken / "cache" / "second_moments") == moments
+        databases = [(each / "cache" / "target_hidden.sqlite") for each in (whole, shaken)]
+        assert databases[1].stat().st_size < databases[0].stat().st_size
+        # Then for these, but not for the factors of all layers; and on the workers of a cluster.
+        factors = size_of(whole / "cache" / "factors")
+        full = run_on_a_full_disk(shaken, factors // 2, options, on_ray)
+        assert full.returncode == 1, full.stderr
+        assert "cannot keep factors" in full.stdout
+        check_what_is_kept(shaken / "run", whole / "run", finished)
+        assert 0 < size_of(shaken / "cache" / "factors") < factors
+    else:
+        # The disk has room for the rows of two edits, but not for those of four.
+        n_bytes = max(len("\n".join(rows)) for rows in expected.values())
+        full = run_with_small_files(shaken, n_bytes // 2 + 500, options)
+        assert full.returncode == 2, full.stderr
+        assert "Everything finished before is kept: make room" in full.stderr
+        assert len(finished) <= len(contents_of(shaken / "run")) < 4
 
-    # Another worker dies, with everything to be computed anew; the run goes on to the end.
-    with running(*on_ray, "--resume", "--no-cache") as run:
+    # There is room again, but another worker dies; the run goes on to the end.
+    with running(*options, *on_ray, *to_shaken, "--resume") as run:
         kill_a_worker_of(run)
         assert run.wait(timeout=PATIENCE) == 0, run.stderr.read()[-3000:]
-    assert contents_of(shaken) == contents_of(whole)
+    assert contents_of(shaken / "run") == expected
     leftovers = ("partial", "unfinished", "tmp")
     found = [path.name for path in tmp_path.rglob("*")]
     assert not [name for name in found if any(each in name for each in leftovers)]
