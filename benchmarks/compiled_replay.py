@@ -47,6 +47,10 @@ class CompiledBlocks:
         ]
         self._options = options
         torch._dynamo.reset()
+        # Blocks have one code, which is compiled for each of them and of a few shapes; beyond the
+        # limit they would run as they are, and nobody would know.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 4 * len(self._blocks))
         self._compiled: list[Any] = []
 
     def switch_on(self) -> None:

@@ -63,12 +63,11 @@ def peak_matrices(run: Callable[[], object], d_key: int) -> float:
 
 
 def needed_bytes(n_edits: int, d_key: int) -> int:
-    """What the whole matrix's solve takes: C, the system twice, and the right side three times.
+    """What the whole matrix's solve takes: C, three matrices at a time, the right side three times.
 
-    Besides a product of keys that is added to the system, and C's factors, which the file of them
-    leaves in memory.
+    Besides the file of C's factors, which may lie in memory, and the results of all sides.
     """
-    return 8 * d_key * (5 * d_key + 3 * n_edits)
+    return 8 * d_key * (6 * d_key + 3 * n_edits)
 
 
 def compare(

@@ -62,7 +62,7 @@ STEPS = (
         "--shape tiny --n-edits 5 --n-steps 2 --dtype float32",
     ),
     Step(
-        "compiled", "compiled_replay", 2.5,
+        "compiled", "compiled_replay", 6,
         "--shape gptj --dtype bfloat16 --n-edits 256 --modes default reduce-overhead "
         "--out {out}/compiled_replay.json",
         "--shape tiny --n-edits 3 --dtype float32 --backend aot_eager",
