@@ -28,7 +28,7 @@ def count_fitting(
         return 1
     width = max(len(row.token_ids) for row in rows)
     n_reads = max(len(row.target_ids) for row in rows)
-    n_beside = n_trained * _COPIES
+    n_beside = n_trained * _COPIES + model.waiting_bytes(first)
     if n_trained:
         n_beside += _count_kept(model.size, sum(len(row.token_ids) for row in rows))
     room = model.work_memory_beside(n_beside)
@@ -99,6 +99,9 @@ def plan_training(
         n_read_bytes=3 * n_steps * (size.n_weight_bytes * n_blocks / size.n_layers)
         + n_steps * n_trained * _COPIES,
         n_block_calls=n_batches * first + 3 * n_steps * n_blocks,
-        n_peak_bytes=peak + _count_kept(size, n_tokens) + n_trained * _COPIES,
+        n_peak_bytes=peak
+        + _count_kept(size, n_tokens)
+        + n_trained * _COPIES
+        + model.waiting_bytes(first),
         chunks=f"{n_batches:,} batches of at most {batch_size:,} edits, {n_epochs} epochs",
     )
