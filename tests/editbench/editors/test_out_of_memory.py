@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from editbench.costs.stage import Known
 from editbench.editors.base import Editor, Resources
@@ -19,12 +17,6 @@ from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep, read_hidden
 from editbench.editors.parts.keys.projection_reading import read_projections
-from editbench.editors.parts.second_moments.factors import (
-    require_factor,
-    solve_equality_layer,
-    solve_layer,
-)
-from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.training.costs import count_fitting
@@ -192,89 +184,8 @@ def test_too_little_for_a_single_text_is_one_clear_error(room_for: RoomFor) -> N
         list(read_keys(model, projections, texts))
 
 
-class SmallAccelerator(TorchFunctionMode):
-    """Stands for a device that has no room for matrices of more than so many numbers.
-
-    What is put there lies on the CPU, but says that it is on the device.
-    """
-
-    device = torch.device("cuda", 0)
-
-    def __init__(self, n_numbers: int) -> None:
-        super().__init__()
-        self.n_numbers = n_numbers
-        self.n_refused = 0
-        self.there: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        cpu = torch.device("cpu")
-        is_there = any(args[0] is each for each in self.there) if args else False
-        if func == torch.Tensor.device.__get__ and is_there:
-            return self.device
-        if self.device not in (*args, *kwargs.values()):
-            moves = func == torch.Tensor.to and is_there and cpu in (*args, *kwargs.values())
-            return func(*args, **kwargs).clone() if moves else func(*args, **kwargs)
-        args = tuple(cpu if arg == self.device else arg for arg in args)
-        made = func(*args, **{k: cpu if v == self.device else v for k, v in kwargs.items()})
-        if made.numel() > self.n_numbers:
-            self.n_refused += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        self.there.append(made.clone())
-        return self.there[-1]
-
-
-def make_moments(d_key: int) -> LayerMoments:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(100, d_key, generator=generator, dtype=torch.float64)
-    moment = tokens.T @ tokens / len(tokens)
-    origin = {"model_fingerprint": "m", "corpus_fingerprint": "c", "n_tokens": 9}
-    return LayerMoments({3: lambda: moment}, origin)
-
-
 def make_dense(update: UpdateFactors | Tensor) -> Tensor:
     return update.dense() if isinstance(update, UpdateFactors) else update
-
-
-@pytest.mark.parametrize("n_edits", [2, 9])
-@pytest.mark.parametrize("with_cache", [False, True])
-def test_solves_go_on_on_the_cpu(n_edits: int, with_cache: bool, tmp_path: Path) -> None:
-    moments = make_moments(12)
-    generator = torch.Generator().manual_seed(1)
-    keys = torch.randn(n_edits, 12, generator=generator)
-    residuals = torch.randn(n_edits, 5, generator=generator)
-    cache = tmp_path if with_cache else None
-    expected = make_dense(solve_layer(keys, residuals, moments, 3, 2.0, None))
-    with SmallAccelerator(12 * 12) as roomy:
-        there = keys.to(roomy.device), residuals.to(roomy.device)
-        found = make_dense(solve_layer(*there, moments, 3, 2.0, None))
-    assert any(each.numel() == 12 * 12 for each in roomy.there)
-    torch.testing.assert_close(found, expected)
-    with SmallAccelerator(12 * 12 - 1) as cramped:
-        there = keys.to(cramped.device), residuals.to(cramped.device)
-        message = "solving for the update of layer 3: memory ran out on cuda:0"
-        with pytest.warns(UserWarning, match=message):
-            found = make_dense(solve_layer(*there, moments, 3, 2.0, cache))
-    assert cramped.n_refused == 1
-    torch.testing.assert_close(found, expected)
-
-
-def test_second_moments_are_factorized_on_the_cpu_instead(tmp_path: Path) -> None:
-    moments = make_moments(12)
-    expected = require_factor(moments, 3, None, torch.device("cpu"))
-    with SmallAccelerator(12 * 12 - 1) as cramped:
-        with pytest.warns(UserWarning, match="factorizing second moments of layer 3: memory ran"):
-            found = require_factor(moments, 3, tmp_path, cramped.device)
-        keys = torch.ones(1, 12).to(cramped.device)
-        update = solve_equality_layer(keys, torch.ones(1, 5), found)
-        assert update.right.device == cramped.device
-    torch.testing.assert_close(found.factorized.factor, expected.factorized.factor)
 
 
 @pytest.mark.parametrize("layer", [0, 3])

@@ -204,8 +204,9 @@ def obtain_factor(
                 return None
             save_factor(path, made.factorized, {"layer": layer, **(moments.provenance or {})})
     except (OSError, MemitCoreError, SecondMomentError) as error:
+        reason = str(error).rstrip(".")
         raise SecondMomentError(
-            f"second moments of layer {layer}: cannot keep factors: {error}. Free space, choose "
+            f"second moments of layer {layer}: cannot keep factors: {reason}. Free space, choose "
             "another folder with --cache, or go without by --no-cache."
         ) from error
     return made
