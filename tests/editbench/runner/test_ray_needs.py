@@ -95,6 +95,17 @@ def test_what_a_trial_needs_follows_from_its_plan(model):
     assert needs.TaskNeeds(gpus=0.5).settle(work, NODES)["memory"] == GIB + 2 * n_bytes
 
 
+def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(model):
+    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    peak = max(stage.n_peak_bytes for stage in stages_of(work))
+    for more, expected in ((1.125, 1.125), (0.5, 1.0)):
+        nodes = [{"CPU": 1.0, "memory": float(GIB + n_bytes + round(more * peak))}]
+        planned = needs.plan_peak(work, nodes)
+        assert planned == peak  # it is a buffer of fixed size, which smaller batches do not change
+        memory = needs.TaskNeeds().settle(work, nodes)["memory"]
+        assert memory == GIB + n_bytes + round(expected * peak)
+
+
 @pytest.mark.parametrize("editor", [Silent, Stumbling])
 def test_what_is_not_planned_has_memory_for_the_weights_twice(editor, model):
     memory = needs.TaskNeeds().settle(work_of(model, editor), NODES)["memory"]

@@ -58,12 +58,11 @@ class TaskNeeds:
         most_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=1)
         on_gpu = work.model.device.type == "cuda"
         gpus = float(on_gpu) if self.gpus is None else self.gpus
-        if self.memory is not None:
-            memory = round(self.memory * GIB)
-        else:
-            n_bytes = _count_weights(work.model)
-            peak = None if gpus > 0 else plan_peak(work, nodes, token_budget)
-            memory = n_bytes + GIB + round(n_bytes if peak is None else _ROOM_FOR_PLANNED * peak)
+        memory = (
+            _choose_memory(work, nodes, token_budget, on_gpu=gpus > 0)
+            if self.memory is None
+            else round(self.memory * GIB)
+        )
         return {
             "num_cpus": self.cpus or max(1, min(torch.get_num_threads(), most_cpus)),
             "num_gpus": gpus,
@@ -84,12 +83,13 @@ def plan_peak(
         token_budget: As for `TaskNeeds.settle`.
 
     Returns:
-        Bytes; None where the editor does not say, or what it says it to is wrong.
+        Bytes; None where the editor does not say, or planning fails.
     """
     model = copy.copy(work.model)  # of what it holds, nothing is copied or changed
-    most = max((int(node.get("memory", 0)) for node in nodes), default=0)
-    if most > 0:
-        model.max_memory = most if model.max_memory is None else min(most, model.max_memory)
+    largest = _largest_memory(nodes)
+    if largest > GIB:  # which the process takes
+        limit = largest - GIB
+        model.max_memory = limit if model.max_memory is None else min(limit, model.max_memory)
     batch = max(work.batches, key=lambda batch: len(batch.cases))
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(work.seed, None, report_nothing)
@@ -153,8 +153,21 @@ def name_needs(options: Mapping[str, float]) -> str:
     )
 
 
-def _count_weights(model: EditableModel) -> int:
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
+def _choose_memory(
+    work: Work, nodes: Sequence[Resources], token_budget: int | None, *, on_gpu: bool
+) -> int:
+    n_weights = sum(p.numel() * p.element_size() for p in work.model.model.parameters())
+    peak = None if on_gpu else plan_peak(work, nodes, token_budget)
+    if peak is None:
+        return 2 * n_weights + GIB
+    # Where a machine has just what is planned, the trial can run there, in smaller batches.
+    at_least = n_weights + GIB + round(peak)
+    comfortable = n_weights + GIB + round(_ROOM_FOR_PLANNED * peak)
+    return min(comfortable, max(at_least, _largest_memory(nodes)))
+
+
+def _largest_memory(nodes: Sequence[Resources]) -> int:
+    return max((int(node.get("memory", 0)) for node in nodes), default=0)
 
 
 def _gpu_bytes(device: torch.device) -> int:
