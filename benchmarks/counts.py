@@ -44,7 +44,7 @@ from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusR
 from editbench.editors.parts.second_moments.text_keys import snug_batches
 from editbench.editors.parts.subject_tokens import target_row
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks
+from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model

@@ -30,7 +30,7 @@ from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks
+from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel

@@ -19,7 +19,8 @@ from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import chunk_tasks, make_tasks, plan_targets
+from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.parts.targets.costs import plan_targets
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.editors.rome import Rome

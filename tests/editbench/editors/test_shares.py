@@ -9,7 +9,7 @@ import torch
 from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.second_moments.collection import collect_second_moments
-from editbench.editors.parts.targets import costs as target_costs
+from editbench.editors.parts.targets import chunks as target_chunks
 from editbench.editors.parts.targets.target_hidden import choose_share
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.models.editable import EditableModel
@@ -26,7 +26,7 @@ def model() -> EditableModel:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(target_costs, "_CPU_TOKENS", 48)
+    monkeypatch.setattr(target_chunks, "_CPU_TOKENS", 48)
 
 
 def make_memit() -> Memit:

@@ -29,7 +29,8 @@ from editbench.editors.parts.second_moments.obtaining import (
     prepare_second_moments,
 )
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import make_tasks, plan_targets
+from editbench.editors.parts.targets.chunks import make_tasks
+from editbench.editors.parts.targets.costs import plan_targets
 from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
 from editbench.editors.parts.targets.overflow import is_finite, refuse_overflowed
 from editbench.editors.parts.targets.settings import TargetSettings

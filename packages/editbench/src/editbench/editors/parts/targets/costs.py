@@ -1,6 +1,6 @@
-"""What the optimization of target hidden states costs, and how it is divided into chunks."""
+"""What the optimization of target hidden states costs, and what of it there is to do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -8,122 +8,18 @@ from typing import Self
 
 from editbench.costs.stage import Known, StageCost, add_stages
 from editbench.editors.parts.replay.prefix_states import count_shared
-from editbench.editors.parts.subject_tokens import PromptRow
 from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.groups import distinct_groups, group_requests
 from editbench.editors.parts.targets.optimizer import TargetTask
+from editbench.editors.parts.targets.replayed_rows import ReplayedRows
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.models.gaps import ignores_gaps
-from editbench.models.growing_batches import grow_batches
-from editbench.models.readout import choose_slice_size
-from editbench.models.tokens import Tokens
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"
-
-# Suffix tokens that are replayed together where memory allows. On a CPU more fall out of its cache;
-# a GPU's matrix products are no faster for more, and memory is better left to others.
-_CPU_TOKENS = 1_024
-_ACCELERATOR_TOKENS = 8_192
-
-
-def chunk_tasks(
-    model: EditableModel,
-    tasks: Sequence[TargetTask],
-    layer: int,
-    token_budget: int | None = None,
-) -> Iterator[list[TargetTask]]:
-    """Divide edits into chunks of like lengths: of suffixes first, then of prefixes.
-
-    Args:
-        model: The model, with weights or without.
-        tasks: The edits.
-        layer: The block behind which offsets are added.
-        token_budget: Padded suffix tokens that a chunk may hold; None chooses by device and memory.
-
-    Returns:
-        Edits that are optimized together, the shortest first.
-
-    Raises:
-        RequestError: A prompt with its target is longer than the model takes.
-    """
-    if tasks:
-        every = (row.token_ids for task in tasks for row in (*task.prompts, task.essence))
-        longest = max(every, key=len)
-        model.check_length(len(longest), model.tokens.decode(longest[:16]))
-    if token_budget is None:
-        token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
-    memory = model.work_memory_beside(model.waiting_bytes(layer + 1))
-    n_blocks = model.size.n_layers - 1 - layer
-
-    def is_full(extent: _Extent) -> bool:
-        is_wide = extent.n_rows * extent.width > token_budget
-        return is_wide or extent.peak_bytes(model.size, n_blocks) > memory
-
-    shortest_first = sorted(tasks, key=lambda task: (task.suffix_width, task.prefix_width))
-    return grow_batches(shortest_first, _Extent(), is_full)
-
-
-@dataclass(frozen=True, slots=True)
-class _Extent:
-    """How large a growing chunk is, as far as that can be told from one edit after the other."""
-
-    n_edits: int = 0
-    n_rows: int = 0
-    n_reads: int = 0
-    prefix: int = 0
-    width: int = 0
-
-    def grown(self, task: TargetTask) -> Self:
-        """The extent with one edit more."""
-        return replace(
-            self,
-            n_edits=self.n_edits + 1,
-            n_rows=self.n_rows + len(task.prompts),
-            n_reads=self.n_reads + sum(len(row.target_ids) for row in task.prompts),
-            prefix=max(self.prefix, task.prefix_width),
-            width=max(self.width, task.suffix_width),
-        )
-
-    def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
-        """Bytes besides the weights, at most."""
-        n_rows = self.n_rows + self.n_edits
-        rows = _Rows(
-            n_rows=n_rows,
-            n_distinct=n_rows,
-            shared=self.prefix,
-            own=0,
-            width=self.width,
-            n_unpadded=n_rows * self.width,
-            n_losses=self.n_reads,
-            n_whole=self.n_edits,
-        )
-        return rows.peak_bytes(size, n_blocks)
-
-
-def make_tasks(
-    tokens: Tokens,
-    requests: Sequence[EditRequest],
-    prefixes: Sequence[str],
-    groups: Sequence[Sequence[int]] | None = None,
-) -> list[TargetTask]:
-    """Tokenize requests after every context prefix.
-
-    Args:
-        tokens: The model's tokenizer.
-        requests: The facts.
-        prefixes: Context prefixes.
-        groups: Which of them are optimized as one, each group once; None is each by itself.
-    """
-    chosen = [[index] for index in range(len(requests))] if groups is None else groups
-    return [
-        TargetTask.joined(
-            [TargetTask.of(tokens, index, requests[index], prefixes) for index in group]
-        )
-        for group in chosen
-    ]
 
 
 def find_unknown(
@@ -199,107 +95,12 @@ def _describe(chunks: Sequence[Sequence[TargetTask]], settings: TargetSettings) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows with an offset each that run together, padded; see `PrefixStates` and `SuffixReplay`.
-
-    Attributes:
-        n_rows: Rows.
-        n_distinct: Beginnings that they share.
-        shared: Tokens of the longest of these.
-        own: Tokens from there to the offset, in the longest row.
-        width: Tokens from the offset on, in the longest row.
-        n_unpadded: Tokens from the offset on in all rows, which is where maps and MLPs work.
-        n_losses: Places at which logits are read for the target's loss, in slices if they are many.
-        n_whole: Places whose logits are wanted whole.
-    """
-
-    n_rows: int
-    n_distinct: int
-    shared: int
-    own: int
-    width: int
-    n_unpadded: int
-    n_losses: int
-    n_whole: int
-
-    @classmethod
-    def of(cls, rows: Sequence[PromptRow], n_shared: Sequence[int]) -> Self:
-        """Count the tokens of `rows`, of which the first `n_shared` are shared with others."""
-        beginnings = {row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)}
-        return cls(
-            n_rows=len(rows),
-            n_distinct=len(beginnings),
-            shared=max(len(beginning) for beginning in beginnings),
-            own=max(row.subject_last - n for row, n in zip(rows, n_shared, strict=True)),
-            width=max(len(row.token_ids) - row.subject_last for row in rows),
-            n_unpadded=sum(len(row.token_ids) - row.subject_last for row in rows),
-            n_losses=sum(len(row.target_ids) for row in rows),
-            n_whole=sum(not row.target_ids for row in rows),
-        )
-
-    @property
-    def n_prefix_tokens(self) -> int:
-        return self.n_distinct * self.shared + self.n_rows * self.own
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens from the offset on."""
-        return self.n_rows * self.width
-
-    @property
-    def n_reads(self) -> int:
-        """Places at which logits are read."""
-        return self.n_losses + self.n_whole
-
-    @property
-    def n_keys(self) -> int:
-        """What a token attends to."""
-        return self.shared + self.own + self.width
-
-    def prepare_flops(self, size: DecoderSize, n_blocks: int) -> float:
-        """Everything that is run once: prefixes up to the last block, suffixes up to the offset."""
-        with_own = self.shared + self.own
-        n_pairs = self.n_distinct * self.shared**2 + self.n_rows * self.own * with_own
-        prefixes = size.block_flops(self.n_prefix_tokens, n_pairs)
-        suffixes = size.block_flops(self.n_unpadded, self.n_tokens * self.n_keys)
-        return (size.n_layers - 1) * prefixes + (size.n_layers - n_blocks) * suffixes
-
-    def replay_flops(self, size: DecoderSize, n_blocks: int) -> tuple[float, float]:
-        """One replay of the blocks behind the offset, forwards and backwards.
-
-        In the first block, what works on its input does so at the first position alone; in the last
-        one, the MLP works where logits are read. Losses that are taken in slices bring their
-        gradients along, in the forward pass.
-        """
-        n_pairs = self.n_tokens * self.n_keys
-        forward = n_blocks * size.block_flops(self.n_unpadded, n_pairs)
-        forward -= 2 * size.n_mlp * (self.n_unpadded - min(self.n_reads, self.n_unpadded))
-        if n_blocks > 1:
-            forward -= 2 * size.n_inward * (self.n_unpadded - self.n_rows)
-        is_sliced = self.n_losses > choose_slice_size(size.n_logits)
-        head = size.head_flops(self.n_reads)
-        moved = size.head_flops(self.n_losses) if is_sliced else 0.0
-        backward = forward + n_blocks * size.attention_flops(n_pairs) + head - moved
-        return forward + head + moved, backward
-
-    def peak_bytes(self, size: DecoderSize, n_blocks: int) -> float:
-        prefix_width = self.shared + self.own
-        # Blocks that are replayed keep what is cached together with what is new.
-        cached = self.n_rows * prefix_width * size.n_cache_bytes * (1 - n_blocks / size.n_layers)
-        kept = n_blocks * size.kept_bytes(self.n_keys, n_prefix=prefix_width / self.width)
-        working = 2 * size.working_bytes(self.n_keys)  # the gradient is as wide as what it is of
-        n_at_once = self.n_whole + min(self.n_losses, choose_slice_size(size.n_logits))
-        logits = n_at_once * size.logit_bytes(with_loss=True)
-        return cached + self.n_tokens * (kept + working) + logits
-
-
-@dataclass(frozen=True, slots=True)
 class _Replay:
     """What is run for one chunk of edits: the prompts, and the rows of the KL term."""
 
-    prompts: _Rows
-    essence: _Rows
-    together: _Rows
+    prompts: ReplayedRows
+    essence: ReplayedRows
+    together: ReplayedRows
     bare: tuple[int, int]
 
     @classmethod
@@ -319,13 +120,13 @@ class _Replay:
         bare = [len(task.bare.token_ids) for task in tasks]
         is_apart = any(task.bare_prompt is None for task in tasks)
         return cls(
-            prompts=_Rows.of(prompts, shared[: len(prompts)]),
-            essence=_Rows.of(essence, shared[len(prompts) :]),
-            together=_Rows.of([*prompts, *essence], shared),
+            prompts=ReplayedRows.of(prompts, shared[: len(prompts)]),
+            essence=ReplayedRows.of(essence, shared[len(prompts) :]),
+            together=ReplayedRows.of([*prompts, *essence], shared),
             bare=(len(bare), max(bare)) if is_apart else (0, 0),
         )
 
-    def groups(self, size: DecoderSize, settings: TargetSettings) -> list[_Rows]:
+    def groups(self, size: DecoderSize, settings: TargetSettings) -> list[ReplayedRows]:
         """What runs as one: prompts and KL rows, unless they are read at different layers."""
         if settings.reads_last_layer(size.n_layers):
             return [self.together]

@@ -16,7 +16,8 @@ from editbench.editors.parts.keys.layer_sweep import read_hidden
 from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.costs import STAGE, chunk_tasks, make_tasks
+from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.parts.targets.costs import STAGE
 from editbench.editors.parts.targets.groups import distinct_groups, group_requests
 from editbench.editors.parts.targets.optimizer import (
     FinishedTarget,
