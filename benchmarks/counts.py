@@ -9,6 +9,9 @@ are cells: two steps and one cell are run, and the rest is extrapolated. What is
 prompt length or a model, to compare replay with the model's own forward, does not count in a trace
 and does in z.
 
+What the keys of several layers take is planned, for models of published sizes without weights, as
+is one forward of the same rows up to the last of these layers.
+
 Padding is the share of padded tokens: in the chunks that z is optimized in, from an offset to the
 end of its row, and in the batches of text that second moments are collected from. No model runs
 for it. On a GPU chunks and batches are larger; that is counted here as well.
@@ -35,9 +38,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import report_nothing
+from editbench.editors.base import Resources, report_nothing
 from editbench.editors.memit import MemitConfig
 from editbench.editors.parts.context_prefixes import sample_context_prefixes
+from editbench.editors.parts.expected_prefixes import expect_prefixes
+from editbench.editors.parts.keys.insertion_costs import plan_insertion
 from editbench.editors.parts.replay.suffix_replay import SuffixReplay
 from editbench.editors.parts.second_moments.collection import MAX_LENGTH, WINDOW
 from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusReader
@@ -180,6 +185,31 @@ def count_trace(
     }
 
 
+def count_keys(name: str, n: int) -> list[dict[str, Any]]:
+    """Planned operations of the keys of a published model's layers, and of all up to the last."""
+    shape = random_model.SHAPES[name]
+    model = random_model.make_model(shape, dtype=torch.bfloat16, device="meta")
+    config = random_model.make_config(shape)
+    requests = random_model.make_requests(shape, n)
+    lengths = (config.context_prefix_length,)
+    prefixes = expect_prefixes(model.tokens, Resources(0), config.n_context_prefixes, lengths)
+
+    def plan(layers: Sequence[int]) -> float:
+        keys, _ = plan_insertion(model, requests, prefixes, config.key_weighting, layers)
+        return keys.n_flops
+
+    last = config.critical_layers[-1]
+    forward = plan([last])
+    return [
+        {
+            "what": f"{name}, layers {layers[0]} to {last}, n = {n:,}",
+            "operations": plan(layers),
+            "forwards": plan(layers) / forward,
+        }
+        for layers in (config.critical_layers, tuple(range(last + 1)))
+    ]
+
+
 def choose_prompts(work: SpeedWork) -> list[TracedPrompt]:
     """A prompt of middle length for each place at which the requests' subjects begin."""
     of_place: dict[int, list[TracedPrompt]] = {}
@@ -306,6 +336,7 @@ def main() -> None:
     parser.add_argument("--n-edits", type=int, nargs="+", default=[32, 256], help="of --work")
     parser.add_argument("--n-requests", type=int, nargs="+", default=[32, 256, 1_000])
     parser.add_argument("--n-tokens", type=int, nargs="+", default=[25_000, 100_000, 1_000_000])
+    parser.add_argument("--shapes", nargs="+", default=["gptj", "neox"], help="for keys")
     parser.add_argument("--n-samples", type=int, default=10, help="noise samples of a trace")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -321,6 +352,7 @@ def main() -> None:
         severed=False,
     )
     rows += [count_trace(work.model, prompt, settings) for prompt in prompts]
+    rows += [row for name in args.shapes for row in count_keys(name, args.n_requests[-1])]
     rows += count_all_padding(args, work)
     record(args, {"model": args.work.name, "n_samples": args.n_samples}, rows)
 

@@ -169,6 +169,14 @@ TABLES = (
         },
     ),
     RowTable(
+        frozenset({"forwards"}),
+        {
+            "keys of": _text("what"),
+            "planned": _operations("operations"),
+            "forwards of their rows": _number("forwards", ".2f"),
+        },
+    ),
+    RowTable(
         frozenset({"padding"}),
         {
             "padding of": _text("what"),

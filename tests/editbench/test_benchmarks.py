@@ -144,11 +144,14 @@ def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
     sizes = ("--n-edits", "2", "--n-requests", "40", "--n-tokens", "5000", "--n-samples", "1")
+    sizes += ("--shapes", "gptj")
     rows = run("counts", *sizes, out=tmp_path / "record.json")
     target, start, later = (row for row in rows if "slow_operations" in row)
     assert 10 < target["ratio"] < target["ratio_of_steps"]
     assert 0.1 < target["setup_share"] < 0.5
     assert 5 < start["ratio"] < later["ratio"]  # the further back a subject is, the less is left
+    published, all_layers = (row["forwards"] for row in rows if "forwards" in row)
+    assert 1 < published < 1.5 < all_layers
     padding = {row["what"]: row["padding"] for row in rows if "padding" in row}
     assert len(padding) == 8
     assert all(0 <= share < 0.6 for share in padding.values())
