@@ -34,11 +34,12 @@ from one_at_a_time import optimize_one
 from one_cell_at_a_time import trace_one
 from side_by_side import make_parser, record
 from speed_work import DEFAULT_WORK, SpeedWork
+from targets import find_targets
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.memit import MemitConfig
 from editbench.editors.parts.context_prefixes import sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
@@ -48,9 +49,7 @@ from editbench.editors.parts.second_moments.collection import MAX_LENGTH, WINDOW
 from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusReader
 from editbench.editors.parts.second_moments.text_keys import snug_batches
 from editbench.editors.parts.subject_tokens import target_row
-from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -148,15 +147,7 @@ def count_replayed(
         return found
 
     with patch.object(SuffixReplay, "logits", logits), counting() as counted:
-        found = optimize_target_hidden(
-            work.model,
-            requests,
-            layer=config.critical_layers[-1],
-            settings=config,
-            prefixes=work.prefixes.flat,
-            cache=TargetCache(None),
-            report_progress=report_nothing,
-        )
+        found = find_targets(work.model, requests, config, work.prefixes)
     assert found.replay_failure is None, found.replay_failure
     return counted.operations, of_replays
 

@@ -22,17 +22,17 @@ import torch
 from judging import judge
 from side_by_side import make_parser, record
 from speed_work import DEFAULT_WORK, SpeedWork
+from targets import find_targets
 from torch.nn import functional
 
 from editbench.atlas import default_world
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.replay.offset_forward import OffsetSite
-from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.parts.targets.target_hidden import TargetHidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -45,25 +45,6 @@ def in_dtype(model: EditableModel, dtype: torch.dtype) -> EditableModel:
     """A copy of a model with its weights in another dtype."""
     network: Any = copy.deepcopy(model.model)
     return EditableModel(network.to(dtype), model.tokens, name=model.name, spec=model.spec)
-
-
-def optimize(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    config: MemitConfig,
-    prefixes: ContextPrefixes,
-    folder: Path,
-) -> TargetHidden:
-    """Find z, and leave it in the cache in `folder`."""
-    return optimize_target_hidden(
-        model,
-        requests,
-        layer=config.critical_layers[-1],
-        settings=config,
-        prefixes=prefixes.flat,
-        cache=TargetCache(folder),
-        report_progress=report_nothing,
-    )
 
 
 def measure_losses(
@@ -137,7 +118,7 @@ def measure(
         half = in_dtype(model, dtype)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found = optimize(half, requests, config, prefixes, Path(folder))
+                found = find_targets(half, requests, config, prefixes, Path(folder))
             except RuntimeError as error:  # an operation that the device lacks in this dtype
                 row["failure"] = str(error)
                 continue

@@ -18,6 +18,7 @@ from speed_work import (
     random_moments,
     write_moments,
 )
+from targets import keep_targets
 from torch import Tensor
 from two_forwards_a_layer import insert
 
@@ -25,11 +26,7 @@ from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
 from editbench.editors.parts.keys.layer_sweep import read_hidden
 from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.groups import group_requests
-from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.edits.edit import Edit
-from editbench.requests import EditRequest
 
 
 def measure(
@@ -43,7 +40,7 @@ def measure(
     step = torch.randn(initial.shape, generator=torch.Generator().manual_seed(1))
     targets = initial + 0.75 * initial.norm(dim=1)[:, None] * step / step.norm(dim=1)[:, None]
     write_moments(folder / "moments.safetensors", work.model, moments)
-    keep_targets(work, requests, initial, targets, folder)
+    keep_targets(model, requests, work.config, work.prefixes, targets, initial, folder)
     resources = Resources(
         seed=0,
         cache=folder,
@@ -65,28 +62,6 @@ def measure(
         "ratio": slow / fast,
         "difference": compare_updates(model, updates, edit),
     }
-
-
-def keep_targets(
-    work: SpeedWork, requests: list[EditRequest], initial: Tensor, targets: Tensor, folder: Path
-) -> None:
-    """Put the targets where the editor looks for finished ones."""
-    cache = TargetCache(folder)
-    keys = cache.keys(
-        work.model,
-        requests,
-        group_requests(requests, share_subjects=work.config.share_subjects),
-        work.config.critical_layers[-1],
-        work.config,
-        work.prefixes.flat,
-        warm_start=work.config.warm_start,
-    )
-    cache.write(
-        {
-            key: FinishedTarget(state, start, 0.0, 0)
-            for key, state, start in zip(keys, targets, initial, strict=True)
-        }
-    )
 
 
 def main() -> None:

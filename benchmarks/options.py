@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from judging import judge
 from side_by_side import make_parser, record, time_in_turns
+from targets import find_targets, keep_targets
 
 from editbench.atlas import default_world
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.targets.cache import TargetCache
+from editbench.editors.parts.context_prefixes import sample_context_prefixes
 from editbench.editors.parts.targets.groups import distinct_groups, group_requests
-from editbench.editors.parts.targets.optimizer import FinishedTarget
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.parts.targets.target_hidden import TargetHidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -37,54 +36,6 @@ from editbench.requests import EditCase, EditRequest, resolve_conflicts
 Option = Mapping[str, object]
 ALONE: Sequence[Option] = ({}, {"stop_at": "argmax"}, {"warm_start": True})
 SEVERAL: Sequence[Option] = ({}, {"share_subjects": True})
-
-
-def find_targets(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    config: MemitConfig,
-    prefixes: ContextPrefixes,
-) -> TargetHidden:
-    """Find z, with nothing from a cache."""
-    return optimize_target_hidden(
-        model,
-        requests,
-        layer=config.critical_layers[-1],
-        settings=config,
-        prefixes=prefixes.flat,
-        cache=TargetCache(None),
-        report_progress=report_nothing,
-        share_subjects=config.share_subjects,
-        warm_start=config.warm_start,
-    )
-
-
-def keep_targets(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    config: MemitConfig,
-    prefixes: ContextPrefixes,
-    found: TargetHidden,
-    folder: Path,
-) -> None:
-    """Put z where the editor looks for finished ones."""
-    cache = TargetCache(folder)
-    keys = cache.keys(
-        model,
-        requests,
-        group_requests(requests, share_subjects=config.share_subjects),
-        config.critical_layers[-1],
-        config,
-        prefixes.flat,
-        warm_start=config.warm_start,
-    )
-    outcomes = zip(found.states, found.initial, found.losses, found.n_steps, strict=True)
-    cache.write(
-        {
-            key: FinishedTarget(state, initial, float(loss), int(n_steps))
-            for key, (state, initial, loss, n_steps) in zip(keys, outcomes, strict=True)
-        }
-    )
 
 
 def measure(
@@ -110,7 +61,7 @@ def measure(
     resources = Resources(seed=0, cache=folder, context_prefixes=prefixes, corpus=atlas_corpus())
     rows = []
     for option, config, (seconds, found) in zip(options, configs, timed, strict=True):
-        keep_targets(model, requests, config, prefixes, found, folder)
+        keep_targets(model, requests, config, prefixes, found.states, found.initial, folder)
         with Memit(config).edit(model, requests, resources).applied(model):
             judged = judge(model, cases)
         groups = group_requests(requests, share_subjects=config.share_subjects)

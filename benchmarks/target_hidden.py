@@ -13,11 +13,10 @@ import torch
 from one_at_a_time import optimize_one
 from side_by_side import make_parser, record, time_in_turns
 from speed_work import DEFAULT_WORK, SpeedWork
+from targets import find_targets
 from torch import Tensor
 
-from editbench.editors.base import report_nothing
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.parts.targets.target_hidden import TargetHidden
 
 
 def measure(work: SpeedWork, n: int, n_slow: int, repeats: int) -> dict[str, Any]:
@@ -32,15 +31,7 @@ def measure(work: SpeedWork, n: int, n_slow: int, repeats: int) -> dict[str, Any
         ]
 
     def optimize_all() -> TargetHidden:
-        return optimize_target_hidden(
-            work.model,
-            requests,
-            layer=work.config.critical_layers[-1],
-            settings=work.config,
-            prefixes=work.prefixes.flat,
-            cache=TargetCache(None),
-            report_progress=report_nothing,
-        )
+        return find_targets(work.model, requests, work.config, work.prefixes)
 
     (slow, plain), (fast, replayed) = time_in_turns([optimize_some, optimize_all], repeats)
     slow *= n / len(some)
