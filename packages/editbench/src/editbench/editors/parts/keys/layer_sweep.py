@@ -291,8 +291,11 @@ class LayerSweep:
 
     def _can_open(self, rows: Sequence[SweepRow]) -> bool:
         """Whether blocks can be kept open; found out on the first critical one and a row."""
+        return all(Halving(self._operation).run(rows[:1], self._can_open_for))
+
+    def _can_open_for(self, rows: Sequence[SweepRow]) -> bool:
         projection = self._model.architecture.projection(self._first, self._module)
-        batch = self._start(rows[:1])
+        batch = self._start(rows)
         states = batch.states.to(self._model.device)
         with torch.no_grad():
             return can_stay_open(
