@@ -338,10 +338,13 @@ class TargetOptimizer:
 
 
 def _most_different(tasks: Sequence[TargetTask]) -> list[TargetTask]:
-    """Of a chunk, the edits with the shortest and the longest suffix and prefix."""
-    sizes = (attrgetter("suffix_width"), attrgetter("prefix_width"))
-    chosen = [choose(tasks, key=size) for size in sizes for choose in (min, max)]
-    return list({task.index: task for task in chosen}.values())
+    """Of a chunk, the edits with the shortest and the longest prefix: most padding between parts.
+
+    The chunk's edits are sorted by their suffixes, so that these differ less.
+    """
+    width = attrgetter("prefix_width")
+    shortest, longest = (choose(tasks, key=width) for choose in (min, max))
+    return [shortest] if shortest is longest else [shortest, longest]
 
 
 def _within(offsets: Tensor, bounds: Tensor) -> Tensor:
