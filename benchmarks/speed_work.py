@@ -5,7 +5,7 @@ A work folder holds `model/` (a configuration and a tokenizer; weights are made 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from editbench.editors.memit import MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.subject_tokens import target_row
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -77,6 +78,23 @@ class SpeedWork:
             )
             for index in range(n)
         ]
+
+
+def choose_typical(work: SpeedWork, requests: Sequence[EditRequest], n: int) -> list[int]:
+    """`n` of the requests whose mean is that of all, as far as that depends on lengths.
+
+    Sorted by their longest rows and cut into as many parts, each gives the one in its middle.
+    """
+
+    def length(index: int) -> int:
+        rows = (
+            target_row(work.model.tokens, requests[index], prefix) for prefix in work.prefixes.flat
+        )
+        return max(len(row.token_ids) for row in rows)
+
+    n = min(n, len(requests))
+    order = sorted(range(len(requests)), key=length)
+    return sorted(order[(2 * part + 1) * len(order) // (2 * n)] for part in range(n))
 
 
 def make_model(folder: Path) -> EditableModel:

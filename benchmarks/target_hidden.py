@@ -3,7 +3,7 @@
     python benchmarks/target_hidden.py --out benchmarks/results/target_hidden.json
 
 The slow side runs the whole model on whole rows, with logits everywhere, for each edit by itself;
-it is timed on some of the edits.
+it is timed on some of the edits, of all lengths.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from one_at_a_time import optimize_one
 from side_by_side import make_parser, record, time_in_turns
-from speed_work import DEFAULT_WORK, SpeedWork
+from speed_work import DEFAULT_WORK, SpeedWork, choose_typical
 from targets import find_targets
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from editbench.editors.parts.targets.target_hidden import TargetHidden
 def measure(work: SpeedWork, n: int, n_slow: int, repeats: int) -> dict[str, Any]:
     """Run both sides in turns for `n` edits."""
     requests = work.more_requests(n)
-    some = list(range(0, n, max(1, n // n_slow)))[:n_slow]
+    some = choose_typical(work, requests, n_slow)
 
     def optimize_some() -> list[Tensor]:
         return [

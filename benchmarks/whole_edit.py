@@ -24,6 +24,7 @@ from side_by_side import (
 from speed_work import (
     DEFAULT_WORK,
     SpeedWork,
+    choose_typical,
     random_moments,
     write_moments,
 )
@@ -61,7 +62,7 @@ def measure(
         ]
         for place, request in enumerate(requests)
     ]
-    some = list(range(0, n, max(1, n // n_slow)))[:n_slow]
+    some = choose_typical(work, requests, n_slow)
     optimized: list[Tensor] = []
 
     def optimize_some() -> None:

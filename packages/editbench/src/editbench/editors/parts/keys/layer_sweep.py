@@ -98,8 +98,8 @@ class LayerSweep:
     a layer has been updated, the blocks from there to the next critical layer are run again from
     the stored states; nothing before them is. Rows of bare prompts go on to the last critical layer
     from each one, and so that they need not come back for it, the layer's block is kept open
-    (`OpenBlock`). Where memory runs out, batches are divided, and stay
-    so; the parts' own arguments of the blocks are recorded anew, up to the first critical layer.
+    (`OpenBlock`). Where memory runs out, batches are divided, and stay so; the parts' own arguments
+    of the blocks are recorded anew, up to the first critical layer.
 
     Args:
         model: The model; its weights may change between calls.
