@@ -4,6 +4,7 @@ A work folder holds `model/` (a configuration and a tokenizer; weights are made 
 `requests.json`, `context_templates.json` and `hparams.json`.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,8 +98,9 @@ def choose_typical(work: SpeedWork, requests: Sequence[EditRequest], n: int) -> 
     return sorted(order[(2 * part + 1) * len(order) // (2 * n)] for part in range(n))
 
 
+@functools.cache
 def make_model(folder: Path) -> EditableModel:
-    """A model with random float32 weights from a configuration, and its tokenizer."""
+    """A model with random float32 weights from a configuration, and its tokenizer; made once."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).float()
     return EditableModel(network, AutoTokenizer.from_pretrained(folder), name="speed")

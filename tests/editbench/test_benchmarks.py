@@ -133,6 +133,7 @@ def test_half_precision_is_close_to_float32(tmp_path: Path) -> None:
         assert row["efficacy_success"] == row["efficacy_accuracy"] == 100
 
 
+@pytest.mark.slow
 def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
     sizes = ("--n-edits", "4", "--n-several", "60", "--n-tokens", "2000")
     rows = run("options", *sizes, out=tmp_path / "record.json")
@@ -150,6 +151,7 @@ def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
         assert 80 < row["score"] <= 100
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
     arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
     out = tmp_path / "record.json"

@@ -157,6 +157,7 @@ def test_all_steps_that_fit_are_run(load, monkeypatch: pytest.MonkeyPatch, capsy
     assert run_all.run_steps(steps[2:], 5, Path("records"), "cpu", is_tiny=True) == 0
 
 
+@pytest.mark.slow
 def test_steps_leave_records_of_their_own_commands(
     load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
