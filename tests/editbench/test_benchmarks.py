@@ -93,6 +93,7 @@ def test_solves_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["settings"]["left_out"] == ["n = 1, d = 3,000,000"]
 
 
+@pytest.mark.slow
 def test_growth_measures_processes_of_their_own(tmp_path: Path) -> None:
     # What a process has held at most, its children have, too, as the system counts.
     out = tmp_path / "record.json"
@@ -105,6 +106,7 @@ def test_growth_measures_processes_of_their_own(tmp_path: Path) -> None:
     assert grown == pytest.approx(more["peak_bytes"] - one["peak_bytes"])
 
 
+@pytest.mark.slow
 def test_sampling_errors_are_what_was_promised(tmp_path: Path) -> None:
     rows = run("sampling_error", "--factor", "1", out=tmp_path / "record.json")
     assert len(rows) == 3
