@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from inspect import signature
@@ -273,13 +273,22 @@ class EditableModel:
         Raises:
             RequestError: A sequence is longer than the model takes.
         """
-        for sequence in sequences:
-            self.check_length(len(sequence), self.tokens.decode(sequence[:16]))
+        self.check_lengths(sequences)
         ids, mask, positions = (part.to(self.device) for part in self.tokens.pad(sequences, side))
         arguments = {"input_ids": ids, "attention_mask": mask}
         if self._takes_position_ids:
             arguments["position_ids"] = positions
         return arguments
+
+    def check_lengths(self, sequences: Iterable[Sequence[int]]) -> None:
+        """`check_length` of token ids.
+
+        Raises:
+            RequestError: A sequence is longer than the model takes.
+        """
+        for sequence in sequences:
+            if self.max_positions is not None and len(sequence) > self.max_positions:
+                self.check_length(len(sequence), self.tokens.decode(sequence[:16]))
 
     def check_length(self, n_tokens: int, text: str) -> None:
         """Refuse a sequence that is longer than the model takes; nothing is ever cut silently.

@@ -9,6 +9,7 @@ from torch import Tensor
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.context_states import ContextStates, can_share
 from editbench.editors.parts.keys.open_block import OpenBlock, can_stay_open
+from editbench.editors.parts.keys.subject_reading import read_at_subjects
 from editbench.editors.parts.keys.sweep_rows import (
     SweepRow,
     batch_rows,
@@ -17,7 +18,6 @@ from editbench.editors.parts.keys.sweep_rows import (
 )
 from editbench.editors.parts.placement import place_states
 from editbench.editors.parts.replay.block_calls import BlockCalls
-from editbench.editors.parts.row_batches import length_sorted_batches
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
 from editbench.models.agreement import agree
 from editbench.models.architecture import ProjectionKind
@@ -35,21 +35,9 @@ def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> 
     Raises:
         DeviceMemoryError: There is not enough memory for a single row.
     """
-    block = model.architecture.block(layer)
-    hidden = torch.empty(len(rows), model.architecture.d_model, device=model.device)
-    lengths = [len(row.token_ids) for row in rows]
-
-    def read(some: Sequence[int]) -> tuple[Sequence[int], Tensor]:
-        with torch.no_grad(), capture(model.model, outputs_of=[block], stop=True) as seen:
-            model.model(**_inputs(model, [rows[index] for index in some]))
-        last = torch.tensor([rows[index].subject_last for index in some])
-        return some, at_subjects(seen.outputs[block], last).to(hidden)
-
-    halving = Halving(f"hidden states on '{model.name}'")
-    for batch in length_sorted_batches(lengths, model.token_budget):
-        for some, found in halving.run(batch, read):
-            hidden[some] = found
-    return hidden
+    block, width = model.architecture.block(layer), model.architecture.d_model
+    operation = f"hidden states on '{model.name}'"
+    return read_at_subjects(model, rows, width, operation, output_of=block)
 
 
 @dataclass
@@ -347,7 +335,3 @@ def _at_last(inputs: Tensor, batch: _Batch) -> Tensor:
     if len(flat) == len(batch.last):
         return flat
     return flat[((batch.last + 1).cumsum(dim=0) - 1).to(flat.device)]
-
-
-def _inputs(model: EditableModel, rows: Sequence[PromptRow]) -> dict[str, object]:
-    return {**model.batch([row.token_ids for row in rows]), "use_cache": False}

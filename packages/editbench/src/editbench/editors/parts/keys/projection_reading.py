@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.row_batches import length_sorted_batches
-from editbench.editors.parts.subject_tokens import at_subjects, key_row
+from editbench.editors.parts.keys.subject_reading import read_at_subjects
+from editbench.editors.parts.subject_tokens import key_row
 from editbench.models.editable import EditableModel
-from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
-from memit_core import capture
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,5 @@ def _read_keys(
 ) -> Tensor:
     """Keys of all prefixes of the first fact, then of the next, float32 `[n_rows, d_key]`."""
     rows = [key_row(model.tokens, request, prefix) for request in requests for prefix in prefixes]
-    path = model.architecture.projection(layer, "mlp")
-    keys = torch.empty(len(rows), model.d_key(layer), device=model.device)
-    lengths = [len(row.token_ids) for row in rows]
-
-    def read(some: Sequence[int]) -> tuple[Sequence[int], Tensor]:
-        inputs = model.batch([rows[index].token_ids for index in some])
-        with torch.no_grad(), capture(model.model, inputs_of=[path], stop=True) as seen:
-            model.model(**inputs, use_cache=False)
-        last = torch.tensor([rows[index].subject_last for index in some])
-        return some, at_subjects(seen.inputs[path], last).to(keys)
-
-    halving = Halving(f"keys on '{model.name}'")
-    for batch in length_sorted_batches(lengths, model.token_budget):
-        for some, found in halving.run(batch, read):
-            keys[some] = found
-    return keys
+    path, width = model.architecture.projection(layer, "mlp"), model.d_key(layer)
+    return read_at_subjects(model, rows, width, f"keys on '{model.name}'", input_of=path)

@@ -123,8 +123,7 @@ class OffsetForward(ABC):
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
     ) -> None:
-        longest = max((row.token_ids for row in rows), key=len)
-        model.check_length(len(longest), model.tokens.decode(longest[:16]))
+        model.check_lengths(row.token_ids for row in rows)
         self.model = model
         self.site = site
         self.rows = rows

@@ -61,10 +61,7 @@ def chunk_tasks(
     Raises:
         RequestError: A prompt with its target is longer than the model takes.
     """
-    if tasks:
-        every = (row.token_ids for task in tasks for row in (*task.prompts, task.essence))
-        longest = max(every, key=len)
-        model.check_length(len(longest), model.tokens.decode(longest[:16]))
+    model.check_lengths(row.token_ids for task in tasks for row in (*task.prompts, task.essence))
     if token_budget is None:
         token_budget = _CPU_TOKENS if model.device.type == "cpu" else _ACCELERATOR_TOKENS
     memory = model.work_memory_beside(model.waiting_bytes(layer + 1))
