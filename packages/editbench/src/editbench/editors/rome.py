@@ -182,7 +182,13 @@ class Rome(Editor):
 
                 # Of the model with all facts before this one.
                 key = cache.key(
-                    model, request, config.layer, config, prefixes.flat, site=site.module
+                    model,
+                    request,
+                    config.layer,
+                    config,
+                    prefixes.flat,
+                    site=site.module,
+                    changed=[weight_name] if index else None,
                 )
                 found = cache.read([key]).get(0)
                 if found is None:
