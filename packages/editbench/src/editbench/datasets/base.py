@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from editbench.datasets.download import RemoteFile, ReportProgress, fetch
-from editbench.datasets.files import DataFile, read_data_file
+from editbench.datasets.files import DataFile, describe_left_out, read_data_file
 from editbench.datasets.records import Record
 from editbench.datasets.understanding import Understanding
 from editbench.errors import ConfigError, DataError, RequestError
 from editbench.requests import EditCase
-
-_N_LEFT_OUT_SHOWN = 5
 
 
 class Dataset(ABC):
@@ -149,22 +147,15 @@ class FileDataset(Dataset):
     @property
     def left_out(self) -> tuple[str, ...]:
         """Why records were left out, each as ``facts.jsonl:3: …``."""
-        loaded = self._loaded
-        return tuple(f"{loaded.path.name}{error}" for error in loaded.left_out)
+        return tuple(str(error) for error in self._loaded.left_out)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What was understood, in one line; and how much was left out, with the first reasons."""
         loaded = self._loaded
         understood = self.understanding.describe(loaded.path)
-        lines = [] if understood is None else [understood]
-        if left_out := self.left_out:
-            n_records = len(left_out) + len(loaded.cases)
-            lines.append(f"{loaded.path}: left out {len(left_out)} of {n_records} records:")
-            lines += [f"  {reason}" for reason in left_out[:_N_LEFT_OUT_SHOWN]]
-            if len(left_out) > _N_LEFT_OUT_SHOWN:
-                lines.append(f"  and {len(left_out) - _N_LEFT_OUT_SHOWN} more")
-        return tuple(lines)
+        left_out = describe_left_out(loaded.path, loaded.left_out, len(loaded.cases))
+        return (*([] if understood is None else [understood]), *left_out)
 
     @cached_property
     def _loaded(self) -> "_Loaded":
@@ -181,20 +172,19 @@ class FileDataset(Dataset):
             ) from error
 
     def _load(self, path: Path) -> "_Loaded":
-        file = read_data_file(path, skip_invalid=self.skip_invalid)
+        file = read_data_file(path, [] if self.skip_invalid else None)
         cases = collect_cases(file, self.records(file), self.case)
-        reasons = [str(error).removeprefix(str(path)) for error in file.left_out or ()]
-        return _Loaded(path, cases, file.sha256, reasons)
+        return _Loaded(path, cases, file.sha256, file.left_out or ())
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a file held: its cases, its sum, and why the rest was left out, without the path."""
+    """What a file held: its cases, its sum, and why the rest was left out."""
 
     path: Path
     cases: tuple[EditCase, ...]
     sha256: str
-    left_out: Sequence[str]
+    left_out: Sequence[DataError]
 
 
 def collect_cases(

@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from editbench.datasets.records import Record, shown
 from editbench.errors import DataError, UnknownNameError
 
+_N_LEFT_OUT_SHOWN = 5
 _NOT_WHITESPACE = re.compile(r"[^ \t\r\n]")
 _NAME_OF = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SPREADSHEET_HINT = re.compile(r'"?sep=([,;\t])"?')
@@ -46,12 +47,12 @@ class DataFile:
         self.left_out.append(error)
 
 
-def read_data_file(path: Path, *, skip_invalid: bool = False) -> DataFile:
+def read_data_file(path: Path, left_out: list[DataError] | None = None) -> DataFile:
     """Read a UTF-8 file, with or without a byte order mark.
 
     Args:
         path: The file.
-        skip_invalid: Whether records that cannot be used may be left out.
+        left_out: Takes up why records are left out; without it, none may be.
 
     Raises:
         DataError: The file is missing, unreadable, empty or not UTF-8.
@@ -74,7 +75,18 @@ def read_data_file(path: Path, *, skip_invalid: bool = False) -> DataFile:
         ) from error
     if not text.strip():
         raise DataError(f"{path}: is empty, got {len(content)} bytes. Check the path.")
-    return DataFile(path, text, hashlib.sha256(content).hexdigest(), [] if skip_invalid else None)
+    return DataFile(path, text, hashlib.sha256(content).hexdigest(), left_out)
+
+
+def describe_left_out(path: Path, left_out: Sequence[DataError], n_used: int) -> list[str]:
+    """How many records of a file were left out, and the first reasons, as lines for the user."""
+    if not left_out:
+        return []
+    lines = [f"{path}: left out {len(left_out)} of {len(left_out) + n_used} records:"]
+    lines += [f"  {error}" for error in left_out[:_N_LEFT_OUT_SHOWN]]
+    if len(left_out) > _N_LEFT_OUT_SHOWN:
+        lines.append(f"  and {len(left_out) - _N_LEFT_OUT_SHOWN} more")
+    return lines
 
 
 def is_json_array(file: DataFile) -> bool:
