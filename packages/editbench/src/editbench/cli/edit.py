@@ -20,7 +20,7 @@ from editbench.cli.options import (
     skip_invalid_option,
 )
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
-from editbench.cli.planning import open_dataset, read_cases
+from editbench.cli.planning import note_files, open_dataset, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
@@ -134,6 +134,7 @@ def edit(
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(inputs)),
     ):
+        note_files([setting], display)
         cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
         requests = [case.request for case in cases]
         for conflict in conflicts:

@@ -1,7 +1,7 @@
 """From names on the command line to the parts of trials: datasets, metrics, configured editors."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,13 @@ def choose_sizes(
         if len(conflicts) > _N_CONFLICTS_SHOWN:
             display.say(f"  and {len(conflicts) - _N_CONFLICTS_SHOWN} more")
     return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
+
+
+def note_files(settings: "Iterable[Setting]", display: ProgressDisplay) -> None:
+    """Say what was understood of other tools' files of hyperparameters, once for each."""
+    for remark in dict.fromkeys(setting.remark for setting in settings):
+        if remark is not None:
+            display.note(remark)
 
 
 def configure_editors(

@@ -23,7 +23,7 @@ from editbench.cli.options import (
     quiet_option,
     skip_invalid_option,
 )
-from editbench.cli.planning import default_metrics, open_dataset, read_cases
+from editbench.cli.planning import default_metrics, note_files, open_dataset, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError, EditError, UnknownNameError
@@ -153,6 +153,7 @@ def reproduce(
     source.skip_invalid = skip_invalid
     with showing_progress(folder, quiet=quiet) as display:
         read_cases(source, display)
+        note_files(settings.values(), display)
         editable = loading.load(model, plugins)
         if remark := inputs.remark_on_corpus(editable):
             display.say(remark)

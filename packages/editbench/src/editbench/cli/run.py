@@ -1,5 +1,6 @@
 """``editbench run``: editors on models and datasets, measured; every option can span a grid."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +33,7 @@ from editbench.cli.planning import (
     configure_editors,
     default_metrics,
     find_metrics,
+    note_files,
     open_dataset,
 )
 from editbench.cli.settings import read_settings
@@ -206,6 +208,7 @@ def run(
         for option in dict.fromkeys(datasets)
     ]
     with showing_progress(folder, quiet=quiet) as display:
+        note_files(itertools.chain.from_iterable(settings.values()), display)
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }

@@ -40,8 +40,8 @@ def read_known_facts(path: Path, left_out: list[DataError] | None = None) -> lis
     """Read a file of known facts, as published with ROME (``known_1000.json``).
 
     A JSON array, or JSON Lines, of objects with `subject`, `attribute` and `prompt`, and optionally
-    `known_id`; other fields are left alone. The published `template` often differs from the prompt, so the
-    prompt is what is traced.
+    `known_id`; other fields are left alone. The published `template` often differs from the prompt,
+    so the prompt is what is traced.
 
     Args:
         path: The file.
