@@ -68,7 +68,7 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="The editor's hyperparameters: a flat YAML or JSON file.",
+    help="The editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @click.option(
     "--set",

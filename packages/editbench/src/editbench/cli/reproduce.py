@@ -97,7 +97,7 @@ Examples:
     "config_files",
     multiple=True,
     metavar="EDITOR=FILE",
-    help="An editor's hyperparameters: a flat YAML or JSON file.",
+    help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @click.option(
     "--on-conflict",
