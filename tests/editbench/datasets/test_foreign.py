@@ -86,8 +86,8 @@ def read(write, content: object, name: str = "facts.json") -> tuple[EditCase, tu
             "Graz",
             (
                 "read as a JSON array; 'target_new' as target, 'ground_truth' as target_true, "
-                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, the subject in 'prompt' "
-                "as {}; ignored: 'portability' (no metric asks about it)."
+                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, the subject in "
+                "'prompt' as {}; ignored: 'portability' (no metric asks about it)."
             ),
         ),
         (
@@ -96,8 +96,9 @@ def read(write, content: object, name: str = "facts.json") -> tuple[EditCase, tu
             (
                 "read as a JSON array; 'requested_rewrite.target_true' as target_true, "
                 "'requested_rewrite.target_new' as target, 'requested_rewrite.relation_id' as "
-                "relation, 'paraphrase_prompts' as paraphrases, 'neighborhood_prompts' as neighbors; "
-                "ignored: 'pararel_idx' (bookkeeping), 'attribute_prompts' (no metric asks about it)."
+                "relation, 'paraphrase_prompts' as paraphrases, 'neighborhood_prompts' as "
+                "neighbors; ignored: 'pararel_idx' (bookkeeping), 'attribute_prompts' (no metric "
+                "asks about it)."
             ),
         ),
     ],
