@@ -79,8 +79,9 @@ def test_the_dataset_needs_a_path(cache: Path) -> None:
     [
         ({"subject": None}, "field 'subject' is missing"),
         ({"prompt": 3}, "field 'prompt' has the wrong type, got 3; expected a string."),
-        ({"prompt": "Zoë Brandt was born in"}, "request '12': field 'prompt' must contain '{}'"),
-        ({"prompt": "{} and {}"}, "field 'prompt' must contain '{}' exactly once"),
+        ({"prompt": "Where was she born?"}, "'{}' 0 times and 'Zoë Brandt' 0 times. Put '{}'"),
+        ({"prompt": "Zoë Brandt is Zoë Brandt"}, "'{}' 0 times and 'Zoë Brandt' twice. Put"),
+        ({"prompt": "{} and {}"}, "field 'prompt' must contain '{}' exactly once, or else"),
         ({"target": ""}, "field 'target' is empty"),
         ({"target": 1998}, "field 'target' has the wrong type, got 1998; expected a string."),
         ({"target_tru": "Nice"}, "unknown field 'target_tru'. Did you mean 'target_true'?"),

@@ -17,8 +17,10 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
+from editbench.cli.planning import note_files, open_dataset, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
@@ -50,7 +52,8 @@ Examples:
     required=True,
     type=in_file,
     metavar="FILE",
-    help="What to write: JSON Lines or CSV with subject, prompt and target.",
+    help="What to write: JSON Lines, a JSON array or CSV with subject, prompt and target, or the "
+    "fields of other tools.",
 )
 @click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
 @click.option(
@@ -65,7 +68,7 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="The editor's hyperparameters: a flat YAML or JSON file.",
+    help="The editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @click.option(
     "--set",
@@ -82,6 +85,7 @@ Examples:
     show_default=True,
     help="What to do with facts that contradict each other.",
 )
+@skip_invalid_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--check/--no-check",
@@ -104,6 +108,7 @@ def edit(
     set_options: tuple[str, ...],
     layers: LayerChoice,
     on_conflict: ConflictPolicy,
+    skip_invalid: bool,
     seed: int,
     check_targets: bool,
     only_plan: bool,
@@ -115,7 +120,6 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
-    from editbench.datasets.facts import read_facts
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -125,12 +129,14 @@ def edit(
     if only_plan:
         refuse_tracing(layers)
     check_output_file(out)
-    cases, conflicts = resolve_conflicts(read_facts(facts), on_conflict)
-    requests = [case.request for case in cases]
+    dataset = open_dataset(f"facts={facts}", plugins, inputs.cache, skip_invalid=skip_invalid)
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(inputs)),
     ):
+        note_files([setting], display)
+        cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
+        requests = [case.request for case in cases]
         for conflict in conflicts:
             display.say(f"Conflict ({on_conflict}): {conflict}")
         if not requests:

@@ -308,6 +308,16 @@ def cache_options(command: Command) -> Command:
     return with_cache  # type: ignore[return-value]  # wraps() keeps the command's own signature
 
 
+def skip_invalid_option(command: Command) -> Command:
+    """Add ``--skip-invalid``."""
+    return click.option(
+        "--skip-invalid",
+        is_flag=True,
+        help="Leave out records that cannot be used, and list them; by default the first of them "
+        "is an error.",
+    )(command)
+
+
 def quiet_option(command: Command) -> Command:
     """Add ``--quiet``."""
     return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")(command)

@@ -78,23 +78,30 @@ class ProgressDisplay:
         Not to stderr, and not before work begins: a command that is refused says why on stderr, in
         one line, and nothing else.
         """
-        self._write_or_hold(message, is_warning=False)
+        self._write_or_hold(message, to_stderr=False)
+
+    def note(self, message: str) -> None:
+        """Write a line to stderr, once work begins, as `say` does to stdout.
+
+        It is for what was understood of the user's files, which no result is made of.
+        """
+        self._write_or_hold(message, to_stderr=True)
 
     def _show_warning(self, message: Warning | str, *_place: object, **_more: object) -> None:
-        self._write_or_hold(f"Warning: {' '.join(str(message).split())}", is_warning=True)
+        self._write_or_hold(f"Warning: {' '.join(str(message).split())}", to_stderr=True)
 
-    def _write_or_hold(self, line: str, *, is_warning: bool) -> None:
+    def _write_or_hold(self, line: str, *, to_stderr: bool) -> None:
         if self._held is not None:
-            self._held.append((line, is_warning))
+            self._held.append((line, to_stderr))
         elif self._live is not None:
             self._live.console.print(line, markup=False, highlight=False)
         else:
-            click.echo(line, err=is_warning)
+            click.echo(line, err=to_stderr)
 
     def _release(self) -> None:
         held, self._held = self._held, None
-        for line, is_warning in held or ():
-            self._write_or_hold(line, is_warning=is_warning)
+        for line, to_stderr in held or ():
+            self._write_or_hold(line, to_stderr=to_stderr)
 
     def _move_bar(self, live: "RichProgress", stage: str, done: int, total: int, note: str) -> None:
         if stage in self._tasks and live.tasks[self._tasks[stage]].finished and done < total:

@@ -16,13 +16,15 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
-from editbench.cli.planning import open_dataset
+from editbench.cli.planning import open_dataset, read_cases
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError, TraceError
+from editbench.errors import ConfigError, DataError, TraceError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
     from editbench.tracing.effects import EffectLine, Effects
     from editbench.tracing.facts import KnownFact
     from editbench.tracing.manifest import Trace
@@ -59,6 +61,7 @@ Examples:
     metavar="NAME[=PATH]",
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
+@skip_invalid_option
 @click.option(
     "--n-facts",
     type=click.IntRange(min=1),
@@ -126,6 +129,7 @@ def trace(
     model: str,
     facts_file: Path | None,
     dataset: str | None,
+    skip_invalid: bool,
     n_facts: int,
     noise: str,
     n_samples: int,
@@ -155,14 +159,21 @@ def trace(
     from editbench.tracing.study import TraceOptions, plan_trace, trace_into
 
     parse_noise(noise)
+    if facts_file is not None and dataset is not None:
+        raise ConfigError("trace: --facts and --dataset exclude each other. Give one of them.")
     folder = _choose_folder(out, resume=resume)
     refuse_folder(folder, resume=resume)
-    source, facts = _read_facts(facts_file, dataset, plugins, cache)
     is_read_by_people = output_format == "table"
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(folder)),
     ):
+        if facts_file is not None:
+            source, facts = facts_file.name, _read_known(facts_file, skip_invalid, display)
+        else:
+            source = dataset or _DEFAULT_DATASET
+            opened = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
+            facts = _facts_of(opened, source, display)
         editable = loading.load(model, plugins)
         manifest, known = plan_trace(
             editable,
@@ -199,24 +210,27 @@ def _choose_folder(out: Path | None, *, resume: bool) -> Path:
     return out or Path("traces") / f"{datetime.now():%Y-%m-%d-%H%M%S}"
 
 
-def _read_facts(
-    facts_file: Path | None, dataset: str | None, plugins: PluginManager, cache: Path | None
-) -> "tuple[str, list[KnownFact]]":
-    """The facts, and what to call their source."""
-    from editbench.tracing.facts import facts_of_cases, read_known_facts
+def _read_known(path: Path, skip_invalid: bool, display: ProgressDisplay) -> "list[KnownFact]":
+    from editbench.datasets.files import describe_left_out
+    from editbench.tracing.facts import read_known_facts
 
-    if facts_file is not None:
-        if dataset is not None:
-            raise ConfigError("trace: --facts and --dataset exclude each other. Give one of them.")
-        return facts_file.name, read_known_facts(facts_file)
-    option = dataset or _DEFAULT_DATASET
-    facts = facts_of_cases(open_dataset(option, plugins, cache).cases())
+    left_out: list[DataError] = []
+    facts = read_known_facts(path, left_out if skip_invalid else None)
+    for line in describe_left_out(path, left_out, len(facts)):
+        display.note(line)
+    return facts
+
+
+def _facts_of(dataset: "Dataset", option: str, display: ProgressDisplay) -> "list[KnownFact]":
+    from editbench.tracing.facts import facts_of_cases
+
+    facts = facts_of_cases(read_cases(dataset, display))
     if not facts:
         raise TraceError(
             f"trace: dataset '{option}' names no true objects, got 0 facts to trace. Choose "
             "another dataset, or a file of known facts with --facts."
         )
-    return option, facts
+    return facts
 
 
 def _show(folder: Path, finished: "Trace", output_format: str, heat_maps: int | None) -> None:

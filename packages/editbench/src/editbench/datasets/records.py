@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from editbench.errors import DataError, UnknownNameError
@@ -23,16 +23,18 @@ class Record:
         line: Number of the record's first line, from 1.
         fields: Names and values as read.
         parent: Name of the field that holds this record, where it is nested in another.
+        names: What the file itself calls a field, where that is something else.
     """
 
     place: str
     line: int
     fields: Mapping[str, object]
     parent: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def fail(self, field: str, problem: str) -> DataError:
         """An error that names file, line and `field`; `problem` reads on after the name."""
-        return DataError(f"{self.place}: field '{self._full(field)}' {problem}")
+        return DataError(f"{self.place}: field '{self.full_name(field)}' {problem}")
 
     def text(self, field: str) -> str:
         """A string that is not blank."""
@@ -86,11 +88,14 @@ class Record:
         """Raise a `DataError` for the first field that is not among `known`."""
         for name in self.fields:
             if name not in known:
-                error = UnknownNameError("field", self._full(name), map(self._full, known))
+                error = UnknownNameError("field", self.full_name(name), map(self.full_name, known))
                 raise DataError(f"{self.place}: {error}") from error
 
-    def _full(self, field: str) -> str:
-        return f"{self.parent}.{field}" if self.parent else field
+    def full_name(self, field: str) -> str:
+        """The name of a field as the file has it, with those of the records it is nested in."""
+        name, bracket, rest = field.partition("[")
+        own = f"{self.names.get(name, name)}{bracket}{rest}"
+        return f"{self.parent}.{own}" if self.parent else own
 
     def _missing(self, field: str) -> DataError:
         present = ", ".join(self.fields) or "no fields"
@@ -112,7 +117,7 @@ class Record:
     def _checked_record(self, field: str, value: object) -> "Record":
         if not isinstance(value, dict):
             raise self._wrong_type(field, value, "an object")
-        return Record(self.place, self.line, value, self._full(field))
+        return Record(self.place, self.line, value, self.full_name(field))
 
     def _list(
         self, field: str, expected: str, check: Callable[[str, object], _Item]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
+from editbench.editors.dialect import Dialect
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, UnknownNameError
@@ -21,6 +22,9 @@ class EditorConfig(BaseModel):
     """Base of an editor's hyperparameters: immutable, and no field is ignored silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dialect: ClassVar[Dialect | None] = None
+    """What other tools call the fields, where their files can be read."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:

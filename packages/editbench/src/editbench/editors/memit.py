@@ -9,6 +9,13 @@ from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
+from editbench.editors.dialect import (
+    TARGET_NAMES,
+    Dialect,
+    read_fact_token,
+    read_prefix_lengths,
+    refuse_input_projection,
+)
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
 from editbench.editors.parts.keys.insertion_costs import plan_insertion, plan_second_moments
@@ -43,8 +50,42 @@ from memit_core import (
 STAGE = "insertion"
 
 
+def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    lengths, number = read_prefix_lengths(value)
+    if len(lengths) != 1:
+        raise ValueError("must be one pair, since all prefixes have one length here")
+    return {"n_context_prefixes": number, "context_prefix_length": lengths[0]}
+
+
+def _read_module(value: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whose output projection is written to; which module that is, the model itself says."""
+    attention = values.get("attn_module_tmp")
+    inside = str(value).removesuffix(".weight")
+    if isinstance(attention, str) and inside.startswith(f"{attention}."):
+        return {"module": "attention"}
+    refuse_input_projection(inside)
+    return {"module": "mlp"}
+
+
+DIALECT = Dialect(
+    editor="memit",
+    methods=("memit", "memit_seq", "alphaedit"),
+    names={
+        **TARGET_NAMES,
+        "layers": "critical_layers",
+        "mom2_update_weight": "preservation_weight",
+        "context_template_length_params": _read_prefixes,
+        "rewrite_module_tmp": _read_module,
+        "fact_token": read_fact_token,
+    },
+    unused={},
+)
+
+
 class MemitConfig(TargetSettings):
     """Every number of MEMIT's algorithm, with the paper's symbol and the reference's name."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, description="R: layers written to, ascending; z lives at the last (layers)"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from editbench.datasets.files import json_array_records, read_data_file
+from editbench.datasets.files import json_records, read_data_file
 from editbench.datasets.records import Record
 from editbench.errors import DataError
 from editbench.requests import EditCase
@@ -36,15 +36,17 @@ class KnownFact:
         return self.subject_start + len(self.subject)
 
 
-def read_known_facts(path: Path) -> list[KnownFact]:
+def read_known_facts(path: Path, left_out: list[DataError] | None = None) -> list[KnownFact]:
     """Read a file of known facts, as published with ROME (``known_1000.json``).
 
-    A JSON array of objects with `subject`, `attribute` and `prompt`, and optionally `known_id`;
-    other fields are left alone. The published `template` often differs from the prompt, so the
-    prompt is what is traced.
+    A JSON array, or JSON Lines, of objects with `subject`, `attribute` and `prompt`, and optionally
+    `known_id`; other fields are left alone. The published `template` often differs from the prompt,
+    so the prompt is what is traced.
 
     Args:
         path: The file.
+        left_out: Takes up why records are left out; without it, the first that cannot be used is an
+            error.
 
     Returns:
         The facts in file order.
@@ -52,10 +54,15 @@ def read_known_facts(path: Path) -> list[KnownFact]:
     Raises:
         DataError: The file cannot be read, or a record is malformed.
     """
-    facts = [
-        _read_fact(record, index)
-        for index, record in enumerate(json_array_records(read_data_file(path)))
-    ]
+    file = read_data_file(path, left_out)
+    facts: list[KnownFact] = []
+    for record in json_records(file):
+        try:
+            facts.append(_read_fact(record, len(facts) + len(left_out or ())))
+        except DataError as error:
+            file.leave_out(error)
+    if not facts and left_out:
+        raise DataError(f"{path}: no record can be used. The first: {left_out[0]}")
     if not facts:
         raise DataError(f"{path}: holds no records. Check the path.")
     return facts
