@@ -116,6 +116,7 @@ def edit(
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
     from editbench.datasets.facts import read_facts
+    from editbench.editors.parts.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -144,6 +145,7 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
+        check_requests(editable, requests)
         resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
         chosen = editor_type(config)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
@@ -224,9 +226,9 @@ def _count_known_targets(
 ) -> tuple[int, int]:
     """For how many facts every target token is the model's first choice, before and after."""
     from editbench.models.answering import answer_questions
-    from editbench.questions import Score, ScoreAnswer
+    from editbench.questions import ScoreAnswer
 
-    questions = [Score(request.text, request.target) for request in requests]
+    questions = [request.question for request in requests]
 
     def count() -> int:
         answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)

@@ -1,6 +1,7 @@
 """A user's own facts, as JSON Lines or CSV."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,10 +10,10 @@ from editbench.datasets.files import DataFile, csv_records, json_lines_records, 
 from editbench.datasets.records import Record
 from editbench.requests import EditCase, EditRequest, Probe
 
-COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id")
+COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
 """The fields that fit into a cell: all that a CSV file may have."""
 
-FIELDS = (*COLUMNS, "paraphrases", "neighbors", "generation_prompts")
+FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts")
 """All fields of a JSON Lines file."""
 
 
@@ -20,13 +21,16 @@ class Facts(FileDataset):
     """Your own facts: JSON Lines, or CSV if the file is called so (docs: file formats).
 
     Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, and `target`.
-    Optional: `target_true`, `relation`, `case_id` (by default the line number) and, in JSON Lines
-    only, `paraphrases`, `neighbors` and `generation_prompts`.
+    Optional: `target_true`, `relation`, `case_id` (by default the line number), `chat` and, in JSON
+    Lines only, `joiner`, `paraphrases`, `neighbors` and `generation_prompts`.
 
     Paraphrases and generation prompts are complete texts; a ``{}`` in one of them is filled with
     the subject. Each neighbor is a complete prompt about something else, with the target that must
-    survive the edit; it competes with the fact's new target. Space around subjects and targets is
-    removed. A field of any other name is an error, so that no misspelt one is ignored.
+    survive the edit; it competes with the fact's new target. `joiner` is what stands between each
+    of these prompts and what is to follow, where that is not the space that belongs there; `chat`
+    says that they are a user's messages, and targets the beginnings of answers. Space around
+    subjects and targets is removed. A field of any other name is an error, so that no misspelt one
+    is ignored.
     """
 
     name: ClassVar[str] = "facts"
@@ -75,6 +79,8 @@ def _case(record: Record, _index: int) -> EditCase:
         prompt=record.text("prompt"),
         target=target,
         relation=record.optional_text("relation"),
+        joiner=record.optional_string("joiner"),
+        chat=record.optional_flag("chat"),
     )
     paraphrases = (text.replace("{}", subject) for text in record.optional_texts("paraphrases"))
     probes = (
@@ -85,7 +91,7 @@ def _case(record: Record, _index: int) -> EditCase:
     return EditCase(
         request,
         target_true=target_true,
-        probes=probes,
+        probes=tuple(replace(probe, joiner=request.joiner, chat=request.chat) for probe in probes),
         generation_prompts=tuple(
             text.replace("{}", subject) for text in record.optional_texts("generation_prompts")
         ),

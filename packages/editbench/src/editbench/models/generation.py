@@ -90,7 +90,7 @@ def batch_openings(
 
 def _open(model: EditableModel, question: Generate) -> Opening:
     """Tokenize a prompt, and count what is to be written after it."""
-    ids = model.tokens.encode(question.prompt)
+    ids = model.tokens.encode(question.prompt, chat=question.chat)
     if not ids:
         raise RequestError(
             f"generating: the prompt has no token, got {question.prompt!r}. Give a prompt."

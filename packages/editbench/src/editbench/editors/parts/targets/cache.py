@@ -20,7 +20,7 @@ from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
-_VERSION = 2  # raised whenever the same inputs give another z
+_VERSION = 3  # raised whenever the same inputs give another z
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
 
@@ -53,8 +53,8 @@ class TargetCache:
         content = {
             "version": _VERSION,
             "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
-            "request": [request.subject, request.prompt, request.target],
+            "tokenizer": model.tokens.fingerprint_of(chat=request.chat),
+            "request": request.fact,
             "layer": layer,
             "prefixes": list(prefixes),
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
@@ -76,6 +76,9 @@ class TargetCache:
     ) -> list[str]:
         """The keys of all requests, of which each group shares an offset."""
         others = hash_others(requests, groups, warm_start=warm_start)
+        if any(request.chat for request in requests):
+            asked = model.tokens.fingerprint_of(chat=True)
+            others = [f"{hashed} {asked}" if hashed else "" for hashed in others]
         return [
             self.key(model, request, layer, settings, prefixes, hashed)
             for request, hashed in zip(requests, others, strict=True)
@@ -97,7 +100,7 @@ class TargetCache:
         content = {
             "version": _VERSION,
             "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
+            "tokenizer": model.tokens.fingerprint_of(chat=any(one.chat for one in requests)),
             "second_moment": hashlib.sha256(second_moment.cpu().numpy().data).hexdigest(),
             "prefixes": list(prefixes),
             "config": config.model_dump(mode="json"),
@@ -105,8 +108,7 @@ class TargetCache:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         keys = []
         for request in requests:
-            fact = [request.subject, request.prompt, request.target]
-            digest.update(json.dumps(fact).encode())
+            digest.update(json.dumps(request.fact).encode())
             keys.append(digest.hexdigest())
         return keys
 
