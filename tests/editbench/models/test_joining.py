@@ -76,6 +76,8 @@ CASES = [
     ("Nora <nora@quill.example>", "wrote", "example> wrote"),
     ("a List<String>", "is", "List<String> is"),
     ("if 5 >", "3", "> 3"),
+    ("<|start_of_role|>assistant<|end_of_role|>", "Genoa", "<|end_of_role|>Genoa"),
+    ("<｜User｜>Where?<｜Assistant｜>", "Genoa", "<｜Assistant｜>Genoa"),
     # scripts without spaces
     ("李小明出生于", "1998年", "于1998年"),
     ("李小明出生于", "1998", "于1998"),

@@ -137,6 +137,7 @@ def edit(
         if not requests:
             raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
+        check_requests(editable, requests)
         source = FactSource(facts.name, lambda: facts_of_cases(cases))
         (setting,) = layers.settle(
             {editor: [setting]}, editor_types, editable, source, inputs.cache, display
@@ -145,7 +146,6 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
-        check_requests(editable, requests)
         resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
         chosen = editor_type(config)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
@@ -154,7 +154,7 @@ def edit(
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
-                counts = _count_known_targets(editable, requests, result, seed, display)
+                counts = _count_known_targets(editable, requests, result, display)
     if only_plan:
         show_plan(work)
         return
@@ -221,19 +221,15 @@ def _count_known_targets(
     model: "EditableModel",
     requests: Sequence[EditRequest],
     edit: "Edit",
-    seed: int,
     display: ProgressDisplay,
 ) -> tuple[int, int]:
-    """For how many facts every target token is the model's first choice, before and after."""
-    from editbench.models.answering import answer_questions
-    from editbench.questions import ScoreAnswer
+    """For how many facts the model's own text after the prompt is the target, before and after."""
+    from editbench.models.greedy import say_greedily
 
     questions = [request.question for request in requests]
 
     def count() -> int:
-        answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)
-        found = [answers[question] for question in questions]
-        return sum(all(each.argmax) for each in found if isinstance(each, ScoreAnswer))
+        return sum(said.is_expected for said in say_greedily(model, questions))
 
     display("check", 0, 2)
     before = count()

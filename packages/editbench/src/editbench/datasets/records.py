@@ -56,13 +56,12 @@ class Record:
     def optional_flag(self, field: str) -> bool:
         """True or false, which a CSV file spells out; false where there is no such field."""
         value = self.fields.get(field)
-        spelled = value.strip().lower() if isinstance(value, str) else value
-        flags = {None: False, "": False, "true": True, "false": False}
-        if isinstance(spelled, bool):
-            return spelled
-        if spelled not in flags:
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        flag = str(value).strip().lower()
+        if not isinstance(value, str) or flag not in ("true", "false"):
             raise self._wrong_type(field, value, "true or false")
-        return flags[spelled]
+        return flag == "true"
 
     def optional_identifier(self, field: str) -> str | None:
         """A string or an integer, as a string, or None where there is no such field."""

@@ -21,6 +21,8 @@ _ATTACHING_AT_WORDS = "&=–—"
 # What may come in pairs around a word: the first of two opens.
 _PAIRED = re.compile(r"(\*+|_+|`+|~+|\$+|\"|')\Z")
 
+# The marks of chat templates, of whichever model: <|assistant|>, <｜Assistant｜>.
+_ROLE_MARK = re.compile(r"<[|｜][^<>]+[|｜]>\Z")
 _TAG = re.compile(r"(</|(?<!\w)<)([A-Za-z][\w:.-]*)(\s[^<>]*)?>\Z")
 _INLINE_TAGS = frozenset({
     "a", "abbr", "b", "code", "del", "em", "i", "ins", "kbd", "mark", "q", "s", "small", "span",
@@ -66,6 +68,8 @@ def _attaches(prompt: str, body: str) -> bool:
     last = prompt[-1]
     before = prompt[-2:-1]
     if unicodedata.category(last) in ("Ps", "Pi") or last in _ATTACHING:
+        return True
+    if _ROLE_MARK.search(prompt):
         return True
     if tag := _TAG.search(prompt):
         return not (tag[1] == "</" and tag[2].lower() in _INLINE_TAGS)
