@@ -87,7 +87,8 @@ Examples:
     "--check/--no-check",
     "check_targets",
     default=False,
-    help="Ask the model for every fact before and after, and say how many it gives.",
+    help="Let the model go on from every prompt before and after, always with the likeliest token, "
+    "and say how often its text is the target.",
 )
 @plan_option
 @editor_input_options

@@ -62,7 +62,7 @@ class ChatTemplate:
     def _render(self, message: str) -> str:
         conversation = [{"role": "user", "content": message}]
         try:
-            rendered, _ = render_jinja_template(
+            rendered = render_jinja_template(
                 [conversation],
                 chat_template=self.source,
                 add_generation_prompt=True,
@@ -73,4 +73,4 @@ class ChatTemplate:
                 f"chat: the model's chat template fails, got {' '.join(str(error).split())} for "
                 f"the message {message!r}. Mend the template, or leave out 'chat'."
             ) from error
-        return rendered[0]
+        return rendered[0][0]
