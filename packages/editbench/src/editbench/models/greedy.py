@@ -49,7 +49,7 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
             for question in asked
             if all(scores[question].argmax)
         }
-        openings = {question: _open(model, question) for question in asked if question not in said}
+        openings = {question: go_on(model, question) for question in asked if question not in said}
         texts = generate_texts(
             model,
             list(dict.fromkeys(openings.values())),
@@ -78,7 +78,8 @@ def find_ends(model: EditableModel) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def _open(model: EditableModel, question: Score) -> Generate:
+def go_on(model: EditableModel, question: Score) -> Generate:
+    """What is written to see whether a text begins with what is asked for."""
     prompt, expected = model.tokens.encode_question(question)
     # No tokens are shorter than a byte.
     n_bytes = len(f"{question.joiner or ' '}{question.continuation}".encode())
