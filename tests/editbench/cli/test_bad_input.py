@@ -3,9 +3,11 @@
 import errno
 import json
 import resource
+import shutil
 from contextlib import contextmanager
 
 import pytest
+from transformers import AutoTokenizer
 
 from editbench.errors import EditbenchError
 from editbench.plugins import hookimpl
@@ -361,3 +363,70 @@ class TestNoSpaceLeft:
         options = ["report", "here", "--format", "csv", "--output", "table.csv"]
         with full_disk(100):
             refuses(*options, says="no space left, got 'table.csv'")
+
+
+class TestTokenWithoutAnEmbeddingRow:
+    @pytest.fixture
+    def grown(self, model_folder, tmp_path):
+        """A model whose tokenizer was given a word, its embeddings no row; and what is said."""
+        folder = tmp_path / "grown"
+        shutil.copytree(model_folder, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        n_rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        words = [f"Zorblax{n}" for n in range(n_rows - len(tokenizer) + 1)]
+        tokenizer.add_tokens([*words[:-1], "Zorblax"])
+        tokenizer.save_pretrained(folder)
+        says = (
+            f"the tokenizer has {n_rows + 1} tokens, the embedding {n_rows} rows",
+            f"uses {n_rows} ('Zorblax')",
+            "Resize the embeddings",
+        )
+        return folder, says
+
+    @pytest.mark.parametrize(("subject", "target"), [("Zorblax", "house"), ("Danielle", "Zorblax")])
+    @pytest.mark.parametrize("editor", ["memit", "rome", "ft-w", "unedited"])
+    def test_edit(self, refuses, grown, tmp_path, editor, subject, target):
+        folder, says = grown
+        facts = tmp_path / "grown.jsonl"
+        fact = {"subject": subject, "prompt": "{} lives in a big", "target": target}
+        facts.write_text(json.dumps(fact))
+        options = ["--model", folder, "--facts", facts, "--out", "e.safetensors"]
+        refuses("edit", "--editor", editor, *options, says=says)
+
+    def test_trace(self, refuses, grown, tmp_path):
+        folder, says = grown
+        facts = tmp_path / "grown.json"
+        fact = {"subject": "Zorblax", "prompt": "Zorblax lives in a big", "attribute": "house"}
+        facts.write_text(json.dumps([fact]))
+        options = ["--model", folder, "--facts", facts, "--out", "t", "--quiet"]
+        refuses("trace", *options, says=says)
+
+    def test_corpus(self, refuses, grown, tmp_path):
+        folder, says = grown
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("Zorblax lives in a big house.\n" * 50)
+        options = ["--model", folder, "--corpus", corpus, "--out", "m.safetensors", "--quiet"]
+        refuses("stats", *options, says=says)
+
+    def test_run(self, invoke, grown, tmp_path):
+        folder, says = grown
+        facts = tmp_path / "grown.jsonl"
+        fact = {"subject": "Zorblax", "prompt": "{} lives in a big", "target": "house"}
+        facts.write_text(json.dumps({**fact, "target_true": "barn"}))
+        options = ["--dataset", f"facts={facts}", "--editor", "ft-w", "--out", "r", "--n-edits", 1]
+        result = invoke("run", "--model", folder, *options)
+        assert result.exit_code == 1
+        assert all(part in result.output for part in says)
+        assert "Traceback" not in result.output
+
+    def test_one_that_no_text_uses_is_no_matter(self, invoke, grown, facts_file):
+        options = ["--model", grown[0], "--facts", facts_file, "--out", "e.safetensors"]
+        assert invoke("edit", "--editor", "ft-w", *options).exit_code == 0
+
+
+def test_chat_fact_for_a_model_without_a_chat_template(refuses, model_folder, tmp_path):
+    facts = tmp_path / "chat.jsonl"
+    fact = {"subject": "Zoë", "prompt": "Who is {}?", "target": "French", "chat": True}
+    facts.write_text(json.dumps({**fact, "case_id": "c7"}))
+    options = ["--model", model_folder, "--facts", facts, "--out", "e.safetensors"]
+    refuses("edit", *options, says="request 'c7': chat: the model's tokenizer has no chat template")

@@ -91,7 +91,8 @@ Examples:
     "--check/--no-check",
     "check_targets",
     default=False,
-    help="Ask the model for every fact before and after, and say how many it gives.",
+    help="Let the model go on from every prompt before and after, always with the likeliest token, "
+    "and say how often its text is the target.",
 )
 @plan_option
 @editor_input_options
@@ -120,6 +121,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
+    from editbench.editors.parts.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -142,6 +144,7 @@ def edit(
         if not requests:
             raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
+        check_requests(editable, requests)
         source = FactSource(facts.name, lambda: facts_of_cases(cases))
         (setting,) = layers.settle(
             {editor: [setting]}, editor_types, editable, source, inputs.cache, display
@@ -158,7 +161,7 @@ def edit(
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
-                counts = _count_known_targets(editable, requests, result, seed, display)
+                counts = _count_known_targets(editable, requests, result, display)
     if only_plan:
         show_plan(work)
         return
@@ -225,19 +228,15 @@ def _count_known_targets(
     model: "EditableModel",
     requests: Sequence[EditRequest],
     edit: "Edit",
-    seed: int,
     display: ProgressDisplay,
 ) -> tuple[int, int]:
-    """For how many facts every target token is the model's first choice, before and after."""
-    from editbench.models.answering import answer_questions
-    from editbench.questions import Score, ScoreAnswer
+    """For how many facts the model's own text after the prompt is the target, before and after."""
+    from editbench.models.greedy import say_greedily
 
-    questions = [Score(request.text, request.target) for request in requests]
+    questions = [request.question for request in requests]
 
     def count() -> int:
-        answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)
-        found = [answers[question] for question in questions]
-        return sum(all(each.argmax) for each in found if isinstance(each, ScoreAnswer))
+        return sum(said.is_expected for said in say_greedily(model, questions))
 
     display("check", 0, 2)
     before = count()

@@ -160,12 +160,13 @@ def work_of_edit(
     from editbench.costs.answers import plan_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import Known, add_stages
-    from editbench.questions import Score
+    from editbench.models.greedy import go_on
 
     stages = _ask(editor.name, partial(editor.plan, model, requests, resources, Known()))
     if with_check:
-        questions = [Score(request.text, request.target) for request in requests]
-        stages += 2 * _ask("answers", partial(plan_answers, model, questions))
+        questions = [request.question for request in requests]
+        texts = [go_on(model, question) for question in questions]
+        stages += 2 * _ask("answers", partial(plan_answers, model, [*questions, *texts]))
     label = f"{editor.name} on {model.name}, {len(requests):,} edits"
     return [Work(label, model, tuple(add_stages(stages)))]
 

@@ -1,6 +1,7 @@
 """A user's own facts: JSON Lines, a JSON array or CSV, in our fields or those of other tools."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,10 +19,10 @@ from editbench.datasets.records import Record
 from editbench.datasets.understanding import Understanding
 from editbench.requests import EditCase, EditRequest, Probe
 
-COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id")
+COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
 """The fields that fit into a cell: all that a CSV file may have."""
 
-FIELDS = (*COLUMNS, "paraphrases", "neighbors", "generation_prompts")
+FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts")
 """All fields of a JSON Lines file."""
 
 _CSV_SUFFIXES = (".csv", ".tsv")
@@ -33,13 +34,15 @@ class Facts(FileDataset):
 
     Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, or the subject
     itself exactly once, and `target`. Optional: `target_true`, `relation`, `case_id` (by default
-    the line number; in a JSON array the record's number) and, in JSON only, `paraphrases`,
-    `neighbors` and `generation_prompts`.
+    the line number; in a JSON array the record's number), `chat` and, in JSON only, `joiner`,
+    `paraphrases`, `neighbors` and `generation_prompts`.
 
     Paraphrases and generation prompts are complete texts; a ``{}`` in one of them is filled with
     the subject. Each neighbor is a complete prompt about something else, with the target that must
-    survive the edit; it competes with the fact's new target. Space around subjects and targets is
-    removed.
+    survive the edit; it competes with the fact's new target. `joiner` is what stands between each
+    of these prompts and what is to follow, where that is not the space that belongs there; `chat`
+    says that they are a user's messages, and targets the beginnings of answers. Space around
+    subjects and targets is removed.
 
     Fields of other tools are read as well, and `remarks` says as what (`as_fact`). A field of any
     other name is an error, so that no misspelt one is ignored.
@@ -112,6 +115,8 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
         prompt=prompt,
         target=target,
         relation=fact.optional_text("relation"),
+        joiner=fact.optional_string("joiner"),
+        chat=fact.optional_flag("chat"),
     )
     paraphrases = (text.replace("{}", subject) for text in fact.optional_texts("paraphrases"))
     probes = (
@@ -122,7 +127,7 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
     return EditCase(
         request,
         target_true=target_true,
-        probes=probes,
+        probes=tuple(replace(probe, joiner=request.joiner, chat=request.chat) for probe in probes),
         generation_prompts=tuple(
             text.replace("{}", subject) for text in fact.optional_texts("generation_prompts")
         ),

@@ -48,6 +48,23 @@ class Record:
         value = self.fields.get(field)
         return None if value is None else self._checked_text(field, value)
 
+    def optional_string(self, field: str) -> str | None:
+        """A string, blank or empty too, or None where there is no such field."""
+        value = self.fields.get(field)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong_type(field, value, "a string")
+        return value
+
+    def optional_flag(self, field: str) -> bool:
+        """True or false, which a CSV file spells out; false where there is no such field."""
+        value = self.fields.get(field)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        flag = str(value).strip().lower()
+        if not isinstance(value, str) or flag not in ("true", "false"):
+            raise self._wrong_type(field, value, "true or false")
+        return flag == "true"
+
     def optional_identifier(self, field: str) -> str | None:
         """A string or an integer, as a string, or None where there is no such field."""
         value = self.fields.get(field)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -16,14 +15,14 @@ from pydantic import (
 )
 
 from editbench.models.editable import EditableModel
-from editbench.requests import EditRequest
+from editbench.requests import EditRequest, content_of
 
 _RECORDED_PACKAGES = ("editbench", "memit-core", "torch", "transformers")
 
 
 def hash_requests(requests: Sequence[EditRequest]) -> str:
     """Content address of a batch of requests, in order: SHA-256, hexadecimal."""
-    content = json.dumps([asdict(request) for request in requests], ensure_ascii=False)
+    content = json.dumps([content_of(request) for request in requests], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 

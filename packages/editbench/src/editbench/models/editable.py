@@ -76,7 +76,7 @@ class EditableModel:
         """
         self.name = name
         self.spec = spec
-        self.tokens = tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
+        tokens = tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
         try:
             self.architecture = find_architecture(model)
         except ModelError as error:
@@ -88,12 +88,15 @@ class EditableModel:
         self._hash = WeightHash()
         self._edits = EditStack()
         n_embeddings = _n_rows(model, self.architecture.embedding)
-        if not 0 <= self.tokens.largest_id < n_embeddings:
+        if not 0 <= tokens.largest_id < n_embeddings:
             raise ModelError(
                 f"model '{name}': tokenizer and model do not belong together, got a vocabulary "
-                f"with ids up to {self.tokens.largest_id}; expected ids from 0 to "
+                f"with ids up to {tokens.largest_id}; expected ids from 0 to "
                 f"{n_embeddings - 1}, the rows of the embedding. Use the model's own tokenizer."
             )
+        # A tokenizer may have been given tokens that the model has not.
+        n_rows, part = min((n_embeddings, "embedding"), (self.n_logits, "output head"))
+        self.tokens = tokens.within(n_rows, name, part)
 
     @property
     def device(self) -> torch.device:

@@ -2,8 +2,9 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -39,6 +40,7 @@ def generate_texts(
     report: Callable[[int], None],
     *,
     top_k: int = TOP_K,
+    ends: Collection[int] = (),
 ) -> dict[Generate, GenerateAnswer]:
     """Answer distinct `Generate` questions by top-k sampling.
 
@@ -56,6 +58,7 @@ def generate_texts(
             than 128 MiB.
         report: Called with the number of questions each batch has answered.
         top_k: How many of the most likely tokens take part; 1 is greedy.
+        ends: Tokens before which a text ends.
 
     Raises:
         RequestError: A prompt has no token, or is longer than the model takes.
@@ -68,7 +71,8 @@ def generate_texts(
             for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
                 found += written
         for opening, new_ids in zip(batch, found, strict=True):
-            text = model.tokens.decode([*opening.ids, *new_ids[: opening.n_missing]])
+            own = list(takewhile(lambda token: token not in ends, new_ids[: opening.n_missing]))
+            text = model.tokens.decode([*opening.ids, *own])
             answers[opening.question] = GenerateAnswer(text)
         report(len(batch))
     for question in questions:
@@ -90,7 +94,7 @@ def batch_openings(
 
 def _open(model: EditableModel, question: Generate) -> Opening:
     """Tokenize a prompt, and count what is to be written after it."""
-    ids = model.tokens.encode(question.prompt)
+    ids = model.tokens.encode(question.prompt, chat=question.chat)
     if not ids:
         raise RequestError(
             f"generating: the prompt has no token, got {question.prompt!r}. Give a prompt."

@@ -59,9 +59,7 @@ def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Pass
     """
     passages = []
     for question in questions:
-        prompt, continuation = model.tokens.encode_continuation(
-            question.prompt, question.continuation
-        )
+        prompt, continuation = model.tokens.encode_question(question)
         model.check_length(len(prompt) + len(continuation) - 1, question.prompt)
         passages.append(Passage(question, prompt, continuation))
     return passages

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, Self
 
 from editbench.editors.base import Editor, Progress
+from editbench.editors.parts.subject_tokens import check_requests
 from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError
@@ -140,6 +141,8 @@ def run_trial(
         warnings.simplefilter("default")
         try:
             with explaining_out_of_memory(operation):
+                for batch in work.batches:
+                    check_requests(work.model, (case.request for case in batch.cases))
                 resources = work.inputs.resources(work.seed, conditions.cache, on_progress)
                 for index, batch in enumerate(work.batches):
                     if len(work.batches) > 1:

@@ -32,7 +32,7 @@ from editbench.questions import (
 from editbench.runner.plan import PlannedTrial
 
 _SHEET_SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
-_VERSION = 1  # raised whenever the same sheet gives other answers
+_VERSION = 2  # raised whenever the same sheet gives other answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,9 @@ class Sheet:
             "version": _VERSION,
             "versions": package_versions(),
             "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
+            "tokenizer": model.tokens.fingerprint_of(
+                chat=any(not isinstance(each, Read) and each.chat for each in self.questions)
+            ),
             "device": model.device.type,
             "token_budget": token_budget,
             "seed": self.seed,
@@ -151,14 +153,14 @@ def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Sheet]:
         yield Sheet(seed, ordered[start : start + _SHEET_SIZE])
 
 
-def _order(question: Question) -> tuple[str, str, str]:
+def _order(question: Question) -> tuple[str, str, str, str]:
     match question:
-        case Score(prompt, continuation):
-            return "score", prompt, continuation
-        case Generate(prompt, n_tokens):
-            return "generate", prompt, f"{n_tokens:06d}"
+        case Score(prompt, continuation, joiner, chat):
+            return "score", prompt, continuation, f"{joiner!r} {chat}"
+        case Generate(prompt, n_tokens, chat):
+            return "generate", prompt, f"{n_tokens:06d}", str(chat)
         case Read(text):
-            return "read", text, ""
+            return "read", text, "", ""
 
 
 def _decode(fields: dict[str, object]) -> Answer:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from editbench.datasets.files import json_records, read_data_file
 from editbench.datasets.records import Record
 from editbench.errors import DataError
-from editbench.requests import EditCase
+from editbench.requests import EditCase, content_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class KnownFact:
         prompt: Complete text; the object is what comes next.
         subject_start: Character offset of the subject in `prompt`.
         object: o, without the space that joins it to the prompt.
+        joiner: What stands between prompt and object; see `EditRequest`.
+        chat: Whether the prompt is a user's message; see `EditRequest`.
     """
 
     fact_id: str
@@ -29,6 +31,8 @@ class KnownFact:
     prompt: str
     subject_start: int
     object: str
+    joiner: str | None = None
+    chat: bool = False
 
     @property
     def subject_end(self) -> int:
@@ -84,6 +88,8 @@ def facts_of_cases(cases: Iterable[EditCase]) -> list[KnownFact]:
             prompt=case.request.text,
             subject_start=case.request.subject_start,
             object=case.target_true.strip(),
+            joiner=case.request.joiner,
+            chat=case.request.chat,
         )
         for case in cases
         if case.target_true is not None and case.target_true.strip()
@@ -92,7 +98,7 @@ def facts_of_cases(cases: Iterable[EditCase]) -> list[KnownFact]:
 
 def hash_facts(facts: Sequence[KnownFact]) -> str:
     """Content address of facts, in order: SHA-256, hexadecimal."""
-    content = json.dumps([asdict(fact) for fact in facts], ensure_ascii=False)
+    content = json.dumps([content_of(fact) for fact in facts], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 

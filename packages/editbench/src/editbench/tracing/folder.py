@@ -11,7 +11,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from editbench.errors import TraceError
+from editbench.requests import content_of
 from editbench.result_folders import FolderKind
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.manifest import TraceManifest
@@ -67,7 +67,7 @@ class TraceStore:
         """
         prompt = trace.prompt
         content = {
-            "fact": asdict(prompt.fact),
+            "fact": content_of(prompt.fact),
             "token_ids": list(prompt.token_ids),
             "texts": list(prompt.texts),
             "subject": [prompt.subject.start, prompt.subject.stop],

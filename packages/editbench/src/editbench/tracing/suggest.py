@@ -17,7 +17,7 @@ from editbench.tracing.settings import TraceSettings
 from editbench.tracing.suggestion import Suggestion, suggest_from_traces
 from editbench.tracing.tracer import Tracer
 
-_VERSION = 1  # raised whenever the same inputs give another suggestion
+_VERSION = 2  # raised whenever the same inputs give another suggestion
 
 
 def suggest_layers(
@@ -82,7 +82,7 @@ def _cache_path(
     content = {
         "version": _VERSION,
         "model": model.state,
-        "tokenizer": model.tokens.fingerprint,
+        "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
         "facts": hash_facts(facts),
         "n_facts": n_facts,
         "seed": seed,

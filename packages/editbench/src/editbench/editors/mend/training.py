@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.base import Progress
-from editbench.editors.mend.examples import draw_batch, draw_example, select_trainable
+from editbench.editors.mend.examples import (
+    check_cases,
+    draw_batch,
+    draw_example,
+    select_trainable,
+)
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.matrices import find_matrices
 from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
@@ -144,6 +149,7 @@ def train_hypernetwork(
 
     Raises:
         DataError: The cases lack what training needs.
+        RequestError: One of them cannot be put into the model's tokens.
         ConfigError: The settings are at odds, or the checkpoint is of another training.
         EditError: A loss is not finite, or the checkpoint cannot be read or written.
         ModelError: The model is edited.
@@ -156,6 +162,7 @@ def train_hypernetwork(
     model.check_unedited("train mend")
     cases = select_trainable(cases, data.dataset)
     validation_cases = select_trainable(validation_cases, data.validation or data.dataset)
+    check_cases(model.tokens, [*cases, *validation_cases])
     training = _Training(model, cases, validation_cases, config, data, seed)
     if checkpoint is not None and checkpoint.exists():
         training.restore(checkpoint)

@@ -19,7 +19,7 @@ from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
-_VERSION = 2  # raised whenever the same inputs give another z
+_VERSION = 3  # raised whenever the same inputs give another z
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
 
@@ -36,10 +36,10 @@ class _Key:
         prefixes: Sequence[str],
         site: str = "",
     ) -> None:
+        self._tokens = model.tokens
         self._content = {
             "version": _VERSION,
             "model": state,
-            "tokenizer": model.tokens.fingerprint,
             "layer": layer,
             "prefixes": list(prefixes),
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
@@ -49,8 +49,12 @@ class _Key:
 
     def of(self, request: EditRequest, others: str = "") -> str:
         """The key of a fact, and of `others`, a hash of the facts that its state depends on."""
-        fact = [request.subject, request.prompt, request.target]
-        content = {**self._content, "request": fact, **({"others": others} if others else {})}
+        content = {
+            **self._content,
+            "tokenizer": self._tokens.fingerprint_of(chat=request.chat),
+            "request": request.fact,
+            **({"others": others} if others else {}),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,6 +102,9 @@ class TargetCache:
         """The keys of all requests, of which each group shares an offset."""
         key = _Key(model.state, model, layer, settings, prefixes)
         others = hash_others(requests, groups, warm_start=warm_start)
+        if any(request.chat for request in requests):
+            asked = model.tokens.fingerprint_of(chat=True)
+            others = [f"{hashed} {asked}" if hashed else "" for hashed in others]
         return [key.of(*pair) for pair in zip(requests, others, strict=True)]
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
