@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -32,12 +33,22 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def _name_dtype(model: EditableModel) -> str:
+    """The dtype of most weights: a class may keep a few in float32 whatever is asked for."""
+    sizes: Counter[str] = Counter()
+    for parameter in model.model.parameters():
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
 class EditCard(BaseModel):
     """Where an edit comes from, and which model it fits.
 
     Attributes:
         model_name: What the model was called where the edit was computed.
         model_fingerprint: Hash of that model's weights and configuration.
+        model_dtype: Precision that its weights were loaded in, such as ``float32``; None in files
+            that do not say.
         editor: Name of the editor.
         config: The editor's hyperparameters.
         requests_hash: `hash_requests` of what was written.
@@ -50,6 +61,7 @@ class EditCard(BaseModel):
 
     model_name: str
     model_fingerprint: str
+    model_dtype: str | None = None
     editor: str
     config: dict[str, Any] = Field(default_factory=dict)
     requests_hash: str
@@ -72,6 +84,7 @@ class EditCard(BaseModel):
         return cls(
             model_name=model.name,
             model_fingerprint=model.fingerprint,
+            model_dtype=_name_dtype(model),
             editor=editor,
             config=values,
             requests_hash=hash_requests(requests),
