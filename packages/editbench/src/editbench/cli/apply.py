@@ -24,6 +24,7 @@ Example:
   editbench apply --model gpt2-xl --edit edit.safetensors --out edited-gpt2-xl
 """
 _N_NAMED = 5
+_MUCH_ROUNDING = 0.5
 _WRITTEN_DTYPE = dtype_option(
     "auto",
     "Precision of the whole edited model; 'auto' keeps what the files hold. The edit may have been "
@@ -77,12 +78,19 @@ def apply(
 
 
 def _describe(written: "Export") -> None:
-    rounding = ""
+    replaced = f"Replaced {written.n_replaced} of {written.n_tensors} tensors"
     if written.rounding is not None:
-        lost = f"{100 * written.rounding:.2g} %"
-        rounding = f", whose rounding moves the update by {lost} of its size (norm of the error)"
-    precision = f" in {' and '.join(written.dtypes)}{rounding}" if written.dtypes else ""
-    click.echo(f"Replaced {written.n_replaced} of {written.n_tensors} tensors{precision}")
+        replaced += (
+            f", in {' and '.join(written.dtypes)}: rounding moves the update by "
+            f"{100 * written.rounding:.2g} % of its norm"
+        )
+    click.echo(replaced)
+    if written.rounding is not None and written.rounding > _MUCH_ROUNDING:
+        click.echo(
+            "Warning: little of the update is left in this precision. Write with --dtype float32, "
+            "or check what the edited model says.",
+            err=True,
+        )
     if left_out := written.left_out:
         more = f" and {len(left_out) - _N_NAMED} more" if len(left_out) > _N_NAMED else ""
         click.echo(

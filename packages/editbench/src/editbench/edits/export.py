@@ -174,7 +174,7 @@ class _Writer:
             computed: The precision in which the source has the fingerprint.
         """
         fingerprint = self.fingerprint
-        if self.source.is_changed_by(self.precision):
+        if self.dtype != computed and self.source.is_changed_by(self.precision):
             # In a lower precision than the edit's the source is another model.
             computed, fingerprint = self.dtype, load(str(self.source.path), self.dtype).fingerprint
         self.source.write(folder, self.replacement.tensors, self.precision)

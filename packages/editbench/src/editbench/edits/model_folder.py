@@ -122,8 +122,9 @@ class ModelFolder:
                 else _converted(stored, precision.of(name, stored.dtype))
                 for name, stored in file.tensors.items()
             }
-            target = folder / _safe_name(file.path.name)
+            target = folder / _safe_name(str(file.path.relative_to(self.path)))
             if planned != file.tensors or target.name != file.path.name:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with writing_whole(target) as partial:
                     write_safetensors(partial, planned, file.metadata)
             elif is_elsewhere:

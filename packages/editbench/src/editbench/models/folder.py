@@ -143,7 +143,10 @@ def _refuse_quantized(folder: Path, config: Mapping[str, Any], name: str) -> Non
 
 def _read_shard_names(index: Path, name: str) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if outside := [shard for shard in shards if Path(shard).is_absolute() or ".." in shard]:
+            raise ValueError(f"shards outside of the folder: {outside[0]}")
+        return sorted(shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"model '{name}': '{index}' is damaged, got {type(error).__name__}: {error}; expected "
