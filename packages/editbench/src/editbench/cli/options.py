@@ -170,16 +170,28 @@ class EditorInputs:
         return None if self.second_moments is not None else self.find_corpus(model)
 
 
-def loading_options(command: Command) -> Command:
-    """Add the options that say how a model is loaded, passed on as ``loading``."""
-
-    @click.option(
+def dtype_option(default: str, text: str) -> Callable[[Command], Command]:
+    """The option ``--dtype``."""
+    return click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
-        default="float32",
+        default=default,
         show_default=True,
-        help="Precision of the weights; 'auto' keeps what the files hold.",
+        help=text,
     )
+
+
+_LOADED_DTYPE = dtype_option(
+    "float32", "Precision of the weights; 'auto' keeps what the files hold."
+)
+
+
+def loading_options(
+    command: Command, *, dtype: Callable[[Command], Command] = _LOADED_DTYPE
+) -> Command:
+    """Add the options that say how a model is loaded, passed on as ``loading``."""
+
+    @dtype
     @click.option(
         "--device",
         metavar="DEVICE",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
@@ -37,6 +38,14 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def _name_dtype(model: EditableModel) -> str:
+    """The dtype of most weights: a class may keep a few in float32 whatever is asked for."""
+    sizes: Counter[str] = Counter()
+    for parameter in model.model.parameters():
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
 class EditCard(BaseModel):
     """Where an edit comes from, and which model it fits.
 
@@ -45,6 +54,8 @@ class EditCard(BaseModel):
         model_fingerprint: Hash of that model's weights and configuration, unedited.
         edits_on: Identities of the edits that were on the model when this one was computed, in
             order: it can be put on top of these alone. Left out of files where there were none.
+        model_dtype: Precision that its weights were loaded in, such as ``float32``; None in files
+            that do not say.
         editor: Name of the editor.
         config: The editor's hyperparameters.
         requests_hash: `hash_requests` of what was written.
@@ -58,6 +69,7 @@ class EditCard(BaseModel):
     model_name: str
     model_fingerprint: str
     edits_on: tuple[str, ...] = ()
+    model_dtype: str | None = None
     editor: str
     config: dict[str, Any] = Field(default_factory=dict)
     requests_hash: str
@@ -88,6 +100,7 @@ class EditCard(BaseModel):
             model_name=model.name,
             model_fingerprint=model.fingerprint,
             edits_on=model.edits_on,
+            model_dtype=_name_dtype(model),
             editor=editor,
             config=values,
             requests_hash=hash_requests(requests),

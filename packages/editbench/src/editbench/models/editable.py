@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -49,10 +50,12 @@ class EditableModel:
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
         max_memory: Bytes that it and the work on it may take of a device; None for all there are.
         planned_device: For a model without weights, the device that work on it is planned for.
+        source: The folder that its weights were read from; None if it was made in memory.
     """
 
     max_memory: int | None = None
     planned_device: torch.device | None = None
+    source: Path | None = None
 
     def __init__(
         self,
