@@ -154,8 +154,11 @@ def test_answers_are_kept_for_other_runs(model, tmp_path, monkeypatch):
     files[0].write_bytes(files[0].read_bytes()[:40])
     files[1].write_bytes(gzip.compress(b"[]"))
     files[2].write_bytes(gzip.compress(b'[{"words": 1}]'))
-    run(trials, tmp_path / "again", cache=cache)
+    with pytest.warns(UserWarning, match="answers of the unedited model: .* computed anew"):
+        run(trials, tmp_path / "again", cache=cache)
     assert contents_of(tmp_path / "again") == contents_of(tmp_path / "asked")
+    assert sorted(cache.rglob("*.gz")) == files
+    assert len(list(cache.rglob("*.damaged"))) == 3
 
 
 def test_other_weights_have_other_answers(model, tmp_path):

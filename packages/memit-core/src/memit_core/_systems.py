@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from memit_core._gram import add_gram
-from memit_core._well_posed import Breakdown, cholesky_in_place, copy_symmetric, solve_cholesky
+from memit_core._well_posed import (
+    Breakdown,
+    cholesky_in_place,
+    copy_symmetric,
+    require_no_negative_eigenvalue,
+    solve_cholesky,
+)
 from memit_core.errors import IllPosedError
 from memit_core.factorize import FactorizedSecondMoment
 
@@ -55,6 +61,7 @@ def solve_primal(
     assert right is not None
     factor, breakdown = cholesky_in_place(system, rounding)
     if breakdown is not None:
+        require_no_negative_eigenvalue(operation, "second_moment", second_moment.to(device))
         d_key = len(system)
         raise IllPosedError(
             f"{operation}: λC + KᵀK is singular, got {breakdown}; expected a positive "

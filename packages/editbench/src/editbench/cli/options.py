@@ -93,7 +93,7 @@ class EditorInputs:
     """What editors may use besides model and requests, as `editor_input_options` read it.
 
     Attributes:
-        second_moments: A file of second moments.
+        second_moments: A file of second moments, or a folder of memit's.
         context_prefixes: Groups of context prefixes.
         corpus: Ordinary text to collect second moments from.
         cache: Where results worth keeping are kept; None keeps none.
@@ -256,8 +256,9 @@ def editor_input_options(command: Command) -> Command:
         "--second-moments",
         type=in_file,
         metavar="FILE",
-        help="Second moments of keys, as 'editbench stats' writes them; by default they are "
-        "collected, and kept in the cache.",
+        help="Second moments of keys, as 'editbench stats' writes them, or memit's: an .npz file, "
+        "or a folder with one for each layer. By default they are collected, and kept in the "
+        "cache.",
     )
     @click.option(
         "--context-prefixes",
@@ -283,7 +284,7 @@ def editor_input_options(command: Command) -> Command:
         cache: Path | None,
         **options: object,
     ) -> object:
-        if second_moments is not None and not second_moments.is_file():
+        if second_moments is not None and not second_moments.exists():
             raise ConfigError(
                 f"--second-moments: there is no such file, got {str(second_moments)!r}."
             )

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,16 @@ class _Training:
                 f"train mend: {path} belongs to another training, {_describe_change(theirs, ours)}"
                 ". Repeat the command that began it, or remove the file to begin anew."
             )
+        try:
+            self._take_up(tensors, metadata)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise EditError(
+                f"train mend: {path} does not hold what a training keeps, got {reason}. Remove the "
+                "file to begin anew."
+            ) from error
+
+    def _take_up(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         parts: dict[str, dict[str, Any]] = {"network": {}, "best": {}, "adam": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

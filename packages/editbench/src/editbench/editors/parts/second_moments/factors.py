@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editbench.cache_entries import JsonEntry, read_kept
 from editbench.editors.parts.second_moments.collection_files import alone
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
+    DamagedError,
     FactorizedSecondMoment,
     IllPosedError,
+    IndefiniteError,
     MemitCoreError,
     UpdateFactors,
     load_factor,
@@ -83,7 +86,13 @@ def solve_layer(
         rows = (keys.to(device), residuals.to(device))
         return _solve(*rows, moments, layer, preservation_weight, cache)
 
-    return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+    try:
+        return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+    except IllPosedError as error:
+        if not moments.source:
+            raise
+        message = f"{error} The second moments are those of {moments.source}."
+        raise IllPosedError(message) from error
 
 
 def _solve(
@@ -102,7 +111,7 @@ def _solve(
         live, second_moment = factor.live, factor.factorized
     else:
         plain = moments[layer]
-        live = (plain.diagonal() > 0).to(keys.device) | keys.ne(0).any(dim=0)
+        live = _find_live(plain, layer).to(keys.device) | keys.ne(0).any(dim=0)
         second_moment = _restrict(plain, live)
     all_live = bool(live.all())
     if not all_live:
@@ -162,7 +171,8 @@ def require_factor(
     try:
         return else_on_cpu(f"factorizing second moments of layer {layer}", device, make)
     except MemitCoreError as error:
-        raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
+        where = f" of {moments.source}" if moments.source else ""
+        raise SecondMomentError(f"second moments{where}, layer {layer}: {error}") from error
 
 
 def obtain_factor(
@@ -189,20 +199,27 @@ def obtain_factor(
         return None
     moment = moments[layer]
     path = cache / "factors" / f"{_name(moment, layer, moments.provenance)}.safetensors"
-    is_singular = path.with_suffix(".singular")  # an empty file, so as not to try again
-    live = moment.diagonal() > 0
-    if (found := _read(path, live, device)) is not None or is_singular.exists():
+    singular = JsonEntry(path.with_suffix(".singular"), "a note on factors")  # do not try again
+    live = _find_live(moment, layer)
+    if (found := _read(path, live, device)) is not None or singular.read(bool):
         return found
+    if path.exists():  # damaged, and cannot be put aside
+        return _factorize(moment, device)
     try:
         with alone(path):
-            if (found := _read(path, live, device)) is not None or is_singular.exists():
+            if (found := _read(path, live, device)) is not None or singular.read(bool):
                 return found
             try:
                 made = _factorize(moment, device)
+            except IndefiniteError:
+                raise
             except IllPosedError:
-                is_singular.touch()
+                singular.write(content=True)
                 return None
-            save_factor(path, made.factorized, {"layer": layer, **(moments.provenance or {})})
+            origin = {**(moments.provenance or {}), "layer": layer, "name": path.name}
+            save_factor(path, made.factorized, origin)
+    except IndefiniteError:
+        raise
     except (OSError, MemitCoreError, SecondMomentError) as error:
         reason = str(error).rstrip(".")
         raise SecondMomentError(
@@ -214,7 +231,11 @@ def obtain_factor(
 
 def _factorize(moment: Tensor, device: torch.device) -> LiveFactor:
     live = moment.diagonal() > 0
-    return LiveFactor(FactorizedSecondMoment(_restrict(moment, live).to(device)), live.to(device))
+    try:
+        factorized = FactorizedSecondMoment(_restrict(moment, live).to(device))
+    except IndefiniteError as error:
+        raise error.at(int(live.nonzero()[error.row])) from error
+    return LiveFactor(factorized, live.to(device))
 
 
 def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
@@ -226,14 +247,30 @@ def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
 
 
 def _read(path: Path, live: Tensor, device: torch.device) -> LiveFactor | None:
-    """What a file holds; None if it is not there, or damaged, and then it is removed."""
-    if not path.exists():
-        return None
-    try:
-        return LiveFactor(load_factor(path, device=device).factorized, live.to(device))
-    except MemitCoreError:
-        path.unlink(missing_ok=True)
-        return None
+    """What a file holds; None if it is not there, or damaged, and then it is put aside."""
+
+    def read() -> LiveFactor:
+        stored = load_factor(path, device=device)
+        if (stored.provenance or {}).get("name") != path.name:
+            raise DamagedError("it is of another second moment than its name says")
+        return LiveFactor(stored.factorized, live.to(device))
+
+    return read_kept(path, "factors of second moments", read)
+
+
+def _find_live(moment: Tensor, layer: int) -> Tensor:
+    """Which dimensions ordinary text uses, bool `[d_key]`.
+
+    Raises:
+        SecondMomentError: None of them.
+    """
+    live = moment.diagonal() > 0
+    if not bool(live.any()):
+        raise SecondMomentError(
+            f"second moments of layer {layer}: no dimension is ever used, got a diagonal of "
+            f"{len(live)} zeros. Collect them from other text, or edit another layer."
+        )
+    return live
 
 
 def _restrict(moment: Tensor, live: Tensor) -> Tensor:
