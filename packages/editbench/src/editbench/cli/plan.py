@@ -102,11 +102,12 @@ def work_of_trials(
     """
     from editbench.costs.answers import plan_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, add_stages
+    from editbench.costs.stage import Known, StageCost, add_stages
     from editbench.editors.base import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.plan import plan_trials
+    from editbench.runner.trial_run import describe
 
     known = Known()
     # Trials share their batches, and what is asked about one costs the same after every editor.
@@ -119,6 +120,8 @@ def work_of_trials(
             continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
+        if planned.failure is not None:
+            stages.append(StageCost.unknown(trial.editor.name, describe(planned.failure)))
         for batch in planned.batches:
             requests = [case.request for case in batch.cases]
             stages += _ask(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editbench.errors import ConfigError, UnknownNameError
+from editbench.plugins.guard import calling
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig
@@ -41,10 +42,11 @@ class Setting:
             ConfigError: A value is invalid; the message says which and where it stands.
         """
         config, origin = editor.default_config(model)
-        if self.file_values:
-            config = config.updated_from_file(self.file_values, self.source)
-        if self.set_values:
-            config = config.updated(self.set_values, "--set")
+        with calling(editor, f"editor '{editor.name}': {editor.config_type.__name__}"):
+            if self.file_values:
+                config = config.updated_from_file(self.file_values, self.source)
+            if self.set_values:
+                config = config.updated(self.set_values, "--set")
         return config, origin
 
 
