@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli.fact_check import Said, advise_sharing, ask_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.options import (
@@ -87,7 +88,8 @@ Examples:
     "--check/--no-check",
     "check_targets",
     default=False,
-    help="Ask the model for every fact before and after, and say how many it gives.",
+    help="Ask the model for every fact before and after; say how many it gives, and what it says "
+    "instead of the others.",
 )
 @plan_option
 @editor_input_options
@@ -144,6 +146,8 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
+        if advice := advise_sharing(editor, config, requests):
+            display.say(advice)
         resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
         chosen = editor_type(config)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
@@ -152,17 +156,14 @@ def edit(
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
-                counts = _count_known_targets(editable, requests, result, seed, display)
+                said = _check_facts(editable, requests, result, display)
     if only_plan:
         show_plan(work)
         return
     click.echo(_summarize(result.card))
     if check_targets:
-        before, after = counts
-        click.echo(
-            f"The model's own continuation is the target for {after} of {len(requests)} facts; "
-            f"before the edit, for {before}."
-        )
+        for line in describe_check(requests, *said):
+            click.echo(line)
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
@@ -215,28 +216,14 @@ def _summarize(card: "EditCard") -> str:
     return "\n".join(lines)
 
 
-def _count_known_targets(
-    model: "EditableModel",
-    requests: Sequence[EditRequest],
-    edit: "Edit",
-    seed: int,
-    display: ProgressDisplay,
-) -> tuple[int, int]:
-    """For how many facts every target token is the model's first choice, before and after."""
-    from editbench.models.answering import answer_questions
-    from editbench.questions import Score, ScoreAnswer
-
-    questions = [Score(request.text, request.target) for request in requests]
-
-    def count() -> int:
-        answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)
-        found = [answers[question] for question in questions]
-        return sum(all(each.argmax) for each in found if isinstance(each, ScoreAnswer))
-
+def _check_facts(
+    model: "EditableModel", requests: Sequence[EditRequest], edit: "Edit", display: ProgressDisplay
+) -> tuple[list[Said], list[Said]]:
+    """What the model says to every fact, before and after."""
     display("check", 0, 2)
-    before = count()
+    before = ask_facts(model, requests)
     display("check", 1, 2)
     with edit.applied(model):
-        after = count()
+        after = ask_facts(model, requests)
     display("check", 2, 2)
     return before, after

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editbench.errors import ConfigError, UnknownNameError
+from editbench.errors import ConfigError
 from editbench.plugins.guard import calling
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _check_fields(names: Iterable[str], editor: "type[Editor]", source: str) -> 
     known = editor.config_type.model_fields
     for name in names:
         if name not in known:
-            raise ConfigError(f"{source}: {UnknownNameError('field', name, known)}")
+            raise ConfigError(f"{source}: {editor.config_type.unknown_field(name)}")
 
 
 def _enumerate(names: Collection[str]) -> str:
