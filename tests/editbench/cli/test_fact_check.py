@@ -1,4 +1,4 @@
-"""``edit --check`` says which facts failed and what the model says; several facts on one subject."""
+"""``edit --check`` says which facts failed and how the model goes on; facts about one subject."""
 
 import json
 import re

@@ -269,8 +269,9 @@ def _describe_interruption(folder: Path) -> str:
 def _format_tables(effects: "Effects") -> str:
     """Layers as rows: a table for each kind by role, and one with modules severed."""
     from rich.console import Console
-    from rich.table import Table
 
+    from editbench.results.tables.model import Cell, Column, Table
+    from editbench.results.tables.terminal import draw_table
     from editbench.tracing.effects import ROLE_NAMES, ROLES
     from editbench.tracing.settings import KINDS
 
@@ -290,21 +291,26 @@ def _format_tables(effects: "Effects") -> str:
             f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:"
         )
         for title, columns in tables:
-            table = Table(title=title, title_justify="left", pad_edge=False)
-            table.add_column("layer", justify="right")
-            for name, lines in columns.items():
-                table.add_column(f"{name}\nn = {lines[0].n}", justify="right")
-            for layer in range(effects.n_layers):
-                cells = [_format_effect(lines[layer]) for lines in columns.values()]
-                table.add_row(str(layer), *cells)
-            console.print(table)
+            headings = (
+                Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items()
+            )
+            rows = tuple(
+                (
+                    Cell(str(layer)),
+                    *(Cell(*_format_effect(lines[layer])) for lines in columns.values()),
+                )
+                for layer in range(effects.n_layers)
+            )
+            table = Table(title, (Column("layer", align="right"), *headings), (rows,))
+            console.print(draw_table(table))
     return capture.get()
 
 
-def _format_effect(line: "EffectLine") -> str:
+def _format_effect(line: "EffectLine") -> tuple[str, str]:
+    """The effect, and half of its interval; empty if there is none."""
     spread = line.ci_high - line.effect
     effect = f"{line.effect:.3f}".replace("-0.000", "0.000")
-    return effect if math.isnan(spread) else f"{effect} ± {spread:.3f}"
+    return effect, "" if math.isnan(spread) else f"{spread:.3f}"
 
 
 _TITLES = {

@@ -17,7 +17,6 @@ from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
 
-
 UNUSED: Mapping[str, str] = {
     "fact_token": "the token is always the subject's last one",
     "layer_selection": "it has no effect in the authors' code either",
