@@ -19,6 +19,7 @@ from editbench.cli.options import (
 )
 from editbench.cli.planning import open_dataset
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, TraceError
 from editbench.plugins.manager import PluginManager
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from editbench.tracing.suggestion import Suggestion
 
 _DEFAULT_DATASET = "atlas"
-_UNLIMITED_WIDTH = 10_000
 _EXAMPLES = """\b
 Examples:
   editbench trace
@@ -268,15 +268,12 @@ def _describe_interruption(folder: Path) -> str:
 
 def _format_tables(effects: "Effects") -> str:
     """Layers as rows: a table for each kind by role, and one with modules severed."""
-    from rich.console import Console
-
     from editbench.results.tables.model import Cell, Column, Table
     from editbench.results.tables.terminal import draw_table
     from editbench.tracing.effects import ROLE_NAMES, ROLES
     from editbench.tracing.settings import KINDS
 
     clean, corrupted = effects.clean, effects.corrupted
-    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
     tables = []
     for kind in KINDS:
         columns = {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
@@ -285,25 +282,20 @@ def _format_tables(effects: "Effects") -> str:
         name: effects.profile(kind, "last_subject") for kind, name in _SEVERED_COLUMNS.items()
     }
     tables.append((_SEVERED_TITLE, {name: lines for name, lines in severed.items() if lines}))
-    with console.capture() as capture:
-        console.print(
-            f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
-            f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:"
+    drawn = []
+    for title, columns in tables:
+        headings = (Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items())
+        rows = tuple(
+            (Cell(str(layer)), *(Cell(*_format_effect(lines[layer])) for lines in columns.values()))
+            for layer in range(effects.n_layers)
         )
-        for title, columns in tables:
-            headings = (
-                Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items()
-            )
-            rows = tuple(
-                (
-                    Cell(str(layer)),
-                    *(Cell(*_format_effect(lines[layer])) for lines in columns.values()),
-                )
-                for layer in range(effects.n_layers)
-            )
-            table = Table(title, (Column("layer", align="right"), *headings), (rows,))
-            console.print(draw_table(table))
-    return capture.get()
+        table = Table(title, (Column("layer", align="right"), *headings), (rows,))
+        drawn.append(draw_table(table))
+    return lay_out(
+        f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
+        f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:",
+        *drawn,
+    )
 
 
 def _format_effect(line: "EffectLine") -> tuple[str, str]:

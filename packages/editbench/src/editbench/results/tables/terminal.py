@@ -38,7 +38,7 @@ class _FittedTable:
         for piece in pieces:
             yield _draw(piece, _fit(piece, options.max_width) or [])
         if not pieces:
-            yield from _list_cells(self.table)
+            yield from _list_cells(self.table, options.max_width)
 
 
 def shape_table(table: Table, width: int) -> list[Table]:
@@ -134,9 +134,7 @@ def _fit(table: Table, width: int) -> list[int] | None:
 def _draw(table: Table, widths: Sequence[int]) -> RichTable:
     drawn = RichTable(pad_edge=False)
     for column, width in zip(table.columns, widths, strict=True):
-        drawn.add_column(
-            Text(_head(column)), justify=column.align, vertical="bottom", width=width
-        )
+        drawn.add_column(Text(_head(column)), justify=column.align, vertical="bottom", width=width)
     for section in table.sections:
         for row in section:
             drawn.add_row(*map(_draw_cell, row))
@@ -144,7 +142,7 @@ def _draw(table: Table, widths: Sequence[int]) -> RichTable:
     return drawn
 
 
-def _list_cells(table: Table) -> Iterator[Text]:
+def _list_cells(table: Table, width: int) -> Iterator[Text]:
     """A line for each cell, where not even two columns fit beside each other."""
     for section in table.sections:
         for row in section:
@@ -152,7 +150,8 @@ def _list_cells(table: Table) -> Iterator[Text]:
             for column, cell in zip(table.columns, row, strict=True):
                 heading = " ".join(_head(column).split())
                 line = Text.assemble((heading, "bold"), ": " if heading else "")
-                yield line.append_text(_draw_cell(cell))
+                fits = line.cell_len + cell_len(_write(cell)) <= width
+                yield from [line + _draw_cell(cell)] if fits else [line, _draw_cell(cell)]
     yield Text("")
 
 
