@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from editbench.errors import EditbenchError
-from editbench.plugins import hookimpl
+from editbench.plugins import PluginManager, hookimpl
 
 ZSRE = """[
 {"subject": "Bo", "src": "Who wrote Hamlet?", "answers": ["x"], "rephrase": "r", "loc": "l",
@@ -300,9 +300,19 @@ def test_errors_become_one_line(refuses, make_plugin, error, says):
     "error",
     [ValueError("a defect"), RuntimeError("a defect"), OSError(errno.EIO, "Input/output error")],
 )
-def test_defects_keep_their_traceback(invoke, make_plugin, error):
+def test_defects_keep_their_traceback(invoke, monkeypatch, error):
+    def fail(self, kind):
+        raise error
+
+    monkeypatch.setattr(PluginManager, "registrations", fail)
     with pytest.raises(type(error)):
-        invoke("raise", plugins=[make_plugin("raising", Raising(error))])
+        invoke("list")
+
+
+def test_defects_of_a_plugins_command_name_it(refuses, make_plugin):
+    plugins = [make_plugin("raising", Raising(ValueError("a defect")))]
+    says = "command 'raise' of plugin 'raising': failed, got ValueError: a defect. Tell"
+    refuses("raise", plugins=plugins, says=says)
 
 
 def test_report_of_a_damaged_run(invoke, refuses, run_options, tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli.fact_check import advise_sharing, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.options import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from editbench.edits.card import EditCard
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
+    from editbench.models.greedy import Said
 
 
 _EXAMPLES = """\b
@@ -91,8 +93,8 @@ Examples:
     "--check/--no-check",
     "check_targets",
     default=False,
-    help="Let the model go on from every prompt before and after, always with the likeliest token, "
-    "and say how often its text is the target.",
+    help="Let the model go on from every prompt before and after, always with the likeliest token; "
+    "say how often its text is the target, and what it says instead of the others.",
 )
 @plan_option
 @editor_input_options
@@ -153,6 +155,8 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
+        if advice := advise_sharing(editor, config, requests):
+            display.say(advice)
         resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
         chosen = editor_type(config)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
@@ -161,17 +165,14 @@ def edit(
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
-                counts = _count_known_targets(editable, requests, result, display)
+                said = _check_facts(editable, requests, result, display)
     if only_plan:
         show_plan(work)
         return
     click.echo(_summarize(result.card))
     if check_targets:
-        before, after = counts
-        click.echo(
-            f"The model's own continuation is the target for {after} of {len(requests)} facts; "
-            f"before the edit, for {before}."
-        )
+        for line in describe_check(requests, *said):
+            click.echo(line)
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
@@ -224,24 +225,17 @@ def _summarize(card: "EditCard") -> str:
     return "\n".join(lines)
 
 
-def _count_known_targets(
-    model: "EditableModel",
-    requests: Sequence[EditRequest],
-    edit: "Edit",
-    display: ProgressDisplay,
-) -> tuple[int, int]:
-    """For how many facts the model's own text after the prompt is the target, before and after."""
+def _check_facts(
+    model: "EditableModel", requests: Sequence[EditRequest], edit: "Edit", display: ProgressDisplay
+) -> "tuple[list[Said], list[Said]]":
+    """What the model says to every fact, before and after."""
     from editbench.models.greedy import say_greedily
 
     questions = [request.question for request in requests]
-
-    def count() -> int:
-        return sum(said.is_expected for said in say_greedily(model, questions))
-
     display("check", 0, 2)
-    before = count()
+    before = say_greedily(model, questions)
     display("check", 1, 2)
     with edit.applied(model):
-        after = count()
+        after = say_greedily(model, questions)
     display("check", 2, 2)
     return before, after

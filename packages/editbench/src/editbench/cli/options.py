@@ -1,14 +1,15 @@
 """Options that several commands share, and what they are gathered into."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from editbench.datasets.corpus import Corpus
@@ -48,16 +49,18 @@ class ModelLoading:
         """Load a model by short name, hub name or folder."""
         from editbench.models.loading import load_model
 
-        model = load_model(
-            name,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-            revision=self.revision,
-            specs=plugins.models(),
-        )
+        specs = plugins.models()
+        with _suspecting_plugins(name, plugins):
+            model = load_model(
+                name,
+                dtype=self.dtype,
+                device=self.device,
+                device_map=self.device_map,
+                trust_remote_code=self.trust_remote_code,
+                allow_pickle=self.allow_pickle,
+                revision=self.revision,
+                specs=specs,
+            )
         model.max_memory = self.max_memory
         return model
 
@@ -76,16 +79,29 @@ class ModelLoading:
             )
         from editbench.models.loading import load_outline
 
-        model = load_outline(
-            name,
-            dtype=self.dtype,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            specs=plugins.models(),
-        )
+        specs = plugins.models()
+        with _suspecting_plugins(name, plugins):
+            model = load_outline(
+                name,
+                dtype=self.dtype,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                specs=specs,
+            )
         model.max_memory = self.max_memory
         return model
+
+
+@contextmanager
+def _suspecting_plugins(model: str, plugins: "PluginManager") -> Iterator[None]:
+    """Make an error about a model say that its short name may be one of a plugin that failed."""
+    try:
+        yield
+    except ModelError as error:
+        if model not in plugins.models() and not Path(model).exists():
+            plugins.suspect_failures(error)
+        raise
 
 
 @dataclass(frozen=True)

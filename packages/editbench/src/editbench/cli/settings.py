@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editbench.errors import ConfigError, UnknownNameError
+from editbench.errors import ConfigError
+from editbench.plugins.guard import calling
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig
@@ -47,10 +48,11 @@ class Setting:
             ConfigError: A value is invalid; the message says which and where it stands.
         """
         config, origin = editor.default_config(model)
-        if self.file_values:
-            config = self._read_file(config)
-        if self.set_values:
-            config = config.updated(self.set_values, "--set")
+        with calling(editor, f"editor '{editor.name}': {editor.config_type.__name__}"):
+            if self.file_values:
+                config = self._read_file(config)
+            if self.set_values:
+                config = config.updated(self.set_values, "--set")
         self._check_layers(config, model)
         return config, origin
 
@@ -219,7 +221,7 @@ def _check_fields(names: Iterable[str], editor: "type[Editor]", source: str) -> 
     known = editor.config_type.model_fields
     for name in names:
         if name not in known:
-            raise ConfigError(f"{source}: {UnknownNameError('field', name, known)}")
+            raise ConfigError(f"{source}: {editor.config_type.unknown_field(name)}")
 
 
 def _enumerate(names: Collection[str]) -> str:

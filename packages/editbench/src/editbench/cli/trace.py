@@ -20,6 +20,7 @@ from editbench.cli.options import (
 )
 from editbench.cli.planning import open_dataset, read_cases
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, DataError, TraceError
 from editbench.plugins.manager import PluginManager
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from editbench.tracing.suggestion import Suggestion
 
 _DEFAULT_DATASET = "atlas"
-_UNLIMITED_WIDTH = 10_000
 _EXAMPLES = """\b
 Examples:
   editbench trace
@@ -282,14 +282,12 @@ def _describe_interruption(folder: Path) -> str:
 
 def _format_tables(effects: "Effects") -> str:
     """Layers as rows: a table for each kind by role, and one with modules severed."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from editbench.results.tables.model import Cell, Column, Table
+    from editbench.results.tables.terminal import draw_table
     from editbench.tracing.effects import ROLE_NAMES, ROLES
     from editbench.tracing.settings import KINDS
 
     clean, corrupted = effects.clean, effects.corrupted
-    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
     tables = []
     for kind in KINDS:
         columns = {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
@@ -298,27 +296,27 @@ def _format_tables(effects: "Effects") -> str:
         name: effects.profile(kind, "last_subject") for kind, name in _SEVERED_COLUMNS.items()
     }
     tables.append((_SEVERED_TITLE, {name: lines for name, lines in severed.items() if lines}))
-    with console.capture() as capture:
-        console.print(
-            f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
-            f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:"
+    drawn = []
+    for title, columns in tables:
+        headings = (Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items())
+        rows = tuple(
+            (Cell(str(layer)), *(Cell(*_format_effect(lines[layer])) for lines in columns.values()))
+            for layer in range(effects.n_layers)
         )
-        for title, columns in tables:
-            table = Table(title=title, title_justify="left", pad_edge=False)
-            table.add_column("layer", justify="right")
-            for name, lines in columns.items():
-                table.add_column(f"{name}\nn = {lines[0].n}", justify="right")
-            for layer in range(effects.n_layers):
-                cells = [_format_effect(lines[layer]) for lines in columns.values()]
-                table.add_row(str(layer), *cells)
-            console.print(table)
-    return capture.get()
+        table = Table(title, (Column("layer", align="right"), *headings), (rows,))
+        drawn.append(draw_table(table))
+    return lay_out(
+        f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
+        f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:",
+        *drawn,
+    )
 
 
-def _format_effect(line: "EffectLine") -> str:
+def _format_effect(line: "EffectLine") -> tuple[str, str]:
+    """The effect, and half of its interval; empty if there is none."""
     spread = line.ci_high - line.effect
     effect = f"{line.effect:.3f}".replace("-0.000", "0.000")
-    return effect if math.isnan(spread) else f"{effect} ± {spread:.3f}"
+    return effect, "" if math.isnan(spread) else f"{spread:.3f}"
 
 
 _TITLES = {

@@ -1,6 +1,5 @@
 """From a repository on the Hugging Face hub to a folder on this machine."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from editbench.errors import ModelError
+from editbench.errors import ModelError, find_nearest
 from editbench.models.folder import read_config
 
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
@@ -104,8 +103,8 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
 def suggest(name: str, short_names: Iterable[str]) -> str:
     """The tail of an error message: the nearest short name, and all of them."""
     known = sorted(short_names)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    did_you_mean = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    nearest = find_nearest(name, known)
+    did_you_mean = f" Did you mean '{nearest}'?" if nearest else ""
     return f"{did_you_mean} Short names: {', '.join(known) or 'none'}."
 
 
