@@ -22,6 +22,7 @@ from editbench.editors.parts.replay.spared_modules import SparedModules
 from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
 from editbench.models.tokens import Tokens
@@ -323,6 +324,10 @@ class TargetOptimizer:
 
     def _try_replay(self, tasks: Sequence[TargetTask]) -> None:
         """Compare replay with the model's own forward, on some rows of a few edits."""
+        if find_continuing(self._model) != "padded":
+            self.replays = False
+            self.replay_failure = "suffix replay: the model's cache is not keys and values alone."
+            return
         self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
         some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
         try:
