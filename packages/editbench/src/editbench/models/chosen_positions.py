@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 
 # Gathering and putting back takes about as long as a twentieth of an MLP, a tenth of a linear map.
@@ -67,10 +68,14 @@ def find_position_wise(model: EditableModel, layer: int) -> list[nn.Module]:
 
 
 def find_read_modules(model: EditableModel, layer: int) -> list[nn.Module]:
-    """What of a block is needed only where its output is read: MLP and attention's projection."""
+    """What of a block is needed only where its output is read: MLP and attention's projection.
+
+    Where tokens see others by anything but keys and values, nobody knows what comes after what.
+    """
     projection = model.architecture.own_attention[layer]
-    own = [] if projection is None else [model.model.get_submodule(projection)]
-    return [*find_mlps(model, [layer]), *own]
+    if projection is None or find_continuing(model) != "padded":
+        return []
+    return [*find_mlps(model, [layer]), model.model.get_submodule(projection)]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from editbench.errors import EditbenchError, ModelError
 from editbench.models.agreement import agree, relative_error
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
+from memit_core import capture, intervene
 
 Continuing = Literal["padded", "alike", "never"]
 """How rows go on from a cache: of any lengths, padded on the left; only of one length; not at all.
@@ -35,7 +36,7 @@ def find_continuing(model: EditableModel) -> Continuing:
 
     Raises:
         ModelError: Its forward cannot be used at all: what it says at a token depends on later
-            ones or on padding, or is no row of logits.
+            ones or on padding, or is no row of logits; or MLPs write into no residual stream.
     """
     if model.planned_device is not None:
         return "padded" if _holds_keys_and_values(model) else "alike"
@@ -59,29 +60,42 @@ def _find(model: EditableModel) -> Continuing:
 
 def _read_whole(model: EditableModel, ids: Sequence[int]) -> Tensor:
     """Logits of a row, `[n_tokens, vocabulary]`, that a shorter one beside it must agree with."""
-    short = _N_CACHED[0]
+    kind, short = type(model.model).__name__, _N_CACHED[0]
+    inputs = {**model.batch([ids, ids[:short]]), "use_cache": False}
+    block, projection = model.architecture.block(0), model.architecture.projection(0, "mlp")
     try:
-        logits = model.model(**model.batch([ids, ids[:short]]), use_cache=False).logits
+        with capture(model.model, outputs_of=[block]) as usual:
+            logits = model.model(**inputs).logits
+        with (
+            intervene(model.model, {projection: lambda said: said + said.abs().max() + 1}),
+            capture(model.model, outputs_of=[block], stop=True) as moved,
+        ):
+            model.model(**inputs)
     except Exception as error:
         if isinstance(error, EditbenchError) or is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())
         raise ModelError(
-            f"unsupported model: the forward of {type(model.model).__name__} fails on two rows of "
-            f"tokens, got {type(error).__name__}: {said}. Use another model."
+            f"unsupported model: the forward of {kind} fails on two rows of tokens, got "
+            f"{type(error).__name__}: {said}."
         ) from error
+    if torch.equal(moved.outputs[block], usual.outputs[block]):  # Reformer has two streams
+        raise ModelError(
+            f"unsupported model: what '{projection}' says does not go into the states that "
+            f"'{block}' hands on, in {kind}; expected one residual stream that MLPs write into."
+        )
     shape = (2, len(ids), model.n_logits)
     if tuple(logits.shape) != shape:
         raise ModelError(
-            f"unsupported model: {type(model.model).__name__} answers to two rows of {len(ids)} "
-            f"tokens with logits of shape {list(logits.shape)}; expected {list(shape)}."
+            f"unsupported model: {kind} answers to two rows of {len(ids)} tokens with logits of "
+            f"shape {list(logits.shape)}; expected {list(shape)}."
         )
     if logits.isfinite().all() and not agree(logits[1, :short], logits[0, :short], logits.dtype):
-        error = relative_error(logits[1, :short], logits[0, :short])
+        off = relative_error(logits[1, :short], logits[0, :short])
         raise ModelError(
-            f"unsupported model: what {type(model.model).__name__} says at a token depends on "
-            f"later tokens or on padding, got logits that differ by {error:.1e} of their size; "
-            "expected a causal language model."
+            f"unsupported model: what {kind} says at a token depends on later tokens or on "
+            f"padding, got logits that differ by {off:.1e} of their size; expected a causal "
+            "language model."
         )
     return logits[0]
 

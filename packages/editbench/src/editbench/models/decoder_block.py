@@ -66,7 +66,7 @@ def find_mlp_projection(block: nn.Module, path: str, d_model: int) -> str:
     outside = [
         (name, module)
         for name, module in _linear_maps(block)
-        if not _lies_in(block, name, _is_attention)
+        if not _lies_in(block, name, _is_attention) and not _lies_in(block, name, _is_mixer)
     ]
     # A block may own other maps as wide as the residual stream, such as per-layer inputs; where
     # something is called an MLP, only that is meant. OPT's maps lie in the block itself.
@@ -129,6 +129,22 @@ def _is_attention(path: str, module: nn.Module) -> bool:
 
 def _is_feed_forward(path: str, module: nn.Module) -> bool:
     return _is_called(path, module, _FEED_FORWARD_WORDS)
+
+
+def _is_mixer(path: str, module: nn.Module) -> bool:
+    """Whether a module has a convolution in it, or weights besides its maps' and norms'.
+
+    Such are Mamba's and other recurrences, which have maps as wide as the residual stream, too.
+    """
+    return not _is_feed_forward(path, module) and any(
+        isinstance(part, nn.Conv1d)
+        or (any(True for _ in part.parameters(recurse=False)) and not _has_usual_weights(part))
+        for part in module.modules()
+    )
+
+
+def _has_usual_weights(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) or "norm" in type(module).__name__.lower()
 
 
 def _is_called(path: str, module: nn.Module, words: tuple[str, ...]) -> bool:

@@ -17,8 +17,9 @@ from editbench.models.editable import EditableModel
 def ignores_gaps(model: EditableModel) -> bool:
     """Whether parts of rows can be put together with padding between them.
 
-    Only keys and values can be put together. Models that are not told positions may count them from the mask, or not; none of them is
-    trusted (MPT counts padding as distance). GPT-Neo's local attention counts places.
+    Only keys and values can be put together. Models that are not told positions may count them
+    from the mask, or not; none of them is trusted (MPT counts padding as distance). GPT-Neo's local
+    attention counts places.
     """
     if find_continuing(model) != "padded":
         return False

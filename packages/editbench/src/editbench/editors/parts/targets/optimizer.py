@@ -22,6 +22,7 @@ from editbench.editors.parts.replay.spared_modules import SparedModules
 from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.errors import ModelError
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
@@ -275,6 +276,12 @@ class TargetOptimizer:
                 + settings.kl_weight * (log_probs.exp() * (log_probs - original)).sum(dim=1)
                 + settings.offset_decay * torch.linalg.vector_norm(offsets, dim=1) / norms.square()
             )
+            if not losses.requires_grad or likelihoods.grad_fn is None:  # Reformer has its own way
+                raise ModelError(
+                    f"target hidden states on '{self._model.name}': no gradient comes back through "
+                    "its blocks, so no state can be optimized. Use an editor without states, such "
+                    "as ft-w."
+                )
             values = losses.detach().tolist()
             is_done = losses.detach() < settings.stop_loss
             if settings.stop_at == "argmax":
