@@ -333,7 +333,7 @@ class TargetOptimizer:
         """Compare replay with the model's own forward, on some rows of a few edits."""
         if find_continuing(self._model) != "padded":
             self.replays = False
-            self.replay_failure = "suffix replay: the model's cache is not keys and values alone."
+            self.replay_failure = "suffix replay: rows do not go on from keys and values alone."
             return
         self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
         some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
