@@ -56,7 +56,7 @@ def test_attention_is_missed_where_it_is_asked_for_and_nowhere_else(wrap) -> Non
     assert found.projection(1, "attention") == "model.layers.1.self_attn.out_proj"
     with pytest.raises(ModelError, match=r"block 'model.layers.0' has none; .* are 1, 3\. Use MLP"):
         found.projection(0, "attention")
-    with pytest.raises(ModelError, match="block 'model.layers.0' has none"):
+    with pytest.raises(ModelError, match=r"block 'model.layers.0' has none"):
         _ = found.attention_projections
 
 
@@ -66,7 +66,7 @@ def test_recurrences_are_no_mlps(wrap) -> None:
         **SIZES, num_key_value_heads=4, attention_hidden_size=64, attention_head_dim=16,
         mamba_dt_rank=4, mamba_d_state=4, layers_block_type=["linear_attention", "hybrid"] * 2,
     )  # fmt: skip
-    with pytest.raises(ModelError, match="'model.layers.0' for the MLP's output projection"):
+    with pytest.raises(ModelError, match=r"'model.layers.0' for the MLP's output projection"):
         wrap(config)
 
 
