@@ -16,7 +16,7 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo test test-cluster coverage lint results benchmarks gallery docs clean install
+.PHONY: demo test test-cluster coverage lint results benchmarks gallery architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -54,6 +54,9 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/write_table.py docs/results/tables
+
+architectures: $(INSTALLED)  ## Try every kind of causal language model again, and write its table (a few minutes).
+	$(BIN)/python docs/reference/architectures/make_table.py docs/reference/architectures.md
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

@@ -85,6 +85,7 @@ class EditableModel:
         except ModelError as error:
             raise ModelError(f"model '{name}': {error}") from error
         self.model = model.eval().requires_grad_(False)
+        _keep_weights(model)
         self.max_positions = _read_max_positions(model)
         self._takes_position_ids = "position_ids" in signature(model.forward).parameters
         self._fingerprint: str | None = None
@@ -390,6 +391,13 @@ class EditableModel:
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
                 f"{text!r}; expected at most {self.max_positions}. Shorten the text."
             )
+
+
+def _keep_weights(model: PreTrainedModel) -> None:
+    """Let RWKV's first run not halve weights, which changes nothing but what an edit fits."""
+    is_halved = any(getattr(module, "layers_are_rescaled", False) for module in model.modules())
+    if getattr(model.config, "rescale_every", 0) and not is_halved:
+        model.config.rescale_every = 0
 
 
 def _read_max_positions(model: PreTrainedModel) -> int | None:

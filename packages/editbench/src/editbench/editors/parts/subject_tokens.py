@@ -93,7 +93,8 @@ def at_subjects(states: Tensor, subject_last: Tensor) -> Tensor:
 
     Args:
         states: What a module was given or puts out, `[n_rows, width, d]`, or flattened as OPT's
-            MLP has it, `[n_rows · width, d]`.
+            MLP has it, `[n_rows · width, d]`; or Gemma 3n's residual streams, `[n_streams, n_rows,
+            width, d]`, whose mean counts.
         subject_last: Index of the subject's last token in each row, `[n_rows]`.
 
     Returns:
@@ -101,4 +102,5 @@ def at_subjects(states: Tensor, subject_last: Tensor) -> Tensor:
     """
     n_rows = len(subject_last)
     rows = torch.arange(n_rows, device=states.device)
+    states = states.mean(dim=0) if states.dim() == 4 else states
     return states.reshape(n_rows, -1, states.shape[-1])[rows, subject_last.to(states.device)]
