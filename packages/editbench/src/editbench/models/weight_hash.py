@@ -75,6 +75,7 @@ class WeightHash:
     def copy_changed(self, model: PreTrainedModel) -> dict[Place, Tensor]:
         """Copies, on the CPU, of all weights that are not as they were at first."""
         tensors = {place: _tensor_at(model, place) for place in _own_tensors(model)}
+        tensors = {place: tensor for place, tensor in tensors.items() if not tensor.is_meta}
         return {
             place: tensor.detach().to("cpu", copy=True)
             for place, tensor in tensors.items()
