@@ -276,9 +276,7 @@ def test_an_edit_fits_only_on_top_of_those_that_were_on(model, following):
                 stack.enter_context(edit.applied(model))
             before = model.state
             with (
-                pytest.raises(
-                    EditError, match=f"other edits on it.*expected {first.identity}. Put"
-                ),
+                pytest.raises(EditError, match=f"other edits.*expected {first.identity}. Put"),
                 second.applied(model),
             ):
                 pass
