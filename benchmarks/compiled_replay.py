@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from editbench.editors.memit import MemitConfig
 from editbench.editors.parts.context_prefixes import sample_context_prefixes
-from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.optimizer import TargetOptimizer, TargetTask
 from editbench.models.editable import EditableModel
+from editbench.replay.offset_forward import OffsetSite
 
 
 class CompiledBlocks:

@@ -44,7 +44,6 @@ from editbench.editors.memit import MemitConfig
 from editbench.editors.parts.context_prefixes import sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
 from editbench.editors.parts.keys.insertion_costs import plan_insertion
-from editbench.editors.parts.replay.suffix_replay import SuffixReplay
 from editbench.editors.parts.second_moments.collection import MAX_LENGTH, WINDOW
 from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusReader
 from editbench.editors.parts.second_moments.text_keys import snug_batches
@@ -53,6 +52,7 @@ from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
+from editbench.replay.suffix_replay import SuffixReplay
 from editbench.requests import EditRequest
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.noise import draw_noise, measure_spread

@@ -29,13 +29,13 @@ from editbench.atlas import default_world
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
 from editbench.editors.parts.targets.target_hidden import TargetHidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
+from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditCase, EditRequest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -18,7 +18,6 @@ from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
@@ -30,6 +29,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.questions import Generate, Score
+from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.requests import EditRequest
 from editbench.testing import tiny_tokenizer, toy_cases, toy_corpus
 from memit_core import capture, intervene

@@ -12,8 +12,6 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.projection_reading import read_projection
-from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
-from editbench.editors.parts.replay.suffix_replay import SuffixReplay
 from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
 from editbench.editors.parts.targets.optimizer import TargetOptimizer, TargetTask
 from editbench.editors.rome import STAGE, Rome, RomeConfig, derive_rome_defaults
@@ -22,6 +20,8 @@ from editbench.errors import ConfigError, EditError, ModelError, SecondMomentErr
 from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.editable import EditableModel
 from editbench.plugins.atlas import ATLAS
+from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
+from editbench.replay.suffix_replay import SuffixReplay
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors, capture
 

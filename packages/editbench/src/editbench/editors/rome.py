@@ -26,7 +26,6 @@ from editbench.editors.parts.keys.insertion_costs import (
     plan_solve,
 )
 from editbench.editors.parts.keys.projection_reading import read_projections
-from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.second_moments.factors import (
     LiveFactor,
     require_factor,
@@ -46,6 +45,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 from memit_core import MemitCoreError, UpdateFactors
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.context_states import ContextStates, can_share
-from editbench.editors.parts.keys.open_block import OpenBlock, can_stay_open
 from editbench.editors.parts.keys.subject_reading import read_at_subjects
 from editbench.editors.parts.keys.sweep_rows import (
     SweepRow,
@@ -17,7 +15,6 @@ from editbench.editors.parts.keys.sweep_rows import (
     make_rows,
 )
 from editbench.editors.parts.placement import place_states
-from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
 from editbench.models.agreement import agree
 from editbench.models.architecture import ProjectionKind
@@ -25,6 +22,9 @@ from editbench.models.chosen_positions import Places, find_mlps, only_at, skippi
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.out_of_memory import Halving
+from editbench.replay.block_calls import BlockCalls
+from editbench.replay.open_block import OpenBlock, can_stay_open
+from editbench.replay.prefix_states import ContextStates, ignores_gaps
 from editbench.requests import EditRequest
 from memit_core import capture
 
@@ -127,7 +127,7 @@ class LayerSweep:
         self._wasteful = find_wasteful(model)
         self._kept_on = model.device
         self._contexts: ContextStates | None = None
-        rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
+        rows = make_rows(model, requests, prefixes, weighting, share=ignores_gaps(model))
         if contexts := list(dict.fromkeys(row.context for row in rows if row.context)):
             self._contexts = ContextStates(model, contexts, first=first, last=last)
             is_complete = self._contexts.is_complete

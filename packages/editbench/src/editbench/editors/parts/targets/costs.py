@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Self
 
 from editbench.costs.stage import Known, StageCost, add_stages
-from editbench.editors.parts.replay.prefix_states import count_shared
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
 from editbench.editors.parts.targets.groups import distinct_groups, group_requests
@@ -16,7 +15,7 @@ from editbench.editors.parts.targets.replayed_rows import ReplayedRows
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
-from editbench.models.gaps import ignores_gaps
+from editbench.replay.prefix_states import count_shared, ignores_gaps
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"

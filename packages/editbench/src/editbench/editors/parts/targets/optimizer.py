@@ -11,15 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from editbench.editors.parts.keys.layer_sweep import read_hidden
-from editbench.editors.parts.replay.offset_forward import (
-    FullForward,
-    OffsetForward,
-    OffsetRow,
-    OffsetSite,
-)
-from editbench.editors.parts.replay.prefix_states import PrefixStates, count_shared
-from editbench.editors.parts.replay.spared_modules import SparedModules
-from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import ModelError
@@ -27,6 +18,15 @@ from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
 from editbench.models.tokens import Tokens
+from editbench.replay.offset_forward import (
+    FullForward,
+    OffsetForward,
+    OffsetRow,
+    OffsetSite,
+)
+from editbench.replay.prefix_states import PrefixStates, count_shared
+from editbench.replay.reach import SparedModules
+from editbench.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)

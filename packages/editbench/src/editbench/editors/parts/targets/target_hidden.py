@@ -13,7 +13,6 @@ from torch import Tensor
 
 from editbench.editors.base import Progress, Share
 from editbench.editors.parts.keys.layer_sweep import read_hidden
-from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
@@ -28,6 +27,7 @@ from editbench.editors.parts.targets.overflow import is_finite
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.subject_tokens import target_row
 from editbench.editors.parts.training.trained_suffix import TrainedSuffix
 from editbench.errors import ModelError
 from editbench.models.agreement import agree
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 
 Scoring = Literal["teacher-forced", "last-position"]

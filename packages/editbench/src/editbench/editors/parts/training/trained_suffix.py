@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.errors import ModelError
 from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import apply_head
+from editbench.replay.block_calls import BlockCalls
 from memit_core import capture
 
 

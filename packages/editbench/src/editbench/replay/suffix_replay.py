@@ -1,27 +1,28 @@
 """Offsets by replay: only what an offset can reach is run again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from editbench.editors.parts.replay.block_calls import BlockCalls
-from editbench.editors.parts.replay.offset_forward import (
-    FullForward,
-    OffsetForward,
-    OffsetRow,
-    OffsetSite,
-)
-from editbench.editors.parts.replay.prefix_states import PrefixStates, move_positions
-from editbench.editors.parts.replay.spared_modules import SparedModules
-from editbench.editors.parts.replay.unmoved_maps import UnmovedMaps
 from editbench.errors import ModelError
 from editbench.models.agreement import relative_error, tolerated_error
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import ReadLoss, apply_head, choose_slice_size, find_losses
+from editbench.replay.block_calls import BlockCalls
+from editbench.replay.offset_forward import (
+    FullForward,
+    OffsetForward,
+    OffsetRow,
+    OffsetSite,
+)
+from editbench.replay.prefix_states import PrefixStates, move_positions
+from editbench.replay.reach import SparedModules
 from memit_core import intervene
 
 
@@ -192,3 +193,56 @@ class SuffixReplay(OffsetForward):
                 f"suffix replay: logits differ from the model's own by {off:.1e} of their size; "
                 f"expected at most {tolerated:.1e}."
             )
+
+
+class UnmovedMaps:
+    """What some modules of one block put out wherever an offset does not reach.
+
+    In the block behind an offset, queries, keys and values of all later positions are what they
+    were; where attention and MLP stand side by side (GPT-J, GPT-NeoX), so is all of the MLP.
+
+    Args:
+        modules: Modules that see each position's own state alone (`SparedModules.unmoved`).
+        run: Sends hidden states `[n_rows, width, d_model]` through their block.
+        states: The states that enter it without an offset.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], run: Callable[[Tensor], object], states: Tensor
+    ) -> None:
+        self._rest: dict[nn.Module, Tensor] = {}
+        if states.shape[1] == 1 or not modules:
+            return
+
+        def keep(module: nn.Module, args: object, output: Tensor) -> None:
+            # A copy: Falcon adds attention's output to the MLP's in place.
+            self._rest[module] = output[:, 1:].clone()
+
+        handles = [module.register_forward_hook(keep) for module in modules]
+        try:
+            with torch.no_grad():
+                run(states)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def reused(self) -> Iterator[None]:
+        """Within the block, ask these modules about the first position; the rest is as it was."""
+        handles = []
+
+        # Without the axis of length one: with it, torch makes many small products of one large.
+        def take_first(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][:, 0], *args[1:])
+
+        def put_back(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            return torch.cat([output[:, None], self._rest[module]], dim=1)
+
+        try:
+            for module in self._rest:
+                handles.append(module.register_forward_pre_hook(take_first))
+                handles.append(module.register_forward_hook(put_back))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editbench.editors.parts.replay.block_calls import BlockCalls
 from editbench.models.chosen_positions import find_position_wise
 from editbench.models.editable import EditableModel
+from editbench.replay.block_calls import BlockCalls
 
 _N_POSITIONS = 4
 

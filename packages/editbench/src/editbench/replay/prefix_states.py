@@ -1,26 +1,51 @@
-"""Keys and values of what stands before the offsets, run once and used by many replays."""
+"""Keys and values of what rows begin with, run once and used by many replays."""
 
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editbench.editors.parts.replay.joined_states import JoinedStates
-from editbench.editors.parts.replay.offset_forward import OffsetRow
 from editbench.models.chosen_positions import (
     Places,
     find_read_modules,
     only_at,
     skipping_padding,
 )
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
-from editbench.models.gaps import ignores_gaps
 from editbench.models.lean_modules import lean_modules
+from editbench.replay.block_calls import BlockCalls
+from editbench.replay.joined_states import JoinedStates
+from editbench.replay.offset_forward import OffsetRow
+
+
+def ignores_gaps(model: EditableModel) -> bool:
+    """Whether parts of rows can be put together with padding between them.
+
+    Parts that are run apart, such as a context prefix and what stands behind it, are put together
+    at the width of the longest, and padding comes to lie between them. The mask hides it, but where
+    a model counts distances by places and not by the positions that it is told, or looks through a
+    window, padding takes up room all the same.
+
+    Only keys and values can be put together. Models that are not told positions may count them
+    from the mask, or not; none of them is trusted (MPT counts padding as distance). GPT-Neo's local
+    attention counts places.
+    """
+    if find_continuing(model) != "padded":
+        return False
+    if "position_ids" not in signature(model.model.forward).parameters:
+        return False
+    config = model.model.config.get_text_config(decoder=True)
+    if getattr(config, "window_size", None) is not None:
+        return False
+    layers = DynamicCache(config=model.model.config).layers
+    return all(hasattr(each, "keys") and not getattr(each, "is_sliding", False) for each in layers)
 
 
 class PrefixStates:
@@ -94,6 +119,80 @@ class PrefixStates:
         for own, frozen in zip(self._cache.layers, cache.layers, strict=True):
             _freeze(frozen, own, width)
         return cache
+
+
+class ContextStates:
+    """What rows begin with, layer by layer.
+
+    A row's own tokens see what stands before them only by its keys and values in each layer. These
+    are computed once for all rows, and again whenever a layer before has got new weights.
+
+    Args:
+        model: The model; its weights may change between calls.
+        contexts: Tokens that rows begin with, none empty, each once.
+        first: First layer whose weights may change.
+        last: Last layer that is asked for.
+    """
+
+    def __init__(
+        self, model: EditableModel, contexts: Sequence[tuple[int, ...]], *, first: int, last: int
+    ) -> None:
+        self._model = model
+        self._place = {context: index for index, context in enumerate(contexts)}
+        self._cache = DynamicCache(config=model.model.config)
+        self._latest = [_Latest() for _ in self._cache.layers]
+        layers: list[Any] = self._cache.layers
+        for cache_layer, latest in zip(layers, self._latest, strict=True):
+            cache_layer.update = latest.update  # of this instance alone: it shadows the method
+        inputs = model.batch(list(contexts), "left")
+        self._mask = inputs["attention_mask"]
+        cache = {"past_key_values": self._cache, "use_cache": True}
+        self._calls = BlockCalls.record(
+            model, lambda: model.model.base_model(**inputs, **cache), first=first, last=last
+        )
+        self._layer, self._states = first, self._calls.entry
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the model has put keys and values of all layers into the cache it was given."""
+        return all(hasattr(latest, "keys") for latest in self._latest)
+
+    def advance(self, layer: int) -> None:
+        """Bring all layers up to `layer` in line with the weights of those before it."""
+        with torch.no_grad():
+            self._states = self._calls.run(self._states, self._layer, layer - 1)
+            self._calls.run(self._states, layer, layer)
+        self._layer = layer
+
+    def record_after(
+        self,
+        contexts: Sequence[tuple[int, ...]],
+        rows: Sequence[Sequence[int]],
+        first: int,
+        last: int,
+    ) -> BlockCalls:
+        """Run rows up to block `first`; the calls see the latest keys and values of contexts.
+
+        Args:
+            contexts: What each row begins with.
+            rows: The tokens of each row behind that.
+            first: Index of the first block to record.
+            last: Index of the last one.
+        """
+        model = self._model
+        index = torch.tensor([self._place[context] for context in contexts], device=model.device)
+        cache = DynamicCache(config=model.model.config)
+        layers: list[Any] = cache.layers
+        for cache_layer, latest in zip(layers, self._latest, strict=True):
+            _hand_out_rows(cache_layer, latest, index)
+        inputs = model.batch(rows)
+        move_positions(inputs, [len(context) for context in contexts])
+        masks = [self._mask[index], inputs["attention_mask"]]
+        inputs["attention_mask"] = torch.cat(masks, dim=1)
+        arguments = {**inputs, "past_key_values": cache, "use_cache": True}
+        return BlockCalls.record(
+            model, lambda: model.model.base_model(**arguments), first=first, last=last, stop=True
+        )
 
 
 def move_positions(inputs: dict[str, Tensor], starts: Sequence[int]) -> None:
@@ -178,3 +277,35 @@ def _take_rows(cache_layer: Any, index: Tensor) -> None:
     if cache_layer.keys is not None and cache_layer.keys.numel():
         cache_layer.keys = cache_layer.keys[index.to(cache_layer.keys.device)]
         cache_layer.values = cache_layer.values[index.to(cache_layer.values.device)]
+
+
+class _Latest:
+    """Holds what a cache layer was given last, and nothing of before.
+
+    The layer does not hold it itself: that would make a ring, which Python frees late.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _hand_out_rows(cache_layer: Any, source: _Latest, index: Tensor) -> None:
+    """Let a cache layer put rows `index` of what `source` holds before the new states."""
+
+    def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        rows = index.to(keys.device)
+        return (
+            torch.cat([source.keys[rows], keys], dim=-2),
+            torch.cat([source.values[rows], values], dim=-2),
+        )
+
+    # How long they are is all that models ask of what it holds: one row stands for all of them.
+    cache_layer.keys = source.keys[:1].expand(len(index), -1, -1, -1)
+    cache_layer.values = source.values[:1].expand(len(index), -1, -1, -1)
+    cache_layer.dtype, cache_layer.device = source.keys.dtype, source.keys.device
+    cache_layer.is_initialized = True
+    cache_layer.update = update

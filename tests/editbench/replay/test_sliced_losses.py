@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
-from editbench.editors.parts.replay.suffix_replay import SuffixReplay
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models import readout
 from editbench.models.editable import EditableModel
+from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
+from editbench.replay.suffix_replay import SuffixReplay
 from editbench.requests import EditRequest
 
 N_ROWS, N_READS, SLICE = 9, 27, 4  # 27 reads are seven slices, the last one of three

@@ -9,11 +9,11 @@ import torch
 import transformers as hf
 from transformers.cache_utils import DynamicCache
 
-from editbench.editors.parts.replay import prefix_states
-from editbench.editors.parts.replay.offset_forward import FullForward, OffsetRow, OffsetSite
-from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
+from editbench.replay import prefix_states
+from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
+from editbench.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.testing import tiny_tokenizer
 
 # Suffix and prefix lengths differ, one row has no prefix, one reads at the offset itself. The last
