@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicCache
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.replay import prefix_states
+from editbench.replay.block_calls import ReplayMismatchError
 from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
-from editbench.replay.suffix_replay import ReplayMismatchError, SuffixReplay
+from editbench.replay.suffix_replay import SuffixReplay
 from editbench.testing import tiny_tokenizer
 
 # Suffix and prefix lengths differ, one row has no prefix, one reads at the offset itself. The last
@@ -76,7 +77,7 @@ def test_prefixes_that_are_known_are_not_run_again(family_model: EditableModel) 
     runs: list[int] = []
     block = family_model.model.get_submodule(family_model.architecture.block(0))
     handle = block.register_forward_hook(lambda *_: runs.append(1))
-    narrowed = SuffixReplay(family_model, site, some, spared=whole.spared, known=[whole.prefixes])
+    narrowed = SuffixReplay(family_model, site, some, reach=whole.reach, known=[whole.prefixes])
     handle.remove()
     assert len(runs) == 1  # of the suffix
     for found, true in zip(logits_and_gradient(narrowed, offsets), expected, strict=True):

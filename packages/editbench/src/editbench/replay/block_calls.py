@@ -5,8 +5,9 @@ passes them in its own way. Recording the arguments of one real forward and call
 them again works for all of them, without a line about any.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,27 @@ from torch import Tensor, nn
 
 from editbench.models.editable import EditableModel
 
+Place = tuple[object, ...]
+"""Where an argument stands: the block's index, and what leads to it from there."""
+
 _HIDDEN = "hidden_states"
+
+
+class ReplayMismatchError(RuntimeError):
+    """Replaying this model's blocks does not give what its own forward gives."""
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward whose remaining blocks nobody needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a block is called with, hidden states aside, and whether these are given by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    is_named: bool
 
 
 class BlockCalls:
@@ -28,16 +45,20 @@ class BlockCalls:
         first: Index of the first recorded block.
         last: Index of the last recorded block.
         entry: Hidden states that entered block `first`, `[n_rows, width, d_model]`.
+        repeated: Of a forward of one row, which arguments more rows need once for each row. Most
+            have one row that serves every row of a batch; where an architecture folds other things
+            into the first axis (ALiBi's biases: rows times heads), these are to be named here.
     """
 
     def __init__(
-        self, blocks: list[nn.Module], first: int, entry: Tensor, calls: list[dict[str, Any]]
+        self, blocks: Sequence[nn.Module], first: int, entry: Tensor, calls: Sequence[_Call]
     ) -> None:
         self._blocks = blocks
         self._calls = calls
         self.first = first
         self.last = first + len(blocks) - 1
         self.entry = entry
+        self.repeated: frozenset[Place] = frozenset()
 
     @classmethod
     def record(
@@ -66,29 +87,26 @@ class BlockCalls:
             for layer in range(first, last + 1)
         ]
         entry: list[Tensor] = []
-        calls: list[dict[str, Any]] = []
+        calls: list[_Call] = []
 
         def record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             is_named = _HIDDEN in kwargs
             if not entry:
                 entry.append(kwargs[_HIDDEN] if is_named else args[0])
             rest = {name: value for name, value in kwargs.items() if name != _HIDDEN}
-            own = args if is_named else args[1:]
-            calls.append({"args": own, "kwargs": rest, "is_named": is_named})
+            calls.append(_Call(args if is_named else args[1:], rest, is_named))
             if stop and len(calls) == len(modules):
                 raise _Reached
 
-        handles = [
-            module.register_forward_pre_hook(record_call, with_kwargs=True) for module in modules
-        ]
-        try:
-            with torch.no_grad(), _handing_on(model, modules[:-1] if stop else [], first):
-                forward()
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for module in modules:
+                handle = module.register_forward_pre_hook(record_call, with_kwargs=True)
+                hooks.callback(handle.remove)
+            try:
+                with torch.no_grad(), _handing_on(model, modules[:-1] if stop else [], first):
+                    forward()
+            except _Reached:
+                pass
         return cls(modules, first, entry[0], calls)
 
     def run(self, hidden: Tensor, first: int, last: int) -> Tensor:
@@ -104,14 +122,46 @@ class BlockCalls:
         """
         for layer in range(first, last + 1):
             call = self._calls[layer - self.first]
-            args, kwargs = call["args"], call["kwargs"]
-            if call["is_named"]:
+            args, kwargs = call.args, call.kwargs
+            if self.repeated:
+
+                def repeat(place: Place, given: Tensor, n_rows: int = len(hidden)) -> Tensor:
+                    counts = [n_rows if place in self.repeated else 1] + [1] * (given.dim() - 1)
+                    return given.repeat(counts) if place in self.repeated else given
+
+                args, kwargs = _map_tensors((args, kwargs), (layer,), repeat)
+            if call.is_named:
                 kwargs = {**kwargs, _HIDDEN: hidden}
             else:
                 args = (hidden, *args)
             output = self._blocks[layer - self.first](*args, **kwargs)
             hidden = output[0] if isinstance(output, tuple | list) else output
         return hidden
+
+    def tensors(self) -> dict[Place, Tensor]:
+        """All tensors among the blocks' arguments, hidden states aside."""
+        found: dict[Place, Tensor] = {}
+
+        def note(place: Place, given: Tensor) -> Tensor:
+            found[place] = given
+            return given
+
+        for layer, call in enumerate(self._calls, self.first):
+            _map_tensors((call.args, call.kwargs), (layer,), note)
+        return found
+
+
+def _map_tensors(value: Any, place: Place, change: Callable[[Place, Tensor], Tensor]) -> Any:
+    """Change every tensor in nested tuples, lists and dictionaries; the rest stays itself."""
+    if isinstance(value, Tensor):
+        return change(place, value)
+    if type(value) in (tuple, list):
+        return type(value)(
+            _map_tensors(each, (*place, index), change) for index, each in enumerate(value)
+        )
+    if type(value) is dict:
+        return {key: _map_tensors(each, (*place, key), change) for key, each in value.items()}
+    return value
 
 
 @contextmanager
@@ -134,16 +184,22 @@ def _handing_on(model: EditableModel, modules: Sequence[nn.Module], first: int) 
         return answers[0]._make(handed_on) if hasattr(answers[0], "_make") else handed_on
 
     before = model.model.get_submodule(model.architecture.block(max(0, first - 1)))
-    silent = [module for module in modules if module is not before]
-    own = [vars(module).get("forward") for module in silent]  # offloading puts one there
-    handle = before.register_forward_hook(keep_answer)
+    silent = {module: hand_on for module in modules if module is not before}
+    with before.register_forward_hook(keep_answer), forwards_replaced(silent):
+        yield
+
+
+@contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules be computed by other functions; their hooks stay."""
+    # Offloading puts one there.
+    own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}
     try:
-        for module in silent:
-            vars(module)["forward"] = hand_on  # it shadows the class's method
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward  # it shadows the class's method
         yield
     finally:
-        handle.remove()
-        for module, forward in zip(silent, own, strict=True):
-            del vars(module)["forward"]
-            if forward is not None:
-                vars(module)["forward"] = forward
+        for module in forwards:
+            vars(module).pop("forward", None)
+        for module, forward in own.items():
+            vars(module)["forward"] = forward

@@ -3,7 +3,6 @@
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,7 +20,7 @@ from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import lean_modules
 from editbench.replay.block_calls import BlockCalls
-from editbench.replay.joined_states import JoinedStates
+from editbench.replay.cache_layers import HeldStates, JoinedStates
 from editbench.replay.offset_forward import OffsetRow
 
 
@@ -116,8 +115,15 @@ class PrefixStates:
             width: How many new states there will be in a row, each time.
         """
         cache = _copy(self._cache)
-        for own, frozen in zip(self._cache.layers, cache.layers, strict=True):
-            _freeze(frozen, own, width)
+        layers: list[Any] = self._cache.layers
+        for own, frozen in zip(layers, cache.layers, strict=True):
+            held = HeldStates()
+            if own.keys is not None and own.keys.numel():
+                rooms = [_make_room(states, width) for states in (own.keys, own.values)]
+                # From now on `own` has what it holds from the same memory.
+                own.keys, own.values = (room[..., :-width, :] for room in rooms)
+                held = HeldStates(*rooms)
+            held.hand_out(frozen, join=JoinedStates.join, n_spare=width)
         return cache
 
 
@@ -140,10 +146,10 @@ class ContextStates:
         self._model = model
         self._place = {context: index for index, context in enumerate(contexts)}
         self._cache = DynamicCache(config=model.model.config)
-        self._latest = [_Latest() for _ in self._cache.layers]
+        self._latest = [HeldStates() for _ in self._cache.layers]
         layers: list[Any] = self._cache.layers
         for cache_layer, latest in zip(layers, self._latest, strict=True):
-            cache_layer.update = latest.update  # of this instance alone: it shadows the method
+            cache_layer.update = latest.keep  # of this instance alone: it shadows the method
         inputs = model.batch(list(contexts), "left")
         self._mask = inputs["attention_mask"]
         cache = {"past_key_values": self._cache, "use_cache": True}
@@ -155,7 +161,7 @@ class ContextStates:
     @property
     def is_complete(self) -> bool:
         """Whether the model has put keys and values of all layers into the cache it was given."""
-        return all(hasattr(latest, "keys") for latest in self._latest)
+        return all(latest.keys is not None for latest in self._latest)
 
     def advance(self, layer: int) -> None:
         """Bring all layers up to `layer` in line with the weights of those before it."""
@@ -182,9 +188,8 @@ class ContextStates:
         model = self._model
         index = torch.tensor([self._place[context] for context in contexts], device=model.device)
         cache = DynamicCache(config=model.model.config)
-        layers: list[Any] = cache.layers
-        for cache_layer, latest in zip(layers, self._latest, strict=True):
-            _hand_out_rows(cache_layer, latest, index)
+        for cache_layer, latest in zip(cache.layers, self._latest, strict=True):
+            latest.hand_out(cache_layer, rows=index)
         inputs = model.batch(rows)
         move_positions(inputs, [len(context) for context in contexts])
         masks = [self._mask[index], inputs["attention_mask"]]
@@ -219,32 +224,6 @@ def _copy(cache: DynamicCache) -> DynamicCache:
     return same
 
 
-def _freeze(cache_layer: Any, origin: Any, width: int) -> None:
-    """Let a cache layer hand out what it holds plus the new states, and keep nothing of them.
-
-    Args:
-        cache_layer: A copy of `origin`.
-        origin: From now on it has what it holds from the same memory, not from its own.
-        width: How many new states there will be.
-    """
-    rooms: list[Tensor] = []
-    if origin.keys is not None and origin.keys.numel():
-        rooms = [_make_room(held, width) for held in (origin.keys, origin.values)]
-        for each in (cache_layer, origin):
-            each.keys, each.values = (room[..., :-width, :] for room in rooms)
-    # Of this instance alone: it shadows the method. It must not know the instance: Python frees
-    # rings of objects late, and these are the largest there are.
-    cache_layer.update = partial(_hand_out, rooms)
-
-
-def _hand_out(
-    rooms: Sequence[Tensor], keys: Tensor, values: Tensor, *_: Any, **__: Any
-) -> tuple[Tensor, Tensor]:
-    if not rooms:
-        return keys, values
-    return JoinedStates.join(keys, rooms[0]), JoinedStates.join(values, rooms[1])
-
-
 def _make_room(held: Tensor, width: int) -> Tensor:
     """What a layer holds, with space for new states behind it."""
     room = held.new_empty(*held.shape[:-2], held.shape[-2] + width, held.shape[-1])
@@ -277,35 +256,3 @@ def _take_rows(cache_layer: Any, index: Tensor) -> None:
     if cache_layer.keys is not None and cache_layer.keys.numel():
         cache_layer.keys = cache_layer.keys[index.to(cache_layer.keys.device)]
         cache_layer.values = cache_layer.values[index.to(cache_layer.values.device)]
-
-
-class _Latest:
-    """Holds what a cache layer was given last, and nothing of before.
-
-    The layer does not hold it itself: that would make a ring, which Python frees late.
-    """
-
-    keys: Tensor
-    values: Tensor
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-def _hand_out_rows(cache_layer: Any, source: _Latest, index: Tensor) -> None:
-    """Let a cache layer put rows `index` of what `source` holds before the new states."""
-
-    def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        rows = index.to(keys.device)
-        return (
-            torch.cat([source.keys[rows], keys], dim=-2),
-            torch.cat([source.values[rows], values], dim=-2),
-        )
-
-    # How long they are is all that models ask of what it holds: one row stands for all of them.
-    cache_layer.keys = source.keys[:1].expand(len(index), -1, -1, -1)
-    cache_layer.values = source.values[:1].expand(len(index), -1, -1, -1)
-    cache_layer.dtype, cache_layer.device = source.keys.dtype, source.keys.device
-    cache_layer.is_initialized = True
-    cache_layer.update = update

@@ -14,7 +14,7 @@ from editbench.models.chosen_positions import Places, find_padded, only_at, skip
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import ReadLoss, apply_head, choose_slice_size, find_losses
-from editbench.replay.block_calls import BlockCalls
+from editbench.replay.block_calls import BlockCalls, ReplayMismatchError
 from editbench.replay.offset_forward import (
     FullForward,
     OffsetForward,
@@ -22,12 +22,8 @@ from editbench.replay.offset_forward import (
     OffsetSite,
 )
 from editbench.replay.prefix_states import PrefixStates, move_positions
-from editbench.replay.reach import SparedModules
+from editbench.replay.reach import Reach
 from memit_core import intervene
-
-
-class ReplayMismatchError(RuntimeError):
-    """Replaying this model's blocks does not give what its own forward gives."""
 
 
 class SuffixReplay(OffsetForward):
@@ -44,7 +40,7 @@ class SuffixReplay(OffsetForward):
         site: Where the offsets are added.
         rows: The batch.
         read_layer: The block that is read out.
-        spared: What an earlier replay of this model and site found out; None finds it out, and
+        reach: What an earlier replay of this model and site found out; None finds it out, and
             compares with the model's own forward.
         known: What is known of prefixes: of those that hold all rows', none is run again.
 
@@ -52,10 +48,10 @@ class SuffixReplay(OffsetForward):
         prefixes: What stands before the offsets.
         entry: The states that offsets are added to, `[n_rows, d_model]`; None if the site is inside
             of a block.
-        spared: What need not be computed everywhere, for later replays of this model and site.
+        reach: What need not be computed everywhere, for later replays of this model and site.
 
     Raises:
-        ReplayMismatchError: Without `spared`, if a replay is not what the model's own forward of
+        ReplayMismatchError: Without `reach`, if a replay is not what the model's own forward of
             whole rows gives: its cache cannot be frozen, or counts padding as distance, or its
             blocks are not called in a plain sequence.
     """
@@ -67,7 +63,7 @@ class SuffixReplay(OffsetForward):
         rows: Sequence[OffsetRow],
         read_layer: int | None = None,
         *,
-        spared: SparedModules | None = None,
+        reach: Reach | None = None,
         known: Sequence[PrefixStates] = (),
     ) -> None:
         super().__init__(model, site, rows, read_layer)
@@ -107,17 +103,19 @@ class SuffixReplay(OffsetForward):
         )
         self._states = states[0] if site.leaves_block else self._calls.entry
         self.entry = self._states[:, 0] if site.leaves_block else None
-        self.spared = self._find_spared(spared)
+        self.reach = self._find_reach(reach)
+        unmoved = self._modules(self.reach.unmoved.get(self._first, ()))
+        self._read_alone = self._modules(self.reach.read_alone)
         self._unmoved = UnmovedMaps(
-            self.spared.unmoved,
+            unmoved,
             lambda states: self._calls.run(states, self._first, self._first),
             self._states,
         )
         start = self._first if site.leaves_block else self._first + 1  # behind the offset
         padded, self._unpadded = find_padded(model, suffix_mask, range(start, self.read_layer + 1))
-        spared_too = {*self.spared.unmoved, *self.spared.read}
-        self._padded = [module for module in padded if module not in spared_too]
-        if spared is None:
+        spared = {*unmoved, *self._read_alone}
+        self._padded = [module for module in padded if spared.isdisjoint(module.modules())]
+        if reach is None:
             self._check()
 
     def logits(self, offsets: Tensor) -> Tensor:
@@ -161,21 +159,23 @@ class SuffixReplay(OffsetForward):
                 with self._unmoved.reused():
                     states = self._calls.run(states, first, first)
             states = self._calls.run(states, first + 1, last - 1)
-            with only_at(self.spared.read, Places(self.read_rows, self._read_index)):
+            with only_at(self._read_alone, Places(self.read_rows, self._read_index)):
                 return self._calls.run(states, last, last)
 
-    def _find_spared(self, known: SparedModules | None) -> SparedModules:
+    def _find_reach(self, known: Reach | None) -> Reach:
         """What is known, if it is of the blocks at hand; else it is found out."""
         first, last = self._first, self.read_layer
         if known is not None and known.last == last:
             return known
         if first > last:
-            return SparedModules(first, last, (), ())
-        found = SparedModules.find(self.model, first, last)
-        if self.site.leaves_block:
-            return found
-        # The offset is added inside of block `first`, behind some of its modules.
-        return replace(found, unmoved=(), read=found.read if first < last else ())
+            return Reach.unknown(last)
+        is_behind = self.site.leaves_block
+        found = Reach.find(self.model, first, last, [first] if is_behind and first < last else [])
+        # An offset inside of block `first` is added behind some of its modules.
+        return found if is_behind or first < last else replace(found, read_alone=())
+
+    def _modules(self, paths: Sequence[str]) -> list[nn.Module]:
+        return [self.model.model.get_submodule(path) for path in paths]
 
     def _check(self) -> None:
         """Compare with whole rows that nothing was cached for, with offsets that matter."""
@@ -202,7 +202,7 @@ class UnmovedMaps:
     were; where attention and MLP stand side by side (GPT-J, GPT-NeoX), so is all of the MLP.
 
     Args:
-        modules: Modules that see each position's own state alone (`SparedModules.unmoved`).
+        modules: Modules that see each position's own state alone (`Reach.unmoved`).
         run: Sends hidden states `[n_rows, width, d_model]` through their block.
         states: The states that enter it without an offset.
     """

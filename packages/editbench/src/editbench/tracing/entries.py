@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from editbench.models.editable import EditableModel
-from editbench.tracing.block_replay import BlockReplay
+from editbench.replay.block_calls import BlockCalls
+from editbench.replay.reach import Reach
 from editbench.tracing.module_outputs import put_out
-from editbench.tracing.module_reach import ModuleReach
 from editbench.tracing.routes import Line, Route
 from editbench.tracing.runs import Runs, module_paths
 from editbench.tracing.settings import Kind
@@ -36,10 +36,10 @@ class Entries:
         self,
         model: EditableModel,
         runs: Runs,
-        reach: ModuleReach,
+        reach: Reach,
         routes: Sequence[Route],
         start: int,
-        replay: BlockReplay,
+        replay: BlockCalls,
     ) -> None:
         self._runs = runs
         self._start = start
@@ -51,12 +51,11 @@ class Entries:
                 continue
             module = model.model.get_submodule(self._projections[kind][layer])
             with put_out(module, runs.clean[kind][layer][start:]):
-                states = replay.run(layer, runs.entering[layer][:, start:])
+                states = replay.run(runs.entering[layer][:, start:], layer, layer)
             self._states[kind, layer] = states
-            unmoved = reach.unmoved[layer + 1] if layer < replay.last_layer else ()
-            if unmoved:
+            if unmoved := reach.unmoved.get(layer + 1):
                 with capture(model.model, outputs_of=unmoved, stop=True) as seen:
-                    replay.run(layer + 1, states)
+                    replay.run(states, layer + 1, layer + 1)
                 self._outputs[kind, layer] = seen.outputs
 
     def state(self, route: Route) -> Tensor:

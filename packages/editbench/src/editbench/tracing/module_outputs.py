@@ -1,28 +1,14 @@
-"""What a module puts out, replaced or left uncomputed for the length of a block.
+"""What a module puts out, replaced for the length of a block.
 
 Modules see rows of hidden states, `[n_rows, n_positions, d]`; OPT's MLP sees them flattened.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
-
-@contextmanager
-def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules be computed by other functions; their hooks stay."""
-    own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}
-    try:
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward  # it shadows the class's method
-        yield
-    finally:
-        for module in forwards:
-            vars(module).pop("forward", None)
-        for module, forward in own.items():
-            vars(module)["forward"] = forward
+from editbench.replay.block_calls import forwards_replaced
 
 
 @contextmanager
@@ -68,24 +54,4 @@ def put_out(module: nn.Module, values: Tensor) -> Iterator[None]:
         return values.expand_as(rows).contiguous().view(output.shape)
 
     with module.register_forward_hook(replace):
-        yield
-
-
-@contextmanager
-def only_last(module: nn.Module) -> Iterator[None]:
-    """Let a module that treats each position alone work on the last; elsewhere it puts out zero."""
-    n_positions = 0
-
-    def select(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        nonlocal n_positions
-        n_positions = args[0].shape[1]
-        # Contiguous: rows with gaps would be multiplied one by one.
-        return (args[0][:, -1:].contiguous(),)
-
-    def put_back(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        everywhere = output.new_zeros(len(output), n_positions, output.shape[-1])
-        everywhere[:, -1:] = output
-        return everywhere
-
-    with module.register_forward_pre_hook(select), module.register_forward_hook(put_back):
         yield

@@ -16,14 +16,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from editbench.models.chosen_positions import Places, only_at
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
 from editbench.models.readout import apply_head
-from editbench.tracing.block_replay import BlockReplay, ReplayArguments
+from editbench.replay.block_calls import BlockCalls
+from editbench.replay.reach import Reach
+from editbench.tracing.block_replay import ReplayArguments
 from editbench.tracing.entries import MODULE_KINDS, Entries
-from editbench.tracing.module_outputs import fixed_at, known, only_last
-from editbench.tracing.module_reach import ModuleReach
+from editbench.tracing.module_outputs import fixed_at, known
 from editbench.tracing.routes import Line, Route
 from editbench.tracing.runs import Runs, answer_probabilities, module_paths
 from editbench.tracing.settings import Kind
@@ -54,7 +56,7 @@ class PromptReplay:
         prompt: TracedPrompt,
         runs: Runs,
         arguments: ReplayArguments,
-        reach: ModuleReach,
+        reach: Reach,
         halving: Halving,
     ) -> None:
         self._model = model
@@ -163,7 +165,7 @@ class PromptReplay:
 
     def _run_block(
         self,
-        replay: BlockReplay,
+        replay: BlockCalls,
         start: int,
         entries: Entries,
         lines: Sequence[Line],
@@ -189,12 +191,13 @@ class PromptReplay:
                     if fixed := self._fixed_values(kind, some, layer):
                         module = self._module(self._paths[kind][layer])
                         hooks.enter_context(fixed_at(module, fixed, (len(some), n_samples)))
-                if layer == self._last_layer and n_positions > 1:
-                    for path in self._reach.read_alone:
-                        if path not in found:
-                            hooks.enter_context(only_last(self._module(path)))
                 rows = states[begin:end].flatten(0, 1)
-                return replay.run(layer, rows).unflatten(0, (-1, n_samples))
+                if layer == self._last_layer and n_positions > 1:
+                    paths = [path for path in self._reach.read_alone if path not in found]
+                    everyone = torch.arange(len(rows))
+                    last = Places(everyone, torch.full_like(everyone, n_positions - 1))
+                    hooks.enter_context(only_at([self._module(path) for path in paths], last))
+                return replay.run(rows, layer, layer).unflatten(0, (-1, n_samples))
 
         outputs: list[Tensor] = []
         for begin, end in pairwise(begins):
@@ -206,7 +209,7 @@ class PromptReplay:
     ) -> dict[str, Tensor]:
         """By name, all that modules will put out for lines that enter their first block."""
         found = {}
-        for path in self._reach.unmoved[layer]:
+        for path in self._reach.unmoved.get(layer, ()):
             corrupted = self._runs.kept[path][1:, start:]
             outputs = corrupted.expand(len(lines), *corrupted.shape).clone()
             for place, line in enumerate(lines):
@@ -231,7 +234,7 @@ class PromptReplay:
             fixed[place, line.token - self._n_tokens] = values
         return fixed
 
-    def _replay_from(self, start: int) -> BlockReplay:
+    def _replay_from(self, start: int) -> BlockCalls:
         return self._arguments.replay_from(start, self._prompt.token_ids, self._runs.keys_values)
 
     def _read_out(self, states: Tensor) -> list[float]:

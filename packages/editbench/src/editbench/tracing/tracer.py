@@ -10,8 +10,9 @@ from editbench.errors import ModelError
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, is_out_of_memory
+from editbench.replay.block_calls import ReplayMismatchError
+from editbench.replay.reach import Reach
 from editbench.tracing.block_replay import ReplayArguments
-from editbench.tracing.module_reach import ModuleReach, find_reach
 from editbench.tracing.noise import draw_noise
 from editbench.tracing.plain import score_plainly
 from editbench.tracing.replay import PromptReplay
@@ -29,10 +30,6 @@ from editbench.tracing.traces import PromptTrace, Scores, TracedPrompt
 
 # What an architecture may do about a cache or a shape that it does not expect.
 _UNEXPECTED = (ModelError, RuntimeError, ValueError, TypeError)
-
-
-class ReplayMismatchError(RuntimeError):
-    """Replaying this model's blocks does not give what its own forward gives."""
 
 
 class Tracer:
@@ -59,7 +56,7 @@ class Tracer:
         self._n_layers = model.architecture.n_layers
         self._arguments = ReplayArguments(model)
         self._halving = Halving(f"tracing '{model.name}'")
-        self._reach: ModuleReach | None = None  # nobody knows yet
+        self._reach: Reach | None = None  # nobody knows yet
         self._checked_lengths: set[int] = set()
 
     def trace(self, prompt: TracedPrompt, *, only_last_subject: bool = False) -> PromptTrace:
@@ -74,8 +71,8 @@ class Tracer:
             DeviceMemoryError: There is not enough memory for a single cell.
         """
         noise = draw_noise(self._model, prompt, self._settings)
-        self._find_reach(prompt)
-        keep = [path for paths in self._known_reach.unmoved for path in paths]
+        reach = self._find_reach()
+        keep = [path for paths in reach.unmoved.values() for path in paths]
         runs = run_clean_and_corrupted(self._model, prompt, noise, keep)
         tokens = prompt.subject[-1:] if only_last_subject else range(len(prompt.token_ids))
         routes = {
@@ -118,22 +115,17 @@ class Tracer:
             for route in dict.fromkeys(routes)
         }
 
-    @property
-    def _known_reach(self) -> ModuleReach:
-        return self._reach or ModuleReach.unknown(self._n_layers)
-
-    def _find_reach(self, prompt: TracedPrompt) -> None:
-        """Find out which modules can be spared, with the first prompt that is long enough."""
-        n_positions = len(prompt.token_ids)
-        if self._reach is None and self.replay_failure is None and n_positions > 1:
+    def _find_reach(self) -> Reach:
+        """Which modules can be spared; found out once."""
+        last = self._n_layers - 1
+        if self._reach is None and self.replay_failure is None:
             try:
-                with torch.no_grad():
-                    whole = self._arguments.replay_whole(prompt.token_ids)
-                    self._reach = find_reach(self._model, whole, n_positions)
+                self._reach = Reach.find(self._model, 0, last, range(self._n_layers))
             except _UNEXPECTED as error:
                 if is_out_of_memory(error):
                     raise
                 self.replay_failure = f"replay: {error}"
+        return self._reach or Reach.unknown(last)
 
     def _score_by_replay(
         self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]
@@ -141,7 +133,7 @@ class Tracer:
         is_new_length = len(prompt.token_ids) not in self._checked_lengths
         try:
             replay = PromptReplay(
-                self._model, prompt, runs, self._arguments, self._known_reach, self._halving
+                self._model, prompt, runs, self._arguments, self._find_reach(), self._halving
             )
             found = replay.scores(routes)
         except _UNEXPECTED as error:

@@ -18,6 +18,7 @@ from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
 from editbench.models.tokens import Tokens
+from editbench.replay.block_calls import ReplayMismatchError
 from editbench.replay.offset_forward import (
     FullForward,
     OffsetForward,
@@ -25,8 +26,8 @@ from editbench.replay.offset_forward import (
     OffsetSite,
 )
 from editbench.replay.prefix_states import PrefixStates, count_shared
-from editbench.replay.reach import SparedModules
-from editbench.replay.suffix_replay import ReplayMismatchError, SuffixReplay
+from editbench.replay.reach import Reach
+from editbench.replay.suffix_replay import SuffixReplay
 from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)
@@ -172,9 +173,9 @@ class _Batch:
         return states[self._bare_rows].float().to(self._row_edit.device)
 
     @property
-    def spared(self) -> SparedModules | None:
+    def reach(self) -> Reach | None:
         """What later batches need not find out again."""
-        return self._prompts.spared if isinstance(self._prompts, SuffixReplay) else None
+        return self._prompts.reach if isinstance(self._prompts, SuffixReplay) else None
 
     def measure(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Run all rows with `offsets` `[n_edits, d_model]`.
@@ -225,7 +226,7 @@ class TargetOptimizer:
         self._model = model
         self._site = site
         self._settings = settings
-        self._spared: SparedModules | None = None
+        self._reach: Reach | None = None
         self.replays = replay
         self.replay_failure: str | None = None
 
@@ -322,11 +323,11 @@ class TargetOptimizer:
         return torch.full_like(norms, rate)
 
     def _prepare(self, tasks: Sequence[TargetTask], known: Sequence[PrefixStates] = ()) -> _Batch:
-        if self.replays and self._spared is None:
+        if self.replays and self._reach is None:
             self._try_replay(_most_different(tasks))
         build: Callable[..., OffsetForward] = FullForward
         if self.replays:
-            build = partial(SuffixReplay, spared=self._spared, known=known)
+            build = partial(SuffixReplay, reach=self._reach, known=known)
         return _Batch(self._model, self._site, self._settings, tasks, build)
 
     def _try_replay(self, tasks: Sequence[TargetTask]) -> None:
@@ -339,7 +340,7 @@ class TargetOptimizer:
         some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
         try:
             tried = _Batch(self._model, self._site, self._settings, some, SuffixReplay)
-            self._spared = tried.spared
+            self._reach = tried.reach
         except ReplayMismatchError as error:
             self.replays, self.replay_failure = False, str(error)
         except (RuntimeError, AttributeError, TypeError, LookupError) as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.replay.joined_states import JoinedStates
+from editbench.replay.cache_layers import JoinedStates
 
 N_HELD, WIDTH, D = 7, 3, 4
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

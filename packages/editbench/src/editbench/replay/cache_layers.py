@@ -1,16 +1,92 @@
-"""Keys or values of which the first part is constant, so that no gradient of it is computed.
+"""Cache layers that hand out constant keys and values with new ones behind them.
 
-Attention multiplies by all keys and values, of which a replay makes the last few anew. torch would
-compute the gradient of each factor as a whole and throw most of it away, which, with prompts some
-times as long as what is replayed, takes longer than all the rest of attention.
+Attention multiplies by all keys and values, of which a replay makes the last few anew. Where
+gradients are taken, torch would compute that of each factor as a whole and throw most of it away,
+which, with prompts some times as long as what is replayed, takes longer than all the rest of
+attention: `JoinedStates` have gradients of the new part alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Join = Callable[[Tensor, Tensor], Tensor]
+"""Puts new keys or values, `[n_rows, …, width, d]`, behind those that are held."""
+
+
+@dataclass(eq=False, slots=True)
+class HeldStates:
+    """Keys and values of one layer, `[n_rows, n_heads, n_held, d_head]`; None where there are none.
+
+    Cache layers know of them, and they of no cache layer: Python frees rings of objects late, and
+    these are the largest there are.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def keep(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Hold these in place of what was held; a cache layer may have it for its `update`."""
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def hand_out(
+        self,
+        cache_layer: Any,
+        *,
+        rows: Tensor | None = None,
+        join: Join | None = None,
+        n_spare: int = 0,
+    ) -> None:
+        """Let a cache layer hand out what is held at the time, and keep nothing of new states.
+
+        Args:
+            cache_layer: The layer; it stays of its class.
+            rows: The row of what is held that each row of new states has before it; None: row i
+                has row ``i % n_rows``.
+            join: `put_behind`, if None; `JoinedStates.join` where gradients are taken of new states
+                alone.
+            n_spare: For how many new states `join` finds room behind those that are held.
+        """
+        if self.keys is not None and self.values is not None:
+            # How long they are is all that models ask of what a layer holds.
+            cache_layer.keys, cache_layer.values = (
+                states.new_empty(()).expand(states[..., n_spare:, :].shape)
+                for states in (self.keys, self.values)
+            )
+            cache_layer.dtype, cache_layer.device = self.keys.dtype, self.keys.device
+            cache_layer.is_initialized = True
+        # Of this instance alone: it shadows the method.
+        cache_layer.update = partial(self._behind, rows, join or put_behind)
+
+    def _behind(
+        self, rows: Tensor | None, join: Join, keys: Tensor, values: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        both = ((keys, self.keys), (values, self.values))
+        keys, values = (_put_rows_behind(new, held, rows, join) for new, held in both)
+        return keys, values
+
+
+def _put_rows_behind(new: Tensor, held: Tensor | None, rows: Tensor | None, join: Join) -> Tensor:
+    if held is None or not held.shape[-2]:
+        return new
+    return join(new, held if rows is None else held[rows.to(held.device)])
+
+
+def put_behind(new: Tensor, held: Tensor) -> Tensor:
+    """Put new states, `[n_rows, n_heads, width, d]`, behind held ones; row i has ``i % n_held``."""
+    n_rows, n_before = len(new), held.shape[-2]
+    if n_rows % len(held):
+        held = held[torch.arange(n_rows, device=held.device) % len(held)]
+    whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
+    whole.unflatten(0, (-1, len(held)))[..., :n_before, :] = held  # copied once, not gathered first
+    whole[..., n_before:, :] = new
+    return whole
 
 
 class JoinedStates(Tensor):
