@@ -24,7 +24,7 @@ from two_forwards_a_layer import insert
 
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.editors.parts.keys.layer_sweep import read_hidden
+from editbench.editors.parts.keys.subject_reading import read_hidden
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.edits.edit import Edit
 

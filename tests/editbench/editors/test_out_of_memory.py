@@ -15,8 +15,9 @@ from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep, read_hidden
+from editbench.editors.parts.keys.layer_sweep import LayerSweep
 from editbench.editors.parts.keys.projection_reading import read_projections
+from editbench.editors.parts.keys.subject_reading import read_hidden
 from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.training.costs import count_fitting

@@ -1,4 +1,4 @@
-"""States joined to constant ones: gradients of what is new, and of nothing else."""
+"""Constant keys and values with new ones behind them, and gradients of nothing but what is new."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
 
-from editbench.replay.cache_layers import JoinedStates
+from editbench.replay.cache_layers import HeldStates, Join, JoinedStates, put_behind
 
 N_HELD, WIDTH, D = 7, 3, 4
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -100,3 +101,38 @@ def test_half_precision_keeps_no_copy_of_the_keys() -> None:
     as_long = [each for each in saved if N_HELD + WIDTH in each.shape]
     assert as_long
     assert all(each.dtype == torch.bfloat16 for each in as_long)
+
+
+@pytest.mark.parametrize(
+    ("n_new", "rows", "before"),
+    [
+        (2, None, [0, 1]),
+        (6, None, [0, 1, 0, 1, 0, 1]),
+        (1, None, [0]),
+        (3, None, [0, 1, 0]),
+        (3, [1, 1, 0], [1, 1, 0]),
+    ],
+)
+def test_each_row_has_its_own_before_it(n_new: int, rows: list[int] | None, before: list[int]):
+    held = HeldStates(torch.randn(2, 2, N_HELD, D), torch.randn(2, 2, N_HELD, D))
+    layer = DynamicLayer()
+    held.hand_out(layer, rows=None if rows is None else torch.tensor(rows))
+    for _ in range(2):  # nothing is kept
+        assert layer.get_seq_length() == N_HELD
+        new = torch.randn(2, n_new, 2, WIDTH, D)
+        for found, past, own in zip(layer.update(*new), (held.keys, held.values), new, strict=True):
+            assert torch.equal(found, torch.cat([past[before], own], dim=-2))
+
+
+@pytest.mark.parametrize("join", [put_behind, JoinedStates.join])
+def test_what_is_held_may_change(join: Join) -> None:
+    n_spare = 0 if join is put_behind else WIDTH
+    held, layer = HeldStates(), DynamicLayer()
+    held.hand_out(layer, join=join, n_spare=n_spare)
+    new = torch.randn(2, 1, 2, WIDTH, D)
+    assert all(map(torch.equal, layer.update(*new), new))  # nothing stands before
+    for _ in range(2):
+        past = torch.randn(2, 1, 2, N_HELD, D)
+        held.keep(*(torch.cat([each, each[..., :n_spare, :]], dim=-2) for each in past))
+        for found, before, own in zip(layer.update(*new), past, new, strict=True):
+            assert torch.equal(found, torch.cat([before, own], dim=-2))

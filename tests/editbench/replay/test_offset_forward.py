@@ -90,10 +90,10 @@ def test_prefixes_that_are_known_are_not_run_again(family_model: EditableModel) 
 def test_an_offset_at_the_mlp_moves_out_where_that_is_the_same(family_model: EditableModel) -> None:
     rows = make_rows(family_model)
     site = OffsetSite.mlp_output(family_model, 1)
-    outer = site.moved_out(family_model, rows[0].token_ids)
+    outer = site.outermost_equivalent(family_model, rows[0].token_ids)
     has_norm_behind = family_model.name in ("gemma2", "gemma3", "olmo2", "opt_post_norm")
     assert outer.leaves_block != has_norm_behind
-    assert outer.moved_out(family_model, rows[0].token_ids) == outer
+    assert outer.outermost_equivalent(family_model, rows[0].token_ids) == outer
     offsets = torch.randn(
         len(rows), family_model.architecture.d_model, generator=torch.Generator().manual_seed(1)
     )
@@ -110,7 +110,7 @@ def test_in_half_precision_an_offset_stays_where_it_is(family_model: EditableMod
         copy.deepcopy(family_model.model).bfloat16(), family_model.tokens, name="half"
     )
     site = OffsetSite.mlp_output(model, 1)
-    assert site.moved_out(model, [5, 7, 11]) == site
+    assert site.outermost_equivalent(model, [5, 7, 11]) == site
 
 
 def test_an_earlier_layer_can_be_read_out(family_model: EditableModel) -> None:

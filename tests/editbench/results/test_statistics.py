@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from editbench.estimates import Estimate, estimate_mean
 from editbench.results.statistics import (
-    Estimate,
     estimate_harmonic_mean,
-    estimate_mean,
     estimate_over_draws,
 )
 

@@ -19,6 +19,17 @@ Join = Callable[[Tensor, Tensor], Tensor]
 """Puts new keys or values, `[n_rows, …, width, d]`, behind those that are held."""
 
 
+def put_behind(new: Tensor, held: Tensor) -> Tensor:
+    """Put new states, `[n_rows, n_heads, width, d]`, behind held ones; row i has ``i % n_held``."""
+    n_rows, n_before = len(new), held.shape[-2]
+    if n_rows % len(held):
+        held = held[torch.arange(n_rows, device=held.device) % len(held)]
+    whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
+    whole.unflatten(0, (-1, len(held)))[..., :n_before, :] = held  # copied once, not gathered first
+    whole[..., n_before:, :] = new
+    return whole
+
+
 @dataclass(eq=False, slots=True)
 class HeldStates:
     """Keys and values of one layer, `[n_rows, n_heads, n_held, d_head]`; None where there are none.
@@ -40,7 +51,7 @@ class HeldStates:
         cache_layer: Any,
         *,
         rows: Tensor | None = None,
-        join: Join | None = None,
+        join: Join = put_behind,
         n_spare: int = 0,
     ) -> None:
         """Let a cache layer hand out what is held at the time, and keep nothing of new states.
@@ -49,8 +60,7 @@ class HeldStates:
             cache_layer: The layer; it stays of its class.
             rows: The row of what is held that each row of new states has before it; None: row i
                 has row ``i % n_rows``.
-            join: `put_behind`, if None; `JoinedStates.join` where gradients are taken of new states
-                alone.
+            join: `JoinedStates.join` where gradients are taken of new states alone.
             n_spare: For how many new states `join` finds room behind those that are held.
         """
         if self.keys is not None and self.values is not None:
@@ -62,7 +72,7 @@ class HeldStates:
             cache_layer.dtype, cache_layer.device = self.keys.dtype, self.keys.device
             cache_layer.is_initialized = True
         # Of this instance alone: it shadows the method.
-        cache_layer.update = partial(self._behind, rows, join or put_behind)
+        cache_layer.update = partial(self._behind, rows, join)
 
     def _behind(
         self, rows: Tensor | None, join: Join, keys: Tensor, values: Tensor, *_: Any, **__: Any
@@ -76,17 +86,6 @@ def _put_rows_behind(new: Tensor, held: Tensor | None, rows: Tensor | None, join
     if held is None or not held.shape[-2]:
         return new
     return join(new, held if rows is None else held[rows.to(held.device)])
-
-
-def put_behind(new: Tensor, held: Tensor) -> Tensor:
-    """Put new states, `[n_rows, n_heads, width, d]`, behind held ones; row i has ``i % n_held``."""
-    n_rows, n_before = len(new), held.shape[-2]
-    if n_rows % len(held):
-        held = held[torch.arange(n_rows, device=held.device) % len(held)]
-    whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
-    whole.unflatten(0, (-1, len(held)))[..., :n_before, :] = held  # copied once, not gathered first
-    whole[..., n_before:, :] = new
-    return whole
 
 
 class JoinedStates(Tensor):

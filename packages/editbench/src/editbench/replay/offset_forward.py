@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class OffsetSite:
         """
         return cls(layer, model.architecture.projection(layer, "mlp"), leaves_block=False)
 
-    def moved_out(self, model: EditableModel, token_ids: Sequence[int]) -> "OffsetSite":
+    def outermost_equivalent(self, model: EditableModel, token_ids: Sequence[int]) -> "OffsetSite":
         """The block's output instead, if an offset there does the same; then it costs less.
 
         It does where the module's output goes into the residual stream as it is, and nowhere else.
@@ -191,7 +192,8 @@ class FullForward(OffsetForward):
         read_layer: int | None = None,
     ) -> None:
         super().__init__(model, site, rows, read_layer)
-        self._inputs = {**model.batch([row.token_ids for row in rows]), "use_cache": False}
+        batch = model.batch([row.token_ids for row in rows])
+        self._inputs: dict[str, Any] = {**batch, "use_cache": False}
         self._row_index = torch.arange(len(rows), device=model.device)
         self._offset_index = torch.tensor(
             [row.offset_position for row in rows], device=model.device

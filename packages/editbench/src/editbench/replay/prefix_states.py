@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from editbench.replay.cache_layers import HeldStates, JoinedStates
 from editbench.replay.offset_forward import OffsetRow
 
 
-def ignores_gaps(model: EditableModel) -> bool:
-    """Whether parts of rows can be put together with padding between them.
+def can_share(model: EditableModel) -> bool:
+    """Whether rows can share what they begin with: padding in the middle of a row changes nothing.
 
     Parts that are run apart, such as a context prefix and what stands behind it, are put together
     at the width of the longest, and padding comes to lie between them. The mask hides it, but where
@@ -71,7 +71,7 @@ class PrefixStates:
     def run(cls, model: EditableModel, rows: Sequence[OffsetRow]) -> "PrefixStates":
         """Run what stands before the offsets; what rows share, once for all of them."""
         cache = DynamicCache(config=model.model.config)
-        shares = ignores_gaps(model)
+        shares = can_share(model)
         n_shared = [row.n_shared if shares else 0 for row in rows]
         shared = [row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)]
         distinct = list(dict.fromkeys(shared))
@@ -86,11 +86,10 @@ class PrefixStates:
         own = [
             row.token_ids[n : row.offset_position] for row, n in zip(rows, n_shared, strict=True)
         ]
-        inputs = model.batch(own, "left")
-        move_positions(inputs, n_shared)
-        mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
-        _fill(cache, model, {**inputs, "attention_mask": mask})
-        return cls(cache, mask, {_prefix(row): index for index, row in enumerate(rows)})
+        inputs = batch_behind(model, mask, own, n_shared, "left")
+        _fill(cache, model, inputs)
+        place = {_prefix(row): index for index, row in enumerate(rows)}
+        return cls(cache, inputs["attention_mask"], place)
 
     def hold(self, rows: Sequence[OffsetRow]) -> bool:
         """Whether all of these rows' prefixes are among them."""
@@ -190,21 +189,36 @@ class ContextStates:
         cache = DynamicCache(config=model.model.config)
         for cache_layer, latest in zip(cache.layers, self._latest, strict=True):
             latest.hand_out(cache_layer, rows=index)
-        inputs = model.batch(rows)
-        move_positions(inputs, [len(context) for context in contexts])
-        masks = [self._mask[index], inputs["attention_mask"]]
-        inputs["attention_mask"] = torch.cat(masks, dim=1)
+        starts = [len(context) for context in contexts]
+        inputs = batch_behind(model, self._mask[index], rows, starts)
         arguments = {**inputs, "past_key_values": cache, "use_cache": True}
         return BlockCalls.record(
             model, lambda: model.model.base_model(**arguments), first=first, last=last, stop=True
         )
 
 
-def move_positions(inputs: dict[str, Tensor], starts: Sequence[int]) -> None:
-    """Let each row's positions count from where it starts, if the model takes positions."""
+def batch_behind(
+    model: EditableModel,
+    mask: Tensor,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    side: Literal["left", "right"] = "right",
+) -> dict[str, Tensor]:
+    """The arguments of a forward of rows' further tokens, of which the first ones are in a cache.
+
+    Args:
+        model: The model; where it takes positions, these count on.
+        mask: Which places of the cache are no padding, `[n_rows, n_cached]`.
+        rows: The further tokens of each row.
+        starts: How many tokens each row has in the cache.
+        side: On which side of the further tokens padding stands.
+    """
+    inputs = model.batch(rows, side)
     if "position_ids" in inputs:
         offset = torch.tensor(starts, device=inputs["position_ids"].device)
         inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
+    inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+    return inputs
 
 
 def count_shared(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -21,7 +21,7 @@ from editbench.replay.offset_forward import (
     OffsetRow,
     OffsetSite,
 )
-from editbench.replay.prefix_states import PrefixStates, move_positions
+from editbench.replay.prefix_states import PrefixStates, batch_behind
 from editbench.replay.reach import Reach
 from memit_core import intervene
 
@@ -70,11 +70,10 @@ class SuffixReplay(OffsetForward):
         self._read_index = self._read_positions([-row.offset_position for row in rows])
         held = next((states for states in known if states.hold(rows)), None)
         self.prefixes = PrefixStates.run(model, rows) if held is None else held.taken(rows)
-        suffix = model.batch([row.token_ids[row.offset_position :] for row in rows])
-        move_positions(suffix, [row.offset_position for row in rows])
-        suffix_mask = suffix["attention_mask"]
-        masks = [self.prefixes.mask, suffix["attention_mask"]]
-        suffix["attention_mask"] = torch.cat(masks, dim=1)
+        starts = [row.offset_position for row in rows]
+        suffixes = [row.token_ids[row.offset_position :] for row in rows]
+        suffix = batch_behind(model, self.prefixes.mask, suffixes, starts)
+        suffix_mask = suffix["attention_mask"][:, self.prefixes.mask.shape[1] :]
         cache = self.prefixes.frozen_cache(suffix_mask.shape[1])
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
         last = model.architecture.n_layers - 1

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from editbench.results.statistics import Floats, draw_resamples
+from editbench.estimates import Floats
+from editbench.results.statistics import draw_resamples
 
 N_RESAMPLES = 10_000  # tells p-values apart down to 0.0002
 _N_DIGITS = 9

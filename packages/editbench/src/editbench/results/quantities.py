@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from editbench.estimates import Floats
 from editbench.results.manifest import MetricDescription
-from editbench.results.statistics import Floats, geometric_mean, harmonic_mean, take_mean
+from editbench.results.statistics import geometric_mean, harmonic_mean, take_mean
 
 
 @dataclass(frozen=True, slots=True)

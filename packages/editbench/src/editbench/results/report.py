@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from editbench.estimates import Estimate, estimate_mean
 from editbench.results.collection import Collection, collect
 from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
 from editbench.results.statistics import (
-    Estimate,
     estimate_geometric_mean,
     estimate_harmonic_mean,
-    estimate_mean,
     geometric_mean,
     harmonic_mean,
 )

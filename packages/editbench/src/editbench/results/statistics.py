@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from editbench.estimates import Estimate, Floats, estimate_mean
 
-_NORMAL_QUANTILE = 1.96
 _NORMAL_95 = 1.644854
 _STUDENT_95 = (
     6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125,
@@ -23,62 +20,13 @@ _MAX_CHUNK = 100_000  # draws at once: they stay in the processor's cache
 _MOST_KEPT = 10_000_000  # draws: 80 MB
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number over cases and its 95 % confidence interval.
-
-    Attributes:
-        value: The number.
-        low: Lower end of the interval; NaN where one case alone says nothing about the spread.
-        high: Upper end of the interval; NaN likewise.
-        n: How many cases it is over.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def clipped(self, bounds: tuple[float | None, float | None]) -> "Estimate":
-        """The same with the interval cut to what is possible; None is no bound."""
-        low = -math.inf if bounds[0] is None else bounds[0]
-        high = math.inf if bounds[1] is None else bounds[1]
-        return Estimate(
-            self.value,
-            float(np.clip(self.low, low, high)),
-            float(np.clip(self.high, low, high)),
-            self.n,
-        )
-
-
-def estimate_mean(values: Floats) -> Estimate:
-    """Mean over cases with the paper's interval, ± 1.96 · std / √n.
-
-    The standard deviation is the sample's (n − 1 in its denominator).
-
-    Args:
-        values: ``[n_cases]``; at least one.
-    """
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return Estimate(mean, math.nan, math.nan, n)
-    half_width = _NORMAL_QUANTILE * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half_width, mean + half_width, n)
-
-
 def estimate_over_draws(values: Floats) -> Estimate:
     """Mean over random draws of the cases, with Student's 90 % interval, as in Figures 7 and 10.
 
     Args:
         values: ``[n_draws]``: one number of each draw; at least one.
     """
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return Estimate(mean, math.nan, math.nan, n)
-    half_width = _student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half_width, mean + half_width, n)
+    return estimate_mean(values, _student_quantile(max(1, len(values) - 1)))
 
 
 def estimate_harmonic_mean(values: Floats, *, seed: int) -> Estimate:

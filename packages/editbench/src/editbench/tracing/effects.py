@@ -1,13 +1,12 @@
 """Traces of many prompts averaged: by role of the token, kind and layer, with 95 % intervals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from editbench.estimates import Estimate, Floats, estimate_mean
 from editbench.tracing.settings import KINDS, SEVERED_KINDS, Kind, SeveredKind
 from editbench.tracing.traces import PromptTrace
 
@@ -25,25 +24,6 @@ ROLE_NAMES: Mapping[Role, str] = {
     "further": "further tokens",
     "last": "last token",
 }
-
-_NORMAL_QUANTILE = 1.96
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean over prompts and its 95 % confidence interval, ± 1.96 · std / √n.
-
-    Attributes:
-        value: The mean.
-        ci_low: Lower end; NaN where one prompt alone says nothing about the spread.
-        ci_high: Upper end; NaN likewise.
-        n: Over how many prompts.
-    """
-
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +61,8 @@ class Effects:
     """
 
     n_layers: int
-    clean: Mean
-    corrupted: Mean
+    clean: Estimate
+    corrupted: Estimate
     lines: tuple[EffectLine, ...]
 
     def profile(self, kind: Kind | SeveredKind, role: Role) -> list[EffectLine]:
@@ -130,9 +110,7 @@ def average_effects(traces: Sequence[PromptTrace]) -> Effects:
             effects = np.stack(rows)
             for layer in range(n_layers):
                 mean = estimate_mean(effects[:, layer])
-                lines.append(
-                    EffectLine(kind, role, layer, mean.value, mean.ci_low, mean.ci_high, len(rows))
-                )
+                lines.append(EffectLine(kind, role, layer, mean.value, mean.low, mean.high, mean.n))
     return Effects(
         n_layers=n_layers,
         clean=estimate_mean(np.array([trace.high_score for trace in traces])),
@@ -141,18 +119,7 @@ def average_effects(traces: Sequence[PromptTrace]) -> Effects:
     )
 
 
-def estimate_mean(values: NDArray[np.float64]) -> Mean:
-    """Mean of one number a prompt, with its interval; the standard deviation is the sample's."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return Mean(mean, math.nan, math.nan, n)
-    half_width = _NORMAL_QUANTILE * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Mean(mean, mean - half_width, mean + half_width, n)
-
-
-def _effect_of(
-    trace: PromptTrace, kind: Kind | SeveredKind, role: Role
-) -> NDArray[np.float64] | None:
+def _effect_of(trace: PromptTrace, kind: Kind | SeveredKind, role: Role) -> Floats | None:
     """By layer, the mean effect over a prompt's tokens of a role; None if there are none."""
     if kind not in trace.scores:
         return None

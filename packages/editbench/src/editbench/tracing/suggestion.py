@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from editbench.errors import TraceError
-from editbench.tracing.effects import average_effects, estimate_mean
+from editbench.estimates import estimate_mean
+from editbench.tracing.effects import average_effects
 from editbench.tracing.traces import PromptTrace
 
 RULE = (
@@ -95,10 +96,10 @@ def suggest_from_traces(traces: Sequence[PromptTrace]) -> Suggestion:
         ]
     )
     gap = estimate_mean(gaps[:, int(gaps.mean(axis=0).argmax())])
-    if gap.n > 1 and not gap.ci_low > 0:
+    if gap.n > 1 and not gap.low > 0:
         raise TraceError(
             "suggest layers: severing MLPs makes no difference at the last subject token, got a "
-            f"gap of {gap.value:.3g} in [{gap.ci_low:.3g}, {gap.ci_high:.3g}] over {gap.n} "
+            f"gap of {gap.value:.3g} in [{gap.low:.3g}, {gap.high:.3g}] over {gap.n} "
             "prompts. Trace more facts, or choose layers by other means."
         )
     return Suggestion(

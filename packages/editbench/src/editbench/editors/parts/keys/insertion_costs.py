@@ -24,7 +24,7 @@ from editbench.editors.parts.second_moments.sampling_stop import SamplingStop
 from editbench.models.architecture import ProjectionKind
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
-from editbench.replay.prefix_states import ignores_gaps
+from editbench.replay.prefix_states import can_share
 from editbench.requests import EditRequest
 
 _FLOAT64 = 8
@@ -113,7 +113,7 @@ def plan_insertion(
         module: Whose output projection is written to.
     """
     size = model.size
-    rows = make_rows(model, requests, prefixes, weighting, share=ignores_gaps(model))
+    rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
     row_batches = batch_rows(rows, model.token_budget)
     batches = [_RowBatch.of(batch) for batch in row_batches]
     contexts = {row.context for row in rows if row.context}

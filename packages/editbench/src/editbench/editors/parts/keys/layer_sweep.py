@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.subject_reading import read_at_subjects
+from editbench.editors.parts.keys.subject_reading import read_at_subjects, read_hidden
 from editbench.editors.parts.keys.sweep_rows import (
     SweepRow,
     batch_rows,
@@ -24,20 +24,9 @@ from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.out_of_memory import Halving
 from editbench.replay.block_calls import BlockCalls
 from editbench.replay.open_block import OpenBlock, can_stay_open
-from editbench.replay.prefix_states import ContextStates, ignores_gaps
+from editbench.replay.prefix_states import ContextStates, can_share
 from editbench.requests import EditRequest
 from memit_core import capture
-
-
-def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> Tensor:
-    """Block `layer`'s output at each row's subject's last token, float32 `[n_rows, d_model]`.
-
-    Raises:
-        DeviceMemoryError: There is not enough memory for a single row.
-    """
-    block, width = model.architecture.block(layer), model.architecture.d_model
-    operation = f"hidden states on '{model.name}'"
-    return read_at_subjects(model, rows, width, operation, output_of=block)
 
 
 @dataclass
@@ -127,7 +116,7 @@ class LayerSweep:
         self._wasteful = find_wasteful(model)
         self._kept_on = model.device
         self._contexts: ContextStates | None = None
-        rows = make_rows(model, requests, prefixes, weighting, share=ignores_gaps(model))
+        rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
         if contexts := list(dict.fromkeys(row.context for row in rows if row.context)):
             self._contexts = ContextStates(model, contexts, first=first, last=last)
             is_complete = self._contexts.is_complete

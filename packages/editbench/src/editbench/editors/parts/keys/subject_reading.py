@@ -56,3 +56,14 @@ def read_at_subjects(
         for some, found in halving.run(batch, run):
             read[some] = found
     return read
+
+
+def read_hidden(model: EditableModel, rows: Sequence[PromptRow], layer: int) -> Tensor:
+    """Block `layer`'s output at each row's subject's last token, float32 `[n_rows, d_model]`.
+
+    Raises:
+        DeviceMemoryError: There is not enough memory for a single row.
+    """
+    block, width = model.architecture.block(layer), model.architecture.d_model
+    operation = f"hidden states on '{model.name}'"
+    return read_at_subjects(model, rows, width, operation, output_of=block)

@@ -15,7 +15,7 @@ from editbench.editors.parts.targets.replayed_rows import ReplayedRows
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
-from editbench.replay.prefix_states import count_shared, ignores_gaps
+from editbench.replay.prefix_states import can_share, count_shared
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"
@@ -76,7 +76,7 @@ def plan_targets(
     """
     size = model.size
     chunks = list(chunk_tasks(model, tasks, layer, token_budget))
-    shares = ignores_gaps(model)
+    shares = can_share(model)
     stages = [_Replay.of(chunk, shares=shares).cost(size, layer, settings) for chunk in chunks]
     (stage,) = add_stages(stages) or [StageCost(STAGE)]
     peak = stage.n_peak_bytes + (model.waiting_bytes(layer + 1) if chunks else 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.keys.layer_sweep import read_hidden
+from editbench.editors.parts.keys.subject_reading import read_hidden
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.errors import ModelError
@@ -336,7 +336,7 @@ class TargetOptimizer:
             self.replays = False
             self.replay_failure = "suffix replay: rows do not go on from keys and values alone."
             return
-        self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
+        self._site = self._site.outermost_equivalent(self._model, tasks[0].bare.token_ids)
         some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
         try:
             tried = _Batch(self._model, self._site, self._settings, some, SuffixReplay)

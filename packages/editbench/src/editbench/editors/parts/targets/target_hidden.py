@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editbench.editors.base import Progress, Share
-from editbench.editors.parts.keys.layer_sweep import read_hidden
+from editbench.editors.parts.keys.subject_reading import read_hidden
 from editbench.editors.parts.subject_tokens import key_row
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks

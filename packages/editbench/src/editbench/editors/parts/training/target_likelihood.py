@@ -156,7 +156,7 @@ def keep_states(
     """
     site = OffsetSite.mlp_output(model, layer)
     tokens = target_row(model.tokens, request, "").token_ids
-    projection_adds = only_projection and site.moved_out(model, tokens).leaves_block
+    projection_adds = only_projection and site.outermost_equivalent(model, tokens).leaves_block
     n_kept = 0
     for batch in batches:
         verify = n_kept == 0

@@ -29,7 +29,7 @@ class TrainedSuffix:
         positions: The positions within those rows, long, `[n]`.
         layer: The block.
         projection_adds: Only the MLP's output projection is trained, and what it puts out is added
-            to the residual stream as it is (`OffsetSite.moved_out` tells).
+            to the residual stream as it is (`OffsetSite.outermost_equivalent` tells).
     """
 
     def __init__(
