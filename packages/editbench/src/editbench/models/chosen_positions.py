@@ -147,15 +147,11 @@ def _only_at(module: nn.Module, places: Places) -> Iterator[None]:
         put: Tensor = _Put.apply(output[0], index, shape[:-1])  # type: ignore[no-untyped-call]
         return put
 
-    handles = [
+    with (
         module.register_forward_pre_hook(take, with_kwargs=True),
         module.register_forward_hook(put_back),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # torch's own indexing adds up gradients one by one, in case a place is there twice. None is.

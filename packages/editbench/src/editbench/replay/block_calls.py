@@ -101,7 +101,7 @@ class BlockCalls:
         with ExitStack() as hooks:
             for module in modules:
                 handle = module.register_forward_pre_hook(record_call, with_kwargs=True)
-                hooks.callback(handle.remove)
+                hooks.enter_context(handle)
             try:
                 with torch.no_grad(), _handing_on(model, modules[:-1] if stop else [], first):
                     forward()

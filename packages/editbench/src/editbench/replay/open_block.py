@@ -104,15 +104,8 @@ def _silenced(module: nn.Module) -> Iterator[None]:
     def put_zeros(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return output.new_zeros(*shape, output.shape[-1])
 
-    handles = [
-        module.register_forward_pre_hook(take_nothing),
-        module.register_forward_hook(put_zeros),
-    ]
-    try:
+    with module.register_forward_pre_hook(take_nothing), module.register_forward_hook(put_zeros):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def can_stay_open(model: EditableModel, projection: str, run: Callable[[], Tensor]) -> bool:

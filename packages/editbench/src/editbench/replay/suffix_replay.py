@@ -1,7 +1,7 @@
 """Offsets by replay: only what an offset can reach is run again."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -217,18 +217,14 @@ class UnmovedMaps:
             # A copy: Falcon adds attention's output to the MLP's in place.
             self._rest[module] = output[:, 1:].clone()
 
-        handles = [module.register_forward_hook(keep) for module in modules]
-        try:
-            with torch.no_grad():
-                run(states)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, torch.no_grad():
+            for module in modules:
+                hooks.enter_context(module.register_forward_hook(keep))
+            run(states)
 
     @contextmanager
     def reused(self) -> Iterator[None]:
         """Within the block, ask these modules about the first position; the rest is as it was."""
-        handles = []
 
         # Without the axis of length one: with it, torch makes many small products of one large.
         def take_first(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -237,11 +233,8 @@ class UnmovedMaps:
         def put_back(module: nn.Module, args: object, output: Tensor) -> Tensor:
             return torch.cat([output[:, None], self._rest[module]], dim=1)
 
-        try:
+        with ExitStack() as hooks:
             for module in self._rest:
-                handles.append(module.register_forward_pre_hook(take_first))
-                handles.append(module.register_forward_hook(put_back))
+                hooks.enter_context(module.register_forward_pre_hook(take_first))
+                hooks.enter_context(module.register_forward_hook(put_back))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()

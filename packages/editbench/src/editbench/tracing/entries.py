@@ -1,17 +1,17 @@
 """The states in which routes begin: what leaves the first restored layer's block at their token."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
 from editbench.models.editable import EditableModel
 from editbench.replay.block_calls import BlockCalls
 from editbench.replay.reach import Reach
-from editbench.tracing.module_outputs import put_out
 from editbench.tracing.routes import Line, Route
 from editbench.tracing.runs import Runs, module_paths
 from editbench.tracing.settings import Kind
-from memit_core import capture
+from memit_core import capture, intervene
 
 MODULE_KINDS: tuple[Kind, Kind] = ("mlp", "attention")
 
@@ -49,8 +49,8 @@ class Entries:
         for kind, layer in dict.fromkeys((route.kind, route.first) for route in routes):
             if kind not in MODULE_KINDS:
                 continue
-            module = model.model.get_submodule(self._projections[kind][layer])
-            with put_out(module, runs.clean[kind][layer][start:]):
+            put_clean = partial(_put_out, runs.clean[kind][layer][start:])
+            with intervene(model.model, {self._projections[kind][layer]: put_clean}):
                 states = replay.run(runs.entering[layer][:, start:], layer, layer)
             self._states[kind, layer] = states
             if unmoved := reach.unmoved.get(layer + 1):
@@ -85,3 +85,10 @@ class Entries:
         if line.kind in MODULE_KINDS:
             return self._outputs[line.kind, line.first][path][:, line.token - self._start]
         return kept[0]
+
+
+def _put_out(values: Tensor, output: Tensor) -> Tensor:
+    """The same values, `[n_positions, d]`, in every row of what a module puts out."""
+    rows = output.reshape(-1, *values.shape)
+    # A copy: Falcon adds attention's output to the MLP's in place.
+    return values.expand_as(rows).contiguous().view(output.shape)

@@ -8,8 +8,8 @@ in the same layer are one until the first of them ends. Tokens so near the end t
 small batches share a sweep.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,11 +21,10 @@ from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
 from editbench.models.readout import apply_head
-from editbench.replay.block_calls import BlockCalls
+from editbench.replay.block_calls import BlockCalls, forwards_replaced
 from editbench.replay.reach import Reach
 from editbench.tracing.block_replay import ReplayArguments
 from editbench.tracing.entries import MODULE_KINDS, Entries
-from editbench.tracing.module_outputs import fixed_at, known
 from editbench.tracing.routes import Line, Route
 from editbench.tracing.runs import Runs, answer_probabilities, module_paths
 from editbench.tracing.settings import Kind
@@ -186,11 +185,11 @@ class PromptReplay:
             some = lines[begin:end]
             found = self._find_known(some, start, entries, layer) if begin >= n_old else {}
             with ExitStack() as hooks:
-                hooks.enter_context(known({self._module(path): found[path] for path in found}))
+                hooks.enter_context(_known({self._module(path): found[path] for path in found}))
                 for kind in MODULE_KINDS:
                     if fixed := self._fixed_values(kind, some, layer):
                         module = self._module(self._paths[kind][layer])
-                        hooks.enter_context(fixed_at(module, fixed, (len(some), n_samples)))
+                        hooks.enter_context(_fixed_at(module, fixed, (len(some), n_samples)))
                 rows = states[begin:end].flatten(0, 1)
                 if layer == self._last_layer and n_positions > 1:
                     paths = [path for path in self._reach.read_alone if path not in found]
@@ -255,3 +254,36 @@ class PromptReplay:
 
     def _module(self, path: str) -> nn.Module:
         return self._model.model.get_submodule(path)
+
+
+@contextmanager
+def _known(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Let modules put out what is known of them, and compute nothing."""
+
+    def answer(output: Tensor) -> Callable[..., Tensor]:
+        return lambda *_args, **_kwargs: output
+
+    with forwards_replaced({module: answer(output) for module, output in outputs.items()}):
+        yield
+
+
+@contextmanager
+def _fixed_at(
+    module: nn.Module, fixed: Mapping[tuple[int, int], Tensor], shape: tuple[int, int]
+) -> Iterator[None]:
+    """Let a linear map put out given values at one position of some lines of rows.
+
+    Args:
+        module: Puts out rows for all lines, line after line.
+        fixed: By line and position, its values: `[d]`, or `[n_samples, d]`. Positions count from
+            the end; where a single position is computed, it is the one that is meant.
+        shape: Numbers of lines and of samples.
+    """
+
+    def replace(module: nn.Module, args: object, output: Tensor) -> None:
+        rows = output.view(*shape, -1, output.shape[-1])
+        for (line, position), values in fixed.items():
+            rows[line, :, position if rows.shape[2] > 1 else 0] = values
+
+    with module.register_forward_hook(replace):
+        yield
