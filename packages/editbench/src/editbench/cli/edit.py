@@ -230,7 +230,7 @@ def _count_known_targets(
     questions = [request.question for request in requests]
 
     def count() -> int:
-        return sum(said.is_expected for said in say_greedily(model, questions))
+        return sum(said.is_target for said in say_greedily(model, questions))
 
     display("check", 0, 2)
     before = count()
