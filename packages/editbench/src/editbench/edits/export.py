@@ -118,7 +118,7 @@ def export_edit(
         if model.source is None:
             assert model.spec is not None
             assert model.spec.load is not None
-            _save(*model.spec.load(), unfinished)
+            _save(model.model, model.spec.load()[1], unfinished)
         source = ModelFolder.read(model.source or unfinished)
         writer = _Writer.plan(edit, model, source, dtype)
         del model
