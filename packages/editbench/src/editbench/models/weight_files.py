@@ -37,6 +37,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> "StoredTensor":
+        """A tensor that is in memory."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
     @property
     def n_bytes(self) -> int:
         """What its numbers take."""
@@ -143,7 +148,7 @@ def _open_pickled(path: Path) -> WeightFile:
                 f"weights: '{path}' holds what is no tensor of plain numbers, got '{name}': {got}. "
                 "Save the model again with `save_pretrained`."
             )
-        tensors[name] = StoredTensor(tensor.dtype, tuple(tensor.shape), lambda kept=tensor: kept)
+        tensors[name] = StoredTensor.of(tensor)
     return WeightFile(path, tensors, {"format": "pt"})
 
 
