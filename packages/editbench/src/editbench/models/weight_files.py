@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from editbench.errors import ModelError
+from editbench.models.hub import one_line
 
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -160,7 +161,7 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(
-            f"weights: '{path}' cannot be read, got {str(error).splitlines()[0]}. Fetch it again."
+            f"weights: '{path}' cannot be read, got {one_line(error)}. Fetch it again."
         ) from error
     if not isinstance(found, Mapping):
         raise ModelError(
