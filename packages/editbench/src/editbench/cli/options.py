@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editbench.runner import Inputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CONFLICT_POLICIES = ("error", "drop-all", "keep-first")
 
@@ -186,7 +187,7 @@ class EditorInputs:
         return None if self.second_moments is not None else self.find_corpus(model)
 
 
-def dtype_option(default: str, text: str) -> Callable[[Command], Command]:
+def dtype_option(default: str, text: str) -> Decorator:
     """The option ``--dtype``."""
     return click.option(
         "--dtype",
@@ -202,9 +203,7 @@ _LOADED_DTYPE = dtype_option(
 )
 
 
-def loading_options(
-    command: Command, *, dtype: Callable[[Command], Command] = _LOADED_DTYPE
-) -> Command:
+def loading_options(command: Command, *, dtype: Decorator = _LOADED_DTYPE) -> Command:
     """Add the options that say how a model is loaded, passed on as ``loading``."""
 
     @dtype
