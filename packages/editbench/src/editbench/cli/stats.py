@@ -104,7 +104,8 @@ def stats(
 
     Taken over ordinary text, they tell an editor what must not move (C in the paper's Eqn 15). All
     layers are collected in one pass; an interrupted collection goes on where it was when the
-    command is repeated.
+    command is repeated. Files that memit has collected (.npz) need no conversion: give them to
+    --second-moments as they are.
     """
     check_output_file(out)
     if shards:
