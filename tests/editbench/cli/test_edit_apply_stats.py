@@ -11,9 +11,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editbench.edits.weight_edit import WeightEdit
-from editbench.models.loading import load_model
-from editbench.plugins import PluginManager, hookimpl
-from editbench.requests import EditRequest
+from editbench.models.spec import ModelSpec
+from editbench.plugins import hookimpl
+from editbench.testing import tiny_model, tiny_tokenizer
 from memit_core import load_second_moments
 
 
@@ -182,20 +182,27 @@ def test_apply_warns_where_rounding_takes_the_update(
     assert result.stderr.startswith("Warning: little of the update is left in this precision.")
 
 
-def test_apply_to_a_model_without_a_folder(invoke, tmp_path):
-    for dtype in ("float32", "bfloat16"):
-        model = load_model("atlas", specs=PluginManager().models(), dtype=dtype, device="cpu")
-        name = "transformer.h.1.mlp.fc_out.weight"
-        update = 0.1 * torch.randn(model.model.get_parameter(name).shape)
-        request = EditRequest("0", "Ana Lund", "{} works as a", "poet")
-        about = {"editor": "random", "config": {}, "requests": [request]}
-        WeightEdit.build(model, updates={name: update}, **about).save(tmp_path / "e")
-        result = invoke("apply", "--model", "atlas", "--edit", "e", "--out", dtype)
-        assert result.exit_code == 0, result.output
-        assert f"in {dtype}: rounding" in result.stdout
-        edited = AutoModelForCausalLM.from_pretrained(tmp_path / dtype)
-        for each, parameter in model.model.named_parameters():
-            assert torch.equal(parameter, edited.get_parameter(each)) == (each != name)
+class InMemory:
+    @hookimpl
+    def editbench_register_models(self):
+        return [ModelSpec("made", load=lambda: (tiny_model().model, tiny_tokenizer()))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_apply_to_a_model_without_a_folder(
+    invoke, facts_file, nudging, make_plugin, tmp_path, dtype
+):
+    plugins = [nudging, make_plugin("in-memory", InMemory())]
+    edit = ["--model", "made", "--facts", facts_file, "--editor", "nudge", "--dtype", dtype]
+    assert invoke("edit", *edit, "--out", "e", plugins=plugins).exit_code == 0
+    result = invoke("apply", "--model", "made", "--edit", "e", "--out", "x", plugins=plugins)
+    assert result.exit_code == 0, result.output
+    assert f"in {dtype}: rounding" in result.stdout
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
+    plain = tiny_model().model.to(edited.dtype)
+    changed = "transformer.h.1.mlp.c_proj.weight"
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, edited.get_parameter(name)) == (name != changed)
 
 
 def test_apply_adds_edits_up(invoke, model_folder, facts_file, nudging, tmp_path):
