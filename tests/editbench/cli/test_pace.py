@@ -1,7 +1,7 @@
 """Nothing is said about the time left before something is known, and then it is about right."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editbench.cli import pace
@@ -36,6 +36,7 @@ def run(clock, durations, per_step=1, start=0):
     return said
 
 
+@settings(deadline=None)
 @given(
     seconds=st.floats(0.05, 500),
     n=st.integers(8, 300),
@@ -52,6 +53,7 @@ def test_a_steady_pace_is_told_rightly(seconds, n, per_step, start):
     assert said[-2][0] is not None or n * seconds < 2
 
 
+@settings(deadline=None)
 @given(
     first=st.lists(st.sampled_from([0.0, 0.001, 30.0, 200.0]), min_size=1, max_size=6),
     seconds=st.floats(0.5, 5),
