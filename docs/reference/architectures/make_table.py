@@ -77,7 +77,7 @@ def describe(rows: Sequence[tuple[str, Outcome]]) -> Iterator[str]:
     yield "# Architectures"
     yield ""
     yield (
-        f"Of {len(rows)} kinds of causal language models that transformers {hf.__version__} has, "
+        f"Of {len(rows)} kinds and variants of causal language models in transformers {hf.__version__}, "
         f"{n_works} are edited and asked exactly, {counts['refused']} are refused in one line, "
         f"{counts['broken']} are broken, and {counts['not made']} were not tried."
     )
