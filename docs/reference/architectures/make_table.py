@@ -78,7 +78,8 @@ def describe(rows: Sequence[tuple[str, Outcome]]) -> Iterator[str]:
     yield ""
     yield (
         f"Of {len(rows)} kinds and variants of causal language models in transformers "
-        f"{hf.__version__}, {n_works} are edited and asked exactly, {counts['refused']} are refused in one line, "
+        f"{hf.__version__}, {n_works} are edited and asked exactly, "
+        f"{counts['refused']} are refused in one line, "
         f"{counts['broken']} are broken, and {counts['not made']} were not tried."
     )
     yield ""
