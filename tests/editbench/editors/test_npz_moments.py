@@ -100,9 +100,7 @@ def test_layers_that_are_missing_are_named_with_those_that_are_there(tmp_path: P
     with pytest.raises(SecondMomentError, match="lacks layer 1, got no layer;"):
         read(tmp_path / "empty", 1)
     write(tmp_path, 1, name_of(1, n=5))
-    with pytest.raises(
-        SecondMomentError, match=r"layer 1 is there twice .*_100000.npz and .*_5.npz"
-    ):
+    with pytest.raises(SecondMomentError, match=r"layer 1 is there twice .*_100000.* and .*_5"):
         read(tmp_path, 1)
 
 
@@ -113,9 +111,7 @@ def test_a_file_of_another_module_is_named(tmp_path: Path) -> None:
 
 
 def test_the_name_must_say_the_layer(tmp_path: Path) -> None:
-    with pytest.raises(
-        SecondMomentError, match="name of a file must say its layer, got .*mom2.npz"
-    ):
+    with pytest.raises(SecondMomentError, match=r"must say its layer, got .*mom2\.npz"):
         read(write(tmp_path, 1, "mom2.npz"), 1)
 
 
@@ -134,7 +130,7 @@ class Evil:
         ({"mom2.count": "many"}, "positive count of tokens, got 'many'"),
         (
             {"mom2.count": None},
-            "got arrays mom2.constructor, mom2.mom2, sample_size; expected 'mom",
+            "mom2.mom2, sample_size; expected 'mom2.count' as well",
         ),
         ({"mom2.mom2": None}, "expected 'mom2.mom2' as well"),
         ({"mom2.mom2": np.eye(5)}, r"got \[5, 5\] of float64; expected \[96, 96\]"),
