@@ -154,7 +154,7 @@ def test_file_for_one_of_several_editors_must_say_which(config_file):
         ("memit.v_loss_layer", "Here it is called 'loss_layer'."),
         ("memit.mom2_update_weight", "Here it is called 'preservation_weight'."),
         ("memit.fact_token", "Not used: the token is always the subject's last one."),
-        ("memit.rewrite_module_tmp", "Not used: the module is found from the model."),
+        ("memit.rewrite_module_tmp", "Not used: found from the model."),
         ("memit.mom2_dataset", "Not used: --second-moments or --corpus says where they come"),
         ("rome.layers", "Here it is called 'layer'."),
         ("rome.v_num_grad_steps", "Here it is called 'n_steps'."),

@@ -11,32 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
-from editbench.editors.dialect import Dialect
+from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
-
-UNUSED: Mapping[str, str] = {
-    "fact_token": "the token is always the subject's last one",
-    "layer_selection": "it has no effect in the authors' code either",
-    "mom2_adjustment": "it has no effect in the authors' code either",
-    "mom2_dataset": "--second-moments or --corpus says where they come from",
-    "mom2_dtype": "--second-moments or --corpus says where they come from",
-    "stats_dir": "--second-moments or --corpus says where they come from",
-    "mom2_n_samples": "it counts documents, and second_moment_tokens tokens",
-    "rewrite_module_tmp": "the module is found from the model",
-    "layer_module_tmp": "the module is found from the model",
-    "mlp_module_tmp": "the module is found from the model",
-    "attn_module_tmp": "the module is found from the model",
-    "ln_f_module": "the module is found from the model",
-    "lm_head_module": "the module is found from the model",
-    "alg_name": "an option of the command says it",
-    "model_name": "an option of the command says it",
-    "device": "an option of the command says it",
-}
-"""Hyperparameters of other tools that no field here stands for, and why."""
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
 """What the authors' code calls a field stands at the end of its description."""
@@ -77,7 +57,7 @@ class EditorConfig(BaseModel):
     @classmethod
     def unknown_field(cls, name: str) -> UnknownNameError:
         """An error about a field that is not there; it knows the names of the authors' code."""
-        elsewhere = dict(UNUSED)
+        elsewhere = {"fact_token": "the token is always the subject's last one", **UNUSED}
         for field, info in cls.model_fields.items():
             if found := _REFERENCE_NAME.search(info.description or ""):
                 elsewhere[found[1]] = field
