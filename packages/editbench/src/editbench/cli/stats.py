@@ -15,7 +15,6 @@ from editbench.cli.options import (
     ModelLoading,
     in_file,
     loading_options,
-    open_corpus,
     out_path,
     quiet_option,
 )
@@ -23,6 +22,7 @@ from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
     from editbench.editors.parts.second_moments.collection import TokenCount
