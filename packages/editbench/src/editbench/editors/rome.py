@@ -20,9 +20,7 @@ from editbench.editors.parts.keys.insertion_costs import (
 from editbench.editors.parts.keys.projection_reading import read_projections
 from editbench.editors.parts.replay.offset_forward import OffsetSite
 from editbench.editors.parts.second_moments.factors import (
-    LiveFactor,
     require_factor,
-    solve_equality_layer,
 )
 from editbench.editors.parts.second_moments.obtaining import (
     obtain_second_moments,
@@ -39,7 +37,7 @@ from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, UpdateFactors
+from memit_core import MemitCoreError, Preservation, UpdateFactors, solve_edits
 
 STAGE = "edits"
 
@@ -219,15 +217,18 @@ class Rome(Editor):
         keys: Tensor,
         values: Tensor,
         target: Tensor,
-        second_moment: LiveFactor,
+        second_moment: Preservation,
     ) -> UpdateFactors:
         """The rank-one update; row 0 of `keys` and `values` is the bare prompt, then prefixes."""
         mean_key = keys[1:].double().mean(dim=0)
         if self.config.keys == "consistent":
             residual = target.double() - values[1:].double().mean(dim=0)
-            return solve_equality_layer(mean_key[None], residual[None], second_moment)
+            factors = solve_edits(mean_key[None], residual[None], second_moment, slack=0)
+            assert isinstance(factors, UpdateFactors)
+            return factors
         residual = target.double() - values[0].double()
-        factors = solve_equality_layer(mean_key[None], residual[None], second_moment)
+        factors = solve_edits(mean_key[None], residual[None], second_moment, slack=0)
+        assert isinstance(factors, UpdateFactors)
         # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
         return UpdateFactors(factors.left, factors.right / (keys[0].double() @ factors.right))
 

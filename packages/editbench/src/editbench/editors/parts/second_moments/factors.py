@@ -7,7 +7,6 @@ bytes for each layer spares it.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,14 @@ from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,
     MemitCoreError,
+    Preservation,
     UpdateFactors,
     load_factor,
     save_factor,
-    solve_equality_factors,
-    solve_update,
-    solve_update_factors,
+    solve_edits,
 )
 
 _ORIGIN = ("model_fingerprint", "corpus_fingerprint", "n_tokens")
-
-
-@dataclass(frozen=True)
-class LiveFactor:
-    """A second moment, factorized without the dimensions that ordinary text never uses.
-
-    Attributes:
-        factorized: Factors of the rest.
-        live: Which dimensions these are, bool `[d_key]`.
-    """
-
-    factorized: FactorizedSecondMoment
-    live: Tensor
 
 
 def solve_layer(
@@ -94,59 +79,25 @@ def _solve(
     preservation_weight: float,
     cache: Path | None,
 ) -> UpdateFactors | Tensor:
-    n_edits, d_key = keys.shape
-    second_moment: Tensor | FactorizedSecondMoment
     # Up to here the dual with C factorized takes fewer operations than the primal without.
-    factor = obtain_factor(moments, layer, cache, keys.device) if n_edits <= d_key // 2 else None
-    if factor is not None and not bool(keys[:, ~factor.live].any()):
-        live, second_moment = factor.live, factor.factorized
+    is_small = len(keys) <= keys.shape[1] // 2
+    factor = obtain_factor(moments, layer, cache, keys.device) if is_small else None
+    if factor is not None and _lie_in(factor.basis, keys):
+        made = Preservation(factor.second_moment, weight=preservation_weight, basis=factor.basis)
     else:
         plain = moments[layer]
         live = (plain.diagonal() > 0).to(keys.device) | keys.ne(0).any(dim=0)
-        second_moment = _restrict(plain, live)
-    all_live = bool(live.all())
-    if not all_live:
-        keys = keys[:, live]
-    if n_edits >= min(d_key, residuals.shape[1]):
-        update = solve_update(
-            keys, residuals, second_moment, preservation_weight=preservation_weight
-        )
-        return update if all_live else _spread_out(update.T, live).T
-    factors = solve_update_factors(
-        keys, residuals, second_moment, preservation_weight=preservation_weight
-    )
-    return _spread_factors(factors, live)
+        made = Preservation(plain, weight=preservation_weight, basis=live)
+    return solve_edits(keys, residuals, made)
 
 
-def solve_equality_layer(
-    keys: Tensor, residuals: Tensor, second_moment: LiveFactor
-) -> UpdateFactors:
-    """Solve for the update that maps keys to residuals exactly, and moves ordinary values least.
-
-    It says nothing about dimensions that ordinary text never uses, whatever the keys have there: C
-    knows no price of writing to them, and the rest suffices for exactness.
-
-    Args:
-        keys: K, `[n_edits, d_key]`.
-        residuals: R, `[n_edits, d_value]`.
-        second_moment: C, of the layer.
-
-    Returns:
-        Δ, as factors of rank n_edits.
-
-    Raises:
-        MemitCoreError: Something is not finite, or a key has nothing but such dimensions.
-    """
-    live = second_moment.live.to(keys.device)
-    if not bool(live.all()):
-        keys = keys[:, live]
-    factors = solve_equality_factors(keys, residuals, second_moment.factorized)
-    return _spread_factors(factors, live)
+def _lie_in(axes: Tensor | None, keys: Tensor) -> bool:
+    return axes is None or not bool(keys[:, ~axes].any())
 
 
 def require_factor(
     moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
-) -> LiveFactor:
+) -> Preservation:
     """`obtain_factor`, for solves that cannot do without; made for once where there is no cache.
 
     On the CPU, if the device has too little memory for it.
@@ -155,7 +106,7 @@ def require_factor(
         SecondMomentError: It cannot be written, or the second moment is singular even so.
     """
 
-    def make(device: torch.device) -> LiveFactor:
+    def make(device: torch.device) -> Preservation:
         factor = obtain_factor(moments, layer, cache, device)
         return _factorize(moments[layer], device) if factor is None else factor
 
@@ -167,7 +118,7 @@ def require_factor(
 
 def obtain_factor(
     moments: LayerMoments, layer: int, cache: Path | None, device: torch.device
-) -> LiveFactor | None:
+) -> Preservation | None:
     """Read a second moment's factors from the cache, or factorize it and keep them there.
 
     They are found by what the second moment is from and by the bits of its diagonal; where nobody
@@ -180,7 +131,8 @@ def obtain_factor(
         device: Where solves are to be done.
 
     Returns:
-        None where there is no cache, or where the second moment is singular.
+        C, factorized without the dimensions that ordinary text never uses: those are no axes of
+        its basis. None where there is no cache, or where the second moment is singular.
 
     Raises:
         SecondMomentError: They cannot be written.
@@ -202,7 +154,8 @@ def obtain_factor(
             except IllPosedError:
                 is_singular.touch()
                 return None
-            save_factor(path, made.factorized, {"layer": layer, **(moments.provenance or {})})
+            assert isinstance(made.second_moment, FactorizedSecondMoment)
+            save_factor(path, made.second_moment, {"layer": layer, **(moments.provenance or {})})
     except (OSError, MemitCoreError, SecondMomentError) as error:
         reason = str(error).rstrip(".")
         raise SecondMomentError(
@@ -212,9 +165,9 @@ def obtain_factor(
     return made
 
 
-def _factorize(moment: Tensor, device: torch.device) -> LiveFactor:
+def _factorize(moment: Tensor, device: torch.device) -> Preservation:
     live = moment.diagonal() > 0
-    return LiveFactor(FactorizedSecondMoment(_restrict(moment, live).to(device)), live.to(device))
+    return Preservation(moment, basis=live.to(device)).factorized(device)
 
 
 def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
@@ -225,33 +178,12 @@ def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(path: Path, live: Tensor, device: torch.device) -> LiveFactor | None:
+def _read(path: Path, live: Tensor, device: torch.device) -> Preservation | None:
     """What a file holds; None if it is not there, or damaged, and then it is removed."""
     if not path.exists():
         return None
     try:
-        return LiveFactor(load_factor(path, device=device).factorized, live.to(device))
+        return Preservation(load_factor(path, device=device).factorized, basis=live.to(device))
     except MemitCoreError:
         path.unlink(missing_ok=True)
         return None
-
-
-def _restrict(moment: Tensor, live: Tensor) -> Tensor:
-    if bool(live.all()):
-        return moment
-    place = live.nonzero()[:, 0].to(moment.device)
-    return moment[place[:, None], place]
-
-
-def _spread_factors(factors: UpdateFactors, live: Tensor) -> UpdateFactors:
-    """An update of the live dimensions as one of all."""
-    if bool(live.all()):
-        return factors
-    return UpdateFactors(factors.left, _spread_out(factors.right, live))
-
-
-def _spread_out(rows: Tensor, live: Tensor) -> Tensor:
-    """Put rows where the live dimensions are, and zeros elsewhere."""
-    spread = rows.new_zeros(len(live), rows.shape[1])
-    spread[live.to(rows.device)] = rows
-    return spread
