@@ -186,9 +186,13 @@ def test_a_longer_list_reuses_what_a_shorter_one_computed(tmp_path: Path) -> Non
         assert torch.equal(
             getattr(factors_of(cached, model), part), getattr(factors_of(fresh, model), part)
         )
-    # What came before is part of the key, and so is every hyperparameter.
+    # What came before is part of the key, and so is every hyperparameter of the optimization.
     assert count_steps(REQUESTS[1:])[1] > CONFIG.n_steps
-    assert count_steps(REQUESTS[:1], CONFIG.updated({"keys": "reference"}, "test"))[1] > 0
+    assert count_steps(REQUESTS[:1], CONFIG.updated({"kl_weight": 0.5}, "test"))[1] > 0
+    # What is done to the weight is none of these, but the next fact sees it.
+    other = CONFIG.updated({"keys": "reference"}, "test")
+    assert count_steps(REQUESTS[:1], other)[1] == 0
+    assert count_steps(REQUESTS[:2], other)[1] > 0
 
 
 def test_progress_counts_edits_and_shows_the_loss() -> None:

@@ -157,6 +157,7 @@ class FineTune(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
         """Compute the edit; see `Editor.edit`."""
+        model.check_known(self.name)
         names = _trained_names(model, self.config)
         weight_decay = self.config.decay_for(len(requests)) if requests else 0.0
         losses: list[float] = []

@@ -101,9 +101,9 @@ class Rome(Editor):
     key maps to m + δ exactly; where the two keys differ much, the update becomes very large and
     the model collapses (Gupta et al., 2024, arXiv 2403.07175). ``keys="reference"`` does the same.
 
-    What has been optimized is kept in the cache under everything that led to it, the earlier
-    requests included: a longer list of requests reuses what a shorter one with the same beginning
-    has computed.
+    What has been optimized is kept in the cache under the weights that it was optimized on, which
+    are what the earlier requests made of them: a longer list of requests reuses what a shorter one
+    with the same beginning has computed.
     """
 
     name: ClassVar[str] = "rome"
@@ -162,11 +162,7 @@ class Rome(Editor):
             model, (config.layer,), config.second_moment_tokens, resources
         )
         cache = TargetCache(resources.cache)
-        cache_keys = cache.chained_keys(
-            model, requests, config, prefixes.flat, moments[config.layer]
-        )
         second_moment = require_factor(moments, config.layer, resources.cache, model.device)
-        known = cache.read(cache_keys)
         optimizer = TargetOptimizer(model, site, config, replay=True)
         weight_name = model.architecture.weight_name(site.module)
         targets: list[FinishedTarget] = []
@@ -182,22 +178,27 @@ class Rome(Editor):
                 def on_step(step: int, n_finished: int, loss: float, index: int = index) -> None:
                     resources.report_progress(STAGE, index, len(requests), f"loss {loss:.3f}")
 
-                if index not in known:
+                # Of the model with all facts before this one.
+                key = cache.key(
+                    model, request, config.layer, config, prefixes.flat, site=site.module
+                )
+                found = cache.read([key]).get(0)
+                if found is None:
                     task = TargetTask.of(model.tokens, index, request, prefixes.flat)
-                    (known[index],) = optimizer.run([task], on_step, initial=reading.values[:1])
+                    (found,) = optimizer.run([task], on_step, initial=reading.values[:1])
                     # What follows depends on it, so there is no going on without it.
-                    refuse_overflowed(self.name, model, [request], [is_finite(known[index])])
-                    keep(cache_keys[index], known[index])
-                target = known[index].state.to(model.device)
+                    refuse_overflowed(self.name, model, [request], [is_finite(found)])
+                    keep(key, found)
+                target = found.state.to(model.device)
                 try:
                     update = self._solve(reading.keys, reading.values, target, second_moment)
                 except MemitCoreError as error:
                     raise EditError(f"rome on '{model.name}', '{request.text}': {error}") from error
                 add_to_weight(update)
-                targets.append(known[index])
+                targets.append(found)
                 updates.append(update.to("cpu"))
-                loss = known[index].loss
-                resources.report_progress(STAGE, index + 1, len(requests), f"loss {loss:.3f}")
+                note = f"loss {found.loss:.3f}"
+                resources.report_progress(STAGE, index + 1, len(requests), note)
         return WeightEdit.build(
             model,
             editor=self.name,

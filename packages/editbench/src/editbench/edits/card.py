@@ -7,7 +7,13 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -37,7 +43,9 @@ class EditCard(BaseModel):
 
     Attributes:
         model_name: What the model was called where the edit was computed.
-        model_fingerprint: Hash of that model's weights and configuration.
+        model_fingerprint: Hash of that model's weights and configuration, unedited.
+        edits_on: Identities of the edits that were on the model when this one was computed, in
+            order: it can be put on top of these alone. Left out of files where there were none.
         editor: Name of the editor.
         config: The editor's hyperparameters.
         requests_hash: `hash_requests` of what was written.
@@ -50,12 +58,20 @@ class EditCard(BaseModel):
 
     model_name: str
     model_fingerprint: str
+    edits_on: tuple[str, ...] = ()
     editor: str
     config: dict[str, Any] = Field(default_factory=dict)
     requests_hash: str
     n_edits: int = Field(ge=0)
     versions: dict[str, str] = Field(default_factory=dict)
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_edits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if not self.edits_on:
+            del content["edits_on"]
+        return content
 
     @classmethod
     def of(
@@ -72,6 +88,7 @@ class EditCard(BaseModel):
         return cls(
             model_name=model.name,
             model_fingerprint=model.fingerprint,
+            edits_on=model.edits_on,
             editor=editor,
             config=values,
             requests_hash=hash_requests(requests),

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel
@@ -33,6 +33,8 @@ class WeightEdit(Edit):
         updates: Parameter name, as in the model's ``named_parameters``, to its update.
     """
 
+    changes_weights_alone: ClassVar[bool] = True
+
     def __init__(self, updates: Mapping[str, Update], card: EditCard) -> None:
         self.updates = dict(updates)
         self.card = card
@@ -52,7 +54,7 @@ class WeightEdit(Edit):
         """Make an edit of freshly computed updates, and write its card.
 
         Args:
-            model: The model that the edit is for, unedited.
+            model: The model that the edit is for, as it was when the edit was computed.
             editor: Name of the editor.
             config: The editor's hyperparameters.
             requests: What was written.
@@ -104,8 +106,12 @@ class WeightEdit(Edit):
         Low-rank factors are concatenated, so that nothing is rounded; where the rank would
         reach a dimension of the weight, the sum becomes dense, in float64.
 
+        An edit that was computed while others were on the model comes after these. The sum is for
+        the model that the first one is for.
+
         Raises:
-            EditError: There is nothing to merge, or the edits are for different models.
+            EditError: There is nothing to merge, the edits are for different models, or one was
+                computed on top of edits that do not come before it.
         """
         if not edits:
             raise EditError("merge edits: there is nothing to merge, got no edit.")
@@ -117,6 +123,17 @@ class WeightEdit(Edit):
                     f"'{edit.card.model_name}' with fingerprint {edit.card.model_fingerprint}; "
                     f"expected '{first.model_name}' with fingerprint {first.model_fingerprint}."
                 )
+        before = first.edits_on
+        for edit in edits:
+            needed = edit.card.edits_on
+            if len(needed) < len(first.edits_on) or needed != before[: len(needed)]:
+                raise EditError(
+                    "merge edits: an edit was computed with others on the model that do not come "
+                    f"before it, got {', '.join(before) or 'none'}; expected "
+                    f"{', '.join(needed) or 'none'}. Give the edits in the order of their making."
+                )
+            if edit.changes_something:
+                before += (edit.identity,)
         updates: dict[str, Update] = {}
         for edit in edits:
             for name, update in edit.updates.items():
@@ -142,6 +159,16 @@ class WeightEdit(Edit):
     def changes_something(self) -> bool:
         """Whether any update is other than zero."""
         return any(_frobenius_norm(update) > 0 for update in self.updates.values())
+
+    @property
+    def identity(self) -> str:
+        """Hash of all updates, number by number."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, update in sorted(self.updates.items()):
+            for part in _parts(update):
+                digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @property
     def n_changed_parameters(self) -> int:
@@ -279,6 +306,7 @@ def _merged_card(cards: Sequence[EditCard]) -> EditCard:
     return EditCard(
         model_name=first.model_name,
         model_fingerprint=first.model_fingerprint,
+        edits_on=first.edits_on,
         editor="+".join(dict.fromkeys(card.editor for card in cards)),
         config=first.config if same_config else {"merged": [card.config for card in cards]},
         requests_hash=hashlib.sha256(hashes.encode()).hexdigest(),

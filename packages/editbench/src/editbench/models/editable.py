@@ -1,16 +1,14 @@
 """A causal language model made ready to be edited, questioned and told apart from others."""
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
 from typing import Literal
 
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,25 +21,17 @@ from editbench.models.device_memory import (
     is_present,
     working_device,
 )
+from editbench.models.edit_stack import EditStack, PutOn
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
+from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
 
 # Tokens of one forward pass without gradients, where memory allows: more are no faster.
 _CPU_TOKENS = 2_048
 _ACCELERATOR_TOKENS = 65_536
 _LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
 _SHARE = 0.8  # of the free memory: some is lost between allocations
-_PIECE = 64 * 2**20  # bytes that are hashed at a time
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
-
-# Fields of a configuration that do not change what the model computes.
-_INESSENTIAL_FIELDS = frozenset(
-    {
-        "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",
-        "id2label", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
-        "return_dict", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
-    }
-)  # fmt: skip
 
 
 class EditableModel:
@@ -95,6 +85,8 @@ class EditableModel:
         self.max_positions = _read_max_positions(model)
         self._takes_position_ids = "position_ids" in signature(model.forward).parameters
         self._fingerprint: str | None = None
+        self._hash = WeightHash()
+        self._edits = EditStack()
         n_embeddings = _n_rows(model, self.architecture.embedding)
         if not 0 <= self.tokens.largest_id < n_embeddings:
             raise ModelError(
@@ -223,30 +215,108 @@ class EditableModel:
         """Hash of the weights and of what the configuration says about computing with them.
 
         Two models share it if they hold the same bits under the same parameter names, whatever
-        their names and places. It is computed once: ask for it while the model is unedited. That of
-        a model without weights is of their names and shapes alone.
+        their names and places. It is that of the unedited model: computed once, at the latest when
+        the first edit is put on. That of a model without weights is of their names and shapes
+        alone.
         """
         if self._fingerprint is None:
-            self._fingerprint = self.compute_fingerprint()
+            self._fingerprint = self._hash.look(self.model)
         return self._fingerprint
 
+    @property
+    def state(self) -> str:
+        """The same of the model as it is now, with all that is on it.
+
+        It is the fingerprint where the weights are those of the unedited model, to the bit. What
+        depends on the model as it is has to be kept under this hash; what is of the unedited model,
+        under its fingerprint. Asking for it takes about as long as reading all weights.
+        """
+        _ = self.fingerprint  # what the weights are compared with
+        weights = self._hash.look(self.model)
+        if not (marks := self._edits.marks):
+            return weights
+        return hashlib.blake2b("\n".join([weights, *marks]).encode(), digest_size=16).hexdigest()
+
+    @property
+    def edits_on(self) -> tuple[str, ...]:
+        """Identities of the edits that are on the model, from the first; see `Edit.identity`."""
+        return self._edits.identities
+
+    def put_on(
+        self, put_on: PutOn, *, identity: Callable[[], str], changes_weights_alone: bool
+    ) -> AbstractContextManager[None]:
+        """Put an edit on for the length of a ``with`` body; see `EditStack.put_on`.
+
+        Edits do so by themselves when they are `applied`.
+
+        Raises:
+            ModelError: Something else than an edit has changed the model.
+        """
+        if not self._edits.is_putting_on:
+            self.check_known("apply edit")
+        return self._edits.put_on(
+            put_on, identity=identity, changes_weights_alone=changes_weights_alone
+        )
+
+    @contextmanager
+    def unedited(self, operation: str) -> Iterator[None]:
+        """Take all edits off for the length of a ``with`` body, then put the same bits on again.
+
+        Args:
+            operation: What needs the unedited model, for the message.
+
+        Raises:
+            ModelError: Taking edits off does not make it the unedited model.
+        """
+        state = self.state
+        if state == self.fingerprint:
+            yield
+            return
+        edited = self._hash.copy_changed(self.model)
+        try:
+            with self._edits.lifted():
+                self.check_unedited(operation)
+                yield
+        finally:
+            if self.state != state:  # something was written to the weights besides the edits
+                write_weights(self.model, edited)
+
+    def check_unedited(self, operation: str) -> None:
+        """Refuse weights that are not those of the unedited model.
+
+        Args:
+            operation: What needs the unedited model, for the message.
+
+        Raises:
+            ModelError: An edit is on the model, or something else has written to its weights.
+        """
+        if (state := self.state) != self.fingerprint:
+            what_to_do = (
+                "Take the edits off first."
+                if self._edits
+                else "No edit is on it: undo the change, or wrap the changed model in an "
+                "EditableModel of its own."
+            )
+            raise ModelError(
+                f"{operation}: the weights of '{self.name}' are not what they were at first, got "
+                f"the hash {state}; expected {self.fingerprint}. {what_to_do}"
+            )
+
+    def check_known(self, operation: str) -> None:
+        """Refuse weights that something else than an edit has changed, where no edit is on.
+
+        Args:
+            operation: What would give wrong numbers, for the message.
+
+        Raises:
+            ModelError: The weights are not those of the unedited model.
+        """
+        if not self._edits:
+            self.check_unedited(operation)
+
     def compute_fingerprint(self) -> str:
-        """Hash the weights as they are now, edits included; `fingerprint` is the cached form."""
-        config = {
-            field: value
-            for field, value in self.model.config.to_diff_dict().items()
-            if field not in _INESSENTIAL_FIELDS
-        }
-        total = hashlib.blake2b(digest_size=16)
-        total.update(json.dumps(config, sort_keys=True, default=str).encode())
-        tensors = sorted(_own_tensors(self.model))
-        # Bringing in what accelerate has offloaded is not safe to do from several threads.
-        is_offloaded = any(parameter.is_meta for parameter in self.model.parameters())
-        n_threads = 1 if is_offloaded else torch.get_num_threads()
-        with ThreadPoolExecutor(max_workers=n_threads) as pool:
-            for digest in pool.map(lambda place: _hash_tensor(self.model, *place), tensors):
-                total.update(digest)
-        return total.hexdigest()
+        """Hash the weights as they are now from scratch, which `state` does by halves."""
+        return hash_weights(self.model)
 
     def d_key(self, layer: int, kind: ProjectionKind = "mlp") -> int:
         """Width of a key: what goes into the output projection of a layer's MLP or attention."""
@@ -323,45 +393,3 @@ def _waiting_bytes(module: nn.Module, *, recurse: bool) -> int:
 
 def _n_rows(model: PreTrainedModel, path: str) -> int:
     return int(model.get_submodule(path).get_parameter("weight").shape[0])
-
-
-def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """Places (module path, tensor name) of parameters and saved buffers, tied ones once."""
-    seen: set[int] = set()
-    # Tied parameters are one object, except where offloading has replaced each by a placeholder.
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for path, module in model.named_modules():
-        saved = {
-            name: buffer
-            for name, buffer in module.named_buffers(recurse=False)
-            if name not in module._non_persistent_buffers_set
-        }
-        for name, tensor in {**dict(module.named_parameters(recurse=False)), **saved}.items():
-            is_placeholder_of_tied = tensor.is_meta and f"{path}.{name}" in tied
-            if id(tensor) not in seen and not is_placeholder_of_tied:
-                seen.add(id(tensor))
-                yield path, name
-
-
-def _hash_tensor(model: nn.Module, path: str, name: str) -> bytes:
-    module = model.get_submodule(path)
-    digest = hashlib.blake2b(digest_size=32)
-    with align_module_device(module):  # brings in what accelerate has offloaded
-        tensor: torch.Tensor = getattr(module, name).detach()
-        digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:
-            for piece in _to_host(tensor.contiguous().reshape(-1).view(torch.uint8)):
-                digest.update(piece.numpy().data)
-    return digest.digest()
-
-
-def _to_host(content: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A flat tensor in pieces on the CPU, each gone when the next one is there."""
-    if content.device.type == "cpu":
-        yield content
-        return
-    # One buffer, pinned where it can be: new memory for each gigabyte takes longer than to hash it.
-    on_gpu = content.device.type == "cuda"
-    buffer = torch.empty(min(_PIECE, len(content)), dtype=torch.uint8, pin_memory=on_gpu)
-    for piece in content.split(_PIECE):
-        yield buffer[: len(piece)].copy_(piece)

@@ -82,6 +82,8 @@ def run_grid(
     """
     executor = executor or LocalExecutor()
     planned = plan_trials(trials)
+    for model in {id(trial.model): trial.model for trial in trials}.values():
+        model.check_unedited("run")
     manifest = RunManifest(
         created=now(),
         provenance={

@@ -165,7 +165,7 @@ def run_trial(
         try:
             if trace is not None:
                 free_memory_of_errors()  # the next trial may need what this one had
-            if work.model.compute_fingerprint() != work.model.fingerprint:
+            if work.model.state != work.model.fingerprint:
                 spoiled = _say_changed(work)
                 message = _join(
                     message,

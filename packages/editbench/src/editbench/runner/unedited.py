@@ -58,7 +58,7 @@ class Sheet:
         """Look the answers up in the cache folder, or ask the model and keep them there.
 
         Args:
-            model: The model, unedited.
+            model: The model. Edits on it are taken off meanwhile.
             cache: The folder; None keeps nothing. Without room in it, a warning says so.
             token_budget: How many tokens to put to the model at once; None chooses by device.
             on_progress: Told the number of questions answered and of all.
@@ -68,13 +68,14 @@ class Sheet:
         if path is not None and (known := self._read(path)) is not None:
             on_progress(len(known), len(known))
             return known
-        answers = answer_questions(
-            model,
-            self.questions,
-            seed=self.seed or 0,
-            token_budget=token_budget,
-            on_progress=on_progress,
-        )
+        with model.unedited("answers of the unedited model"):
+            answers = answer_questions(
+                model,
+                self.questions,
+                seed=self.seed or 0,
+                token_budget=token_budget,
+                on_progress=on_progress,
+            )
         if path is not None:
             _write(path, list(answers.values()))
         return answers

@@ -95,7 +95,7 @@ def plan_trace(
         },
         model={
             "name": model.name,
-            "fingerprint": model.fingerprint,
+            "fingerprint": model.state,
             "tokenizer_fingerprint": model.tokens.fingerprint,
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "n_layers": n_layers,

@@ -33,7 +33,7 @@ def suggest_layers(
     """Trace a model's facts at their last subject tokens, and suggest critical layers.
 
     Args:
-        model: The model.
+        model: The model, as it is: with the edits that are on it.
         facts: Facts that it may know; those that it does not predict are left out.
         n_facts: How many that it predicts are traced, at most.
         seed: Source of the noise.
@@ -81,7 +81,7 @@ def _cache_path(
 ) -> Path:
     content = {
         "version": _VERSION,
-        "model": model.fingerprint,
+        "model": model.state,
         "tokenizer": model.tokens.fingerprint,
         "facts": hash_facts(facts),
         "n_facts": n_facts,

@@ -151,6 +151,7 @@ class Mend(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
         """Compute the edit; see `Editor.edit`."""
+        model.check_known(self.name)
         path = self._find_weights(model)
         network, record = read_trained(path, model)
         totals = {matrix.name: _Total() for matrix in network.matrices}

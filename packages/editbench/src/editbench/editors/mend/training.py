@@ -146,12 +146,14 @@ def train_hypernetwork(
         DataError: The cases lack what training needs.
         ConfigError: The settings are at odds, or the checkpoint is of another training.
         EditError: A loss is not finite, or the checkpoint cannot be read or written.
+        ModelError: The model is edited.
     """
     if config.batch_size % config.edits_at_once:
         raise ConfigError(
             f"train mend: edits_at_once must divide batch_size, got {config.edits_at_once} and "
             f"{config.batch_size}."
         )
+    model.check_unedited("train mend")
     cases = select_trainable(cases, data.dataset)
     validation_cases = select_trainable(validation_cases, data.validation or data.dataset)
     training = _Training(model, cases, validation_cases, config, data, seed)

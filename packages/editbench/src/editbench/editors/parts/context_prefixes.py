@@ -9,6 +9,7 @@ from typing import Any
 from editbench.errors import ConfigError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
+from editbench.models.unedited import of_unedited
 from editbench.questions import Generate, GenerateAnswer
 
 _SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
@@ -70,13 +71,14 @@ class ContextPrefixes:
         return cls(tuple(tuple(group) for group in content))
 
 
+@of_unedited("context prefixes")
 def sample_context_prefixes(
     model: EditableModel, *, n_prefixes: int, length: int, seed: int
 ) -> ContextPrefixes:
     """Sample prefixes from the model itself, as the reference does, but with a seed.
 
     Args:
-        model: The unedited model.
+        model: The model. Edits on it are taken off meanwhile.
         n_prefixes: How many texts; each starts with the next of five words.
         length: Tokens of each text, its first word included.
         seed: Determines the texts; the global random state is not touched.

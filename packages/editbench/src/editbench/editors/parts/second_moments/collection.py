@@ -19,6 +19,7 @@ from editbench.editors.parts.second_moments.text_keys import read_keys
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.models.unedited import of_unedited
 from memit_core import (
     MemitCoreError,
     SecondMoment,
@@ -85,6 +86,7 @@ def describe_collection(
     return description
 
 
+@of_unedited("second moments")
 def collect_second_moments(
     model: EditableModel,
     corpus: Corpus,
@@ -109,7 +111,7 @@ def collect_second_moments(
     more than they would with endless text.
 
     Args:
-        model: The unedited model.
+        model: The model. Edits on it are taken off meanwhile.
         corpus: Ordinary text.
         layers: The layers whose keys are collected.
         n_tokens: When to stop; in all shards together.

@@ -70,7 +70,7 @@ def obtain_second_moments(
     collected and there is no cache, those of all layers stay in memory.
 
     Args:
-        model: The unedited model.
+        model: The model. They are of the unedited one, whatever edits are on it.
         layers: Critical layers.
         n_tokens: Tokens to collect from where there is no file; see `collect_second_moments`.
         resources: Names the file, the cache folder and the corpus.
@@ -78,7 +78,9 @@ def obtain_second_moments(
 
     Raises:
         SecondMomentError: The file does not fit the model, or there is nothing to collect from.
+        ModelError: Something else than an edit has changed the model.
     """
+    model.check_known("second moments")
     if resources.second_moments is not None:
         return read_second_moments(model, layers, resources.second_moments, module)
     if resources.corpus is None:

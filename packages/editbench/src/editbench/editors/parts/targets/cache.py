@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editbench.editors.base import EditorConfig
 from editbench.editors.parts.targets.groups import hash_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.editors.parts.targets.overflow import is_finite
@@ -23,6 +22,35 @@ from editbench.requests import EditRequest
 _VERSION = 2  # raised whenever the same inputs give another z
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
+
+
+class _Key:
+    """What the keys of some facts have in common."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        layer: int,
+        settings: TargetSettings,
+        prefixes: Sequence[str],
+        site: str = "",
+    ) -> None:
+        self._content = {
+            "version": _VERSION,
+            "model": model.state,
+            "tokenizer": model.tokens.fingerprint,
+            "layer": layer,
+            "prefixes": list(prefixes),
+            "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
+        }
+        if site:
+            self._content["site"] = site
+
+    def of(self, request: EditRequest, others: str = "") -> str:
+        """The key of a fact, and of `others`, a hash of the facts that its state depends on."""
+        fact = [request.subject, request.prompt, request.target]
+        content = {**self._content, "request": fact, **({"others": others} if others else {})}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class TargetCache:
@@ -44,24 +72,14 @@ class TargetCache:
         layer: int,
         settings: TargetSettings,
         prefixes: Sequence[str],
-        others: str = "",
+        *,
+        site: str = "",
     ) -> str:
-        """Hash of model, tokenizer, fact, layer, prefixes and hyperparameters.
+        """Hash of the model as it is now, tokenizer, fact, layer, prefixes and hyperparameters.
 
-        Also of `others`, a hash of the facts that the state depends on, if on more than its own.
+        Also of `site`, the module whose output z is, if it is not the block.
         """
-        content = {
-            "version": _VERSION,
-            "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
-            "request": [request.subject, request.prompt, request.target],
-            "layer": layer,
-            "prefixes": list(prefixes),
-            "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
-        }
-        if others:
-            content["others"] = others
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _Key(model, layer, settings, prefixes, site).of(request)
 
     def keys(
         self,
@@ -75,40 +93,9 @@ class TargetCache:
         warm_start: bool,
     ) -> list[str]:
         """The keys of all requests, of which each group shares an offset."""
+        key = _Key(model, layer, settings, prefixes)
         others = hash_others(requests, groups, warm_start=warm_start)
-        return [
-            self.key(model, request, layer, settings, prefixes, hashed)
-            for request, hashed in zip(requests, others, strict=True)
-        ]
-
-    def chained_keys(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        config: EditorConfig,
-        prefixes: Sequence[str],
-        second_moment: torch.Tensor,
-    ) -> list[str]:
-        """Keys for an editor that writes one fact after another: each sees the edits before it.
-
-        Hashes of model, tokenizer, prefixes, second moment, the whole configuration, and all
-        requests up to and including each one.
-        """
-        content = {
-            "version": _VERSION,
-            "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
-            "second_moment": hashlib.sha256(second_moment.cpu().numpy().data).hexdigest(),
-            "prefixes": list(prefixes),
-            "config": config.model_dump(mode="json"),
-        }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        keys = []
-        for request in requests:
-            fact = [request.subject, request.prompt, request.target]
-            digest.update(json.dumps(fact).encode())
-            keys.append(digest.hexdigest())
-        return keys
+        return [key.of(*pair) for pair in zip(requests, others, strict=True)]
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
         """What is known of `keys`, by position; what is not finite is not known."""
