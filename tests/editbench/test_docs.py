@@ -20,8 +20,9 @@ from editbench.cli.settings import read_settings
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
 from editbench.editors.base import EditorConfig
+from editbench.editors.closed_form.config import derive_closed_form_defaults
 from editbench.editors.finetune import FineTuneConfig
-from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.rome import RomeConfig
@@ -140,7 +141,7 @@ class TestConfiguration:
 
     def test_derived_defaults(self) -> None:
         text = section("how-to/edit-your-own-model.md", 'What "derived defaults" means')
-        assert set(first_column(tables(text)[0])) == set(derive_memit_defaults(28, 4096)) - {
+        assert set(first_column(tables(text)[0])) == set(derive_closed_form_defaults(28, 4096)) - {
             "learning_rate_unit"
         }
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from editbench.editors import memit
 from editbench.editors.base import Resources
+from editbench.editors.closed_form import preserved_values
+from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.second_moments import factors as second_moment_factors
-from editbench.editors.parts.second_moments.factors import obtain_factor, solve_layer
+from editbench.editors.parts.second_moments.factors import obtain_factor
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.errors import SecondMomentError
@@ -49,14 +50,25 @@ def factor_of(found: Preservation | None) -> torch.Tensor:
     return found.second_moment.factor
 
 
+def solve_layer(
+    keys: torch.Tensor,
+    residuals: torch.Tensor,
+    moments: LayerMoments,
+    weight: float,
+    cache: Path | None,
+) -> torch.Tensor:
+    preserved = PreservedValues(moments, Dials(weight=weight), cache)
+    return dense(preserved.solve(3, keys, residuals))
+
+
 @pytest.mark.parametrize("n_edits", [2, 9])
 def test_cached_factors_give_the_same_update(tmp_path, monkeypatch, n_edits: int) -> None:
     moments = moments_of(draw(100, 12))
     keys, residuals = draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2)
-    expected = dense(solve_layer(keys, residuals, moments, 3, 2.0, None))
-    first = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
+    expected = solve_layer(keys, residuals, moments, 2.0, None)
+    first = solve_layer(keys, residuals, moments, 2.0, tmp_path)
     monkeypatch.setattr(FactorizedSecondMoment, "__init__", refuse_to_factorize)
-    second = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
+    second = solve_layer(keys, residuals, moments, 2.0, tmp_path)
     for found in (first, second):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     # Many edits are solved without factors, at the same cost, and leave no file.
@@ -83,9 +95,8 @@ def test_exact_updates_say_nothing_about_dimensions_that_text_never_uses(tmp_pat
 def test_updates_of_many_edits_are_dense() -> None:
     moments = moments_of(draw(100, 12))
     for n_edits, is_factored in ((4, True), (5, False), (40, False)):
-        update = solve_layer(
-            draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2), moments, 3, 2.0, None
-        )
+        preserved = PreservedValues(moments, Dials(weight=2.0), None)
+        update = preserved.solve(3, draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2))
         assert isinstance(update, UpdateFactors) == is_factored
 
 
@@ -96,11 +107,9 @@ def test_dimensions_that_nothing_uses_stay_untouched(tmp_path, n_edits: int) -> 
     keys[:, [3, 7]] = 0
     residuals = draw(n_edits, 5, seed=2)
     rest = [place for place in range(12) if place not in (3, 7)]
-    expected = dense(
-        solve_layer(keys[:, rest], residuals, moments_of(tokens[:, rest]), 3, 2.0, None)
-    )
+    expected = solve_layer(keys[:, rest], residuals, moments_of(tokens[:, rest]), 2.0, None)
     for cache in (None, tmp_path, tmp_path):
-        found = dense(solve_layer(keys, residuals, moments_of(tokens), 3, 2.0, cache))
+        found = solve_layer(keys, residuals, moments_of(tokens), 2.0, cache)
         torch.testing.assert_close(found[:, rest], expected, rtol=1e-10, atol=1e-12)
         assert not found[:, [3, 7]].any()
 
@@ -111,7 +120,7 @@ def test_an_edit_may_use_what_ordinary_text_does_not(tmp_path) -> None:
     residuals = draw(2, 5, seed=2)
     moments = moments_of(tokens)
     assert obtain_factor(moments, 3, tmp_path, CPU) is not None
-    found = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
+    found = solve_layer(keys, residuals, moments, 2.0, tmp_path)
     system = 2.0 * moments[3] + keys.T @ keys
     torch.testing.assert_close(found @ system, residuals.T @ keys)
     assert found[:, 3].any()
@@ -237,14 +246,16 @@ def test_insertion_holds_at_most_three_matrices(tmp_path, factors: str, monkeypa
         for path in files_of(tmp_path):
             path.unlink()
     if factors == "none":
-        monkeypatch.setattr(second_moment_factors, "obtain_factor", lambda *_: None)
+        monkeypatch.setattr(preserved_values, "obtain_factor", lambda *_: None)
     counted = CountMatrices(model.d_key(0))
+
+    plain = PreservedValues.solve
 
     def solve_and_count(*arguments: object) -> object:
         with counted:
-            return solve_layer(*arguments)  # type: ignore[arg-type]
+            return plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(memit, "solve_layer", solve_and_count)
+    monkeypatch.setattr(PreservedValues, "solve", solve_and_count)
     gc.freeze()  # leaves fewer objects to look through
     try:
         Memit(CONFIG).edit(model, REQUESTS[:1], resources)

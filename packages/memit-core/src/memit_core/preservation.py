@@ -159,11 +159,10 @@ class Preservation:
 
     @property
     def device(self) -> torch.device | None:
-        """Where solves have to be done; None if anywhere."""
+        """Where solves have to be done: where the factors are; None if anywhere."""
         if isinstance(self.second_moment, FactorizedSecondMoment):
             return self.second_moment.device
-        is_dense = self.basis is not None and self.basis.dtype != torch.bool
-        return self.basis.device if is_dense else None  # type: ignore[union-attr]
+        return None
 
     def _changed(
         self, second_moment: Tensor | FactorizedSecondMoment | None, history: Tensor | None

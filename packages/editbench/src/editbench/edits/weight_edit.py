@@ -137,7 +137,9 @@ class WeightEdit(Edit):
         updates: dict[str, Update] = {}
         for edit in edits:
             for name, update in edit.updates.items():
-                updates[name] = _sum(name, updates[name], update) if name in updates else update
+                updates[name] = (
+                    sum_updates(name, updates[name], update) if name in updates else update
+                )
         return cls(updates, _merged_card([edit.card for edit in edits]))
 
     def __add__(self, other: "WeightEdit") -> "WeightEdit":
@@ -280,7 +282,12 @@ def _stored(update: Update, dtype: torch.dtype) -> Update:
     return UpdateFactors(own(update.left), own(update.right))
 
 
-def _sum(name: str, first: Update, second: Update) -> Update:
+def sum_updates(name: str, first: Update, second: Update) -> Update:
+    """The sum of two updates of one parameter: factors side by side, or dense in float64.
+
+    Raises:
+        EditError: Their shapes differ.
+    """
     if _shape(first) != _shape(second):
         raise EditError(
             f"merge edits: the updates of '{name}' differ in shape, got {list(_shape(second))}; "

@@ -1,4 +1,4 @@
-"""Solving with second moments that were factorized once, and kept in the cache.
+"""Second moments that were factorized once, and kept in the cache.
 
 C is fixed, and its factorization is by far the dearest part of a small edit. A file of 8 d_key²
 bytes for each layer spares it.
@@ -22,77 +22,11 @@ from memit_core import (
     IllPosedError,
     MemitCoreError,
     Preservation,
-    UpdateFactors,
     load_factor,
     save_factor,
-    solve_edits,
 )
 
 _ORIGIN = ("model_fingerprint", "corpus_fingerprint", "n_tokens")
-
-
-def solve_layer(
-    keys: Tensor,
-    residuals: Tensor,
-    moments: LayerMoments,
-    layer: int,
-    preservation_weight: float,
-    cache: Path | None,
-) -> UpdateFactors | Tensor:
-    """Solve Eqn 14 for one layer, by whichever way is cheaper, on the device of `keys`.
-
-    Where that has too little memory for matrices of d_key × d_key, it is done on the CPU.
-
-    Dimensions that neither ordinary text nor an edit ever uses are left out. ReLU models have
-    neurons that never fire. They make C singular, yet nothing can depend on what the update says
-    about them: of all solutions, this is the one that says nothing.
-
-    Args:
-        keys: K, `[n_edits, d_key]`.
-        residuals: R, `[n_edits, d_value]`.
-        moments: Second moments, of which that of `layer` is read.
-        layer: The layer.
-        preservation_weight: λ.
-        cache: Where factors are kept; None keeps and uses none.
-
-    Returns:
-        Δ: as factors of rank n_edits if that is less than either of its sides, else dense; on the
-        device where it was solved for.
-
-    Raises:
-        MemitCoreError: The system is singular, or something is not finite.
-        SecondMomentError: A factor cannot be written.
-    """
-
-    def solve(device: torch.device) -> UpdateFactors | Tensor:
-        rows = (keys.to(device), residuals.to(device))
-        return _solve(*rows, moments, layer, preservation_weight, cache)
-
-    return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
-
-
-def _solve(
-    keys: Tensor,
-    residuals: Tensor,
-    moments: LayerMoments,
-    layer: int,
-    preservation_weight: float,
-    cache: Path | None,
-) -> UpdateFactors | Tensor:
-    # Up to here the dual with C factorized takes fewer operations than the primal without.
-    is_small = len(keys) <= keys.shape[1] // 2
-    factor = obtain_factor(moments, layer, cache, keys.device) if is_small else None
-    if factor is not None and _lie_in(factor.basis, keys):
-        made = Preservation(factor.second_moment, weight=preservation_weight, basis=factor.basis)
-    else:
-        plain = moments[layer]
-        live = (plain.diagonal() > 0).to(keys.device) | keys.ne(0).any(dim=0)
-        made = Preservation(plain, weight=preservation_weight, basis=live)
-    return solve_edits(keys, residuals, made)
-
-
-def _lie_in(axes: Tensor | None, keys: Tensor) -> bool:
-    return axes is None or not bool(keys[:, ~axes].any())
 
 
 def require_factor(
