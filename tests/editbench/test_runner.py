@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pytest
 import torch
@@ -549,10 +549,10 @@ class Crasher(RandomUpdate):
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
-        def assert_on_device() -> str:
+        def assert_on_device(*_: object, **__: object) -> NoReturn:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-        model.compute_fingerprint = assert_on_device  # type: ignore[method-assign]
+        model.model.named_modules = assert_on_device  # type: ignore[method-assign]
         if self._fails:
             raise IndexError("the real reason")
         return super().edit(model, requests, resources)

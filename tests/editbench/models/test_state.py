@@ -281,7 +281,7 @@ class TestUnedited:
         model.check_unedited("test")
         with edits[0].applied(model):
             model.check_known("test")
-            with pytest.raises(ModelError, match="^test: the weights of 'tiny'.* Take the edits o"):
+            with pytest.raises(ModelError, match=r"^test: the weights of 'tiny'.* Take the e"):
                 model.check_unedited("test")
         with (
             updated_weights(model.model, {weight_name(model): torch.ones(96, 24)}),

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit, NoEdit
-from editbench.errors import RequestError
+from editbench.edits.weight_edit import WeightEdit
+from editbench.errors import ModelError, RequestError
 from editbench.metrics.base import Metric
 from editbench.metrics.success import Success
 from editbench.models.answering import answer_questions
@@ -193,3 +195,33 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(model, tmp_path):
     assert summary.failures == ()
     assert all("answers of the unedited model: cannot be kept" in w for w in summary.warnings)
     assert len(summary.warnings) == 3
+
+
+@pytest.fixture
+def edit(model: EditableModel) -> WeightEdit:
+    name = model.architecture.weight_name(model.architecture.mlp_projections[0])
+    update = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    requests = [case.request for case in toy_cases(1)]
+    return WeightEdit.build(model, editor="x", config={}, requests=requests, updates={name: update})
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_answers_are_those_of_the_unedited_model_also_under_an_edit(model, edit, tmp_path, keeps):
+    cache = tmp_path if keeps else None
+    options = {"cache": cache, "token_budget": None, "on_progress": lambda done, total: None}
+    sheets = make_sheets(plan_trials(make_grid(model)))
+    for sheet in {sheet for some in sheets for sheet in some}:
+        expected = sheet.ask(model, **{**options, "cache": None})
+        with edit.applied(model):
+            state = model.state
+            assert sheet.ask(model, **options) == expected
+            assert sheet.ask(model, **options) == expected
+            assert model.state == state
+        assert sheet.ask(model, **options) == expected
+
+
+def test_a_run_on_an_edited_model_is_refused(model, edit, tmp_path):
+    """Its rows would be named after the unedited one."""
+    with edit.applied(model), pytest.raises(ModelError, match=r"^run: .* Take the edits off first"):
+        run_grid(make_grid(model), tmp_path)
+    assert not list(tmp_path.iterdir())

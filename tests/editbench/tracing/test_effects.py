@@ -5,13 +5,17 @@ import io
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import TraceError
 from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
 from editbench.tracing.effects import average_effects, token_roles
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.suggest import suggest_layers
@@ -183,3 +187,29 @@ class TestKeptSuggestion:
         (tmp_path / "critical_layers").write_text("in the way")
         with pytest.raises(TraceError, match="suggest layers: cannot write"):
             suggest_layers(tiny, tiny_facts, n_facts=1, seed=0, cache=tmp_path)
+
+    @pytest.mark.parametrize("filled_by", ["unedited", "edited"])
+    def test_is_of_the_model_with_what_is_on_it(
+        self, tiny: EditableModel, tiny_facts: list[KnownFact], tmp_path: Path, filled_by: str
+    ) -> None:
+        edit = make_edit(tiny)
+
+        def suggest(*, is_edited: bool, cache: Path | None) -> Suggestion:
+            with edit.applied(tiny) if is_edited else nullcontext():
+                return suggest_layers(tiny, tiny_facts[:1], n_facts=1, seed=0, cache=cache)
+
+        plain = {each: suggest(is_edited=each, cache=None) for each in (False, True)}
+        assert plain[False].severed_effects != plain[True].severed_effects
+        order = (True, False) if filled_by == "edited" else (False, True)
+        for each in (*order, *order):
+            assert suggest(is_edited=each, cache=tmp_path) == plain[each]
+
+
+def make_edit(model: EditableModel) -> WeightEdit:
+    """One that changes the effects of a state, and not what the model says."""
+    name = model.architecture.weight_name(model.architecture.mlp_projections[1])
+    shape = model.model.get_parameter(name).shape
+    update = 0.01 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).T
+    updates = {name: update}
+    requests = [EditRequest("0", "Ana Lund", "{} works as a", "poet")]
+    return WeightEdit.build(model, editor="x", config={}, requests=requests, updates=updates)

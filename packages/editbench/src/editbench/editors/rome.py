@@ -248,6 +248,7 @@ class _ValueTargets:
         """Find the value of one fact after another."""
         config, model = self._config, self._model
         readings = read_projections(model, requests, ("", *self._prefixes), config.layer)
+        written = model.architecture.weight_name(self._site.module)
         with self._cache.writing_now_and_then() as keep:
             for index, request in enumerate(requests):
 
@@ -258,7 +259,13 @@ class _ValueTargets:
                 reading = next(readings)
                 # Of the model with all facts before this one.
                 key = self._cache.key(
-                    model, request, config.layer, config, self._prefixes, site=self._site.module
+                    model,
+                    request,
+                    config.layer,
+                    config,
+                    self._prefixes,
+                    site=self._site.module,
+                    changed=[written] if index else None,
                 )
                 found = self._cache.read([key]).get(0)
                 if found is None:

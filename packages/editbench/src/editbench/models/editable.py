@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
@@ -231,8 +231,17 @@ class EditableModel:
         depends on the model as it is has to be kept under this hash; what is of the unedited model,
         under its fingerprint. Asking for it takes about as long as reading all weights.
         """
+        return self.state_after(None)
+
+    def state_after(self, changed: Collection[str] | None) -> str:
+        """`state`, by looking at those parameters only that can have changed.
+
+        Args:
+            changed: Their names, all that can have changed since the state was last asked for;
+                None if that may be any.
+        """
         _ = self.fingerprint  # what the weights are compared with
-        weights = self._hash.look(self.model)
+        weights = self._hash.look(self.model, changed)
         if not (marks := self._edits.marks):
             return weights
         return hashlib.blake2b("\n".join([weights, *marks]).encode(), digest_size=16).hexdigest()

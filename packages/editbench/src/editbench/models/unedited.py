@@ -6,7 +6,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from editbench.models.editable import EditableModel
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ the weights is seen, also what goes around torch's version counters (`torch.Tens
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -50,15 +50,27 @@ class WeightHash:
     def __init__(self) -> None:
         self._first: dict[Place, _Seen] = {}
         self._last: dict[Place, _Seen] = {}
+        self._now: dict[Place, bytes] = {}
 
-    def look(self, model: PreTrainedModel) -> str:
-        """`hash_weights`, by hashing only what has changed since it was looked at."""
-        checksums = {place: _checksum(_tensor_at(model, place)) for place in _own_tensors(model)}
-        changed = [place for place, one in checksums.items() if self._recall(place, one) is None]
-        for place, digest in zip(changed, _hash_tensors(model, changed), strict=True):
+    def look(self, model: PreTrainedModel, changed: Collection[str] | None = None) -> str:
+        """`hash_weights`, by hashing only what has changed since it was looked at.
+
+        Args:
+            model: The model.
+            changed: Names of the only parameters that can have changed since it was last looked
+                at, of which tied ones go by their first name; None if that may be any.
+        """
+        if changed is None:
+            self._now = dict.fromkeys(_own_tensors(model), b"")
+        places = [place for place in self._now if changed is None or ".".join(place) in changed]
+        checksums = {place: _checksum(_tensor_at(model, place)) for place in places}
+        new = [place for place in places if self._recall(place, checksums[place]) is None]
+        for place, digest in zip(new, _hash_tensors(model, new), strict=True):
             seen = self._last if place in self._first else self._first
             seen[place] = _Seen(checksums[place], digest)
-        return _join(model, [self._recall(place, one) or b"" for place, one in checksums.items()])
+        for place, checksum in checksums.items():
+            self._now[place] = self._recall(place, checksum) or b""
+        return _join(model, self._now.values())
 
     def copy_changed(self, model: PreTrainedModel) -> dict[Place, Tensor]:
         """Copies, on the CPU, of all weights that are not as they were at first."""
@@ -88,7 +100,7 @@ def write_weights(model: PreTrainedModel, copies: Mapping[Place, Tensor]) -> Non
             tensor.copy_(copy)
 
 
-def _join(model: PreTrainedModel, digests: Sequence[bytes]) -> str:
+def _join(model: PreTrainedModel, digests: Iterable[bytes]) -> str:
     config = {
         field: value
         for field, value in model.config.to_diff_dict().items()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class _Key:
 
     def __init__(
         self,
+        state: str,
         model: EditableModel,
         layer: int,
         settings: TargetSettings,
@@ -37,7 +38,7 @@ class _Key:
     ) -> None:
         self._content = {
             "version": _VERSION,
-            "model": model.state,
+            "model": state,
             "tokenizer": model.tokens.fingerprint,
             "layer": layer,
             "prefixes": list(prefixes),
@@ -74,12 +75,14 @@ class TargetCache:
         prefixes: Sequence[str],
         *,
         site: str = "",
+        changed: Collection[str] | None = None,
     ) -> str:
         """Hash of the model as it is now, tokenizer, fact, layer, prefixes and hyperparameters.
 
-        Also of `site`, the module whose output z is, if it is not the block.
+        Also of `site`, the module whose output z is, if it is not the block. `changed` is as for
+        `EditableModel.state_after`.
         """
-        return _Key(model, layer, settings, prefixes, site).of(request)
+        return _Key(model.state_after(changed), model, layer, settings, prefixes, site).of(request)
 
     def keys(
         self,
@@ -93,7 +96,7 @@ class TargetCache:
         warm_start: bool,
     ) -> list[str]:
         """The keys of all requests, of which each group shares an offset."""
-        key = _Key(model, layer, settings, prefixes)
+        key = _Key(model.state, model, layer, settings, prefixes)
         others = hash_others(requests, groups, warm_start=warm_start)
         return [key.of(*pair) for pair in zip(requests, others, strict=True)]
 
