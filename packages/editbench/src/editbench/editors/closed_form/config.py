@@ -58,8 +58,12 @@ class ClosedFormConfig(TargetSettings):
     ridge: float = Field(
         default=0.0,
         ge=0,
-        description="λₙ or L₂: added to the diagonal of what is preserved; absolute, in the units "
-        "of λC, so that it does not carry over between models",
+        description="λₙ: added to the diagonal of what is preserved (update_norm_lambda)",
+    )
+    ridge_unit: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="relative: times the mean of C's diagonal; absolute, as the reference has it, "
+        "does not carry over between models",
     )
     null_space_threshold: float | None = Field(
         default=None,
@@ -103,6 +107,7 @@ class ClosedFormConfig(TargetSettings):
             weight=self.preservation_weight,
             slack=self.slack,
             ridge=self.ridge,
+            ridge_unit=self.ridge_unit,
             history=self.history,
             null_space=null_space,
             spreading=self.spreading,

@@ -23,6 +23,7 @@ class Dials:
         weight: λ, of the second moment; of no use with a null space.
         slack: α, how far residuals may be missed.
         ridge: λₙ, or L₂ in a null space.
+        ridge_unit: ``absolute``, or ``relative`` to the mean of C's diagonal.
         history: Whether keys of what was written before are preserved, too.
         null_space: Threshold and unit of `find_null_space`; None writes everywhere.
         spreading: Whose share of what is missing a layer takes on, see `spread_residuals`.
@@ -31,6 +32,7 @@ class Dials:
     weight: float = 1.0
     slack: float = 1.0
     ridge: float = 0.0
+    ridge_unit: Literal["absolute", "relative"] = "absolute"
     history: bool = False
     null_space: tuple[float, Literal["absolute", "share"]] | None = None
     spreading: Spreading = "even"
@@ -54,6 +56,7 @@ class PreservedValues:
         self._cache = cache
         self._history: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
+        self._ridges: dict[int, float] = {}
         self._factor: Preservation | None = None
 
     def solve(
@@ -112,7 +115,7 @@ class PreservedValues:
             history = history.to(keys.device)
         if dials.null_space is not None:
             directions = self._null_space(layer, keys.device)
-            return Preservation(None, ridge=dials.ridge, basis=directions, history=history)
+            return Preservation(None, ridge=self._ridge(layer), basis=directions, history=history)
         rows = keys if history is None else torch.cat([history, keys])
         factor = self._factor
         if factor is None and dials.ridge == 0:
@@ -128,9 +131,19 @@ class PreservedValues:
             return Preservation(moment, weight=dials.weight, basis=axes, history=history)
         plain = self._moments[layer]
         if dials.ridge > 0:  # which is the price of axes that nothing uses
-            return Preservation(plain, weight=dials.weight, ridge=dials.ridge, history=history)
+            ridge = self._ridge(layer)
+            return Preservation(plain, weight=dials.weight, ridge=ridge, history=history)
         axes = (plain.diagonal() > 0).to(keys.device) | rows.ne(0).any(dim=0)
         return Preservation(plain, weight=dials.weight, basis=axes, history=history)
+
+    def _ridge(self, layer: int) -> float:
+        """ρ, in absolute numbers."""
+        if self._dials.ridge_unit == "absolute":
+            return self._dials.ridge
+        if layer not in self._ridges:
+            mean = self._moments[layer].diagonal().double().mean()
+            self._ridges[layer] = self._dials.ridge * float(mean)
+        return self._ridges[layer]
 
     def _null_space(self, layer: int, device: torch.device) -> Tensor:
         """The basis of a layer, on the CPU; found on `device`, once."""
