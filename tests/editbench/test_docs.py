@@ -19,8 +19,10 @@ from editbench.cli.main import build_cli
 from editbench.cli.settings import read_settings
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors.alphaedit import AlphaEditConfig
 from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import derive_closed_form_defaults
+from editbench.editors.emmet import EmmetConfig
 from editbench.editors.finetune import FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
@@ -132,6 +134,20 @@ class TestConfiguration:
                 field.description,
             ]
             for name, field in config.model_fields.items()
+        ]
+        assert rows == expected
+
+    @pytest.mark.parametrize(
+        ("title", "config"), [("EMMET", EmmetConfig), ("AlphaEdit", AlphaEditConfig)]
+    )
+    def test_fields_that_differ_from_memit_s(
+        self, title: str, config: type[EditorConfig]
+    ) -> None:
+        (rows,) = tables(section("reference/configuration.md", title))
+        expected = [
+            [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
+            for name, field in config.model_fields.items()
+            if field.default != MemitConfig.model_fields[name].default
         ]
         assert rows == expected
 
