@@ -1,3 +1,5 @@
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch import Tensor
@@ -237,3 +239,83 @@ def test_updates_that_are_not_finite_are_refused(gpt2, bad):
     with pytest.raises(EditError, match="finite"), edit.applied(gpt2):
         pass
     assert gpt2.compute_fingerprint() == before
+
+
+@pytest.fixture
+def following(model, make_edit):
+    """An edit, one computed while it was on, and one computed on top of both."""
+    first = make_edit(model, seed=0)
+    with first.applied(model):
+        second = make_edit(model, seed=1)
+        with second.applied(model):
+            third = make_edit(model, seed=2, layer=1)
+    return first, second, third
+
+
+def test_the_card_names_the_edits_that_were_on(model, following, tmp_path):
+    first, second, third = following
+    assert first.card.edits_on == ()
+    assert "edits_on" not in first.card.model_dump()
+    assert "edits_on" not in first.card.model_dump_json()
+    assert second.card.edits_on == (first.identity,)
+    assert third.card.edits_on == (first.identity, second.identity)
+    assert third.card.model_fingerprint == model.fingerprint
+    third.save(tmp_path / "third.safetensors")
+    loaded = WeightEdit.load(tmp_path / "third.safetensors")
+    assert loaded.card == third.card
+    assert loaded.identity == third.identity
+
+
+def test_an_edit_fits_only_on_top_of_those_that_were_on(model, following):
+    first, second, third = following
+    with first.applied(model), second.applied(model), third.applied(model):
+        assert model.edits_on == tuple(edit.identity for edit in following)
+    for below in ([], [first, first], [second_alone(second)], [second_alone(second), first]):
+        with ExitStack() as stack:
+            for edit in below:
+                stack.enter_context(edit.applied(model))
+            before = model.state
+            with (
+                pytest.raises(EditError, match=f"other edits.*expected {first.identity}. Put"),
+                second.applied(model),
+            ):
+                pass
+            assert model.state == before
+    assert model.state == model.fingerprint
+
+
+def second_alone(edit: WeightEdit) -> WeightEdit:
+    """The same updates, as if they had been computed on the unedited model."""
+    return WeightEdit(edit.updates, edit.card.model_copy(update={"edits_on": ()}))
+
+
+def test_edits_that_follow_each_other_are_merged_in_their_order(model, following):
+    first, second, third = following
+    with first.applied(model), second.applied(model), third.applied(model):
+        stacked = weight(model).detach().clone()
+    whole = WeightEdit.merge(following)
+    assert whole.card.edits_on == ()
+    assert whole.card.n_edits == 3
+    torch.testing.assert_close(weight_under(whole, model), stacked, rtol=1e-6, atol=1e-6)
+    rest = second + third
+    assert rest.card.edits_on == (first.identity,)
+    with first.applied(model), rest.applied(model):
+        torch.testing.assert_close(weight(model), stacked, rtol=1e-6, atol=1e-6)
+    with (first + second).applied(model):
+        fourth = WeightEdit.build(model, editor="x", config={}, requests=[], updates=third.updates)
+    assert WeightEdit.merge([first + second, fourth]).card.edits_on == ()
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 2), (0, 2, 1), (2, 1), (0, 0, 2)])
+def test_edits_that_need_others_before_them_are_not_merged_without(following, order):
+    with pytest.raises(EditError, match="do not come before it"):
+        WeightEdit.merge([following[index] for index in order])
+
+
+def test_edits_of_one_state_are_added_up_like_those_of_the_unedited_model(model, make_edit):
+    first, beside = make_edit(model, seed=0), make_edit(model, seed=1)
+    with first.applied(model):
+        one, other = make_edit(model, seed=2), make_edit(model, seed=3)
+    assert WeightEdit.merge([first, one, other]).card.edits_on == ()
+    assert WeightEdit.merge([first, beside, one]).card.edits_on == ()
+    assert (one + other).card.edits_on == (first.identity,)

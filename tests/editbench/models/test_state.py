@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from editbench.edits.card import EditCard
 from editbench.edits.edit import Edit, NoEdit
@@ -268,6 +269,17 @@ class TestUnedited:
             assert model.state == state
             bias.data.copy_(before)
         assert model.state == model.fingerprint
+
+    def test_of_weights_that_wait_elsewhere_is_the_same(self, model, edits) -> None:
+        with edits[0].applied(model):
+            state = model.state
+        cpu_offload(model.model, execution_device=torch.device("cpu"))
+        assert model.state == model.fingerprint
+        with edits[0].applied(model):
+            assert model.state == state
+            with model.unedited("test"):
+                assert model.state == model.fingerprint
+            assert model.state == state
 
     def test_function_of_it_gets_it(self, model, edits) -> None:
         @of_unedited("test")

@@ -101,9 +101,7 @@ class Edit(ABC):
             )
 
 
-def _noted(
-    applied: Callable[[Any, EditableModel], AbstractContextManager[None]],
-) -> Callable[[Any, EditableModel], AbstractContextManager[None]]:
+def _noted(applied: Callable[[Any, EditableModel], AbstractContextManager[None]]) -> Any:
     """Let the model know what is put on it."""
 
     @wraps(applied)

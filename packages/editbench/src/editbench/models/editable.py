@@ -227,9 +227,8 @@ class EditableModel:
     def state(self) -> str:
         """The same of the model as it is now, with all that is on it.
 
-        It is the fingerprint where the weights are those of the unedited model, to the bit. What
-        depends on the model as it is has to be kept under this hash; what is of the unedited model,
-        under its fingerprint. Asking for it takes about as long as reading all weights.
+        It is the fingerprint where the weights are those of the unedited model, to the bit. Asking
+        for it takes about as long as reading all weights.
         """
         return self.state_after(None)
 
@@ -300,12 +299,9 @@ class EditableModel:
             ModelError: An edit is on the model, or something else has written to its weights.
         """
         if (state := self.state) != self.fingerprint:
-            what_to_do = (
-                "Take the edits off first."
-                if self._edits
-                else "No edit is on it: undo the change, or wrap the changed model in an "
-                "EditableModel of its own."
-            )
+            what_to_do = "Take the edits off first."
+            if not self._edits:
+                what_to_do = "No edit is on it: undo the change, or wrap the changed model anew."
             raise ModelError(
                 f"{operation}: the weights of '{self.name}' are not what they were at first, got "
                 f"the hash {state}; expected {self.fingerprint}. {what_to_do}"

@@ -65,7 +65,7 @@ class WeightHash:
         places = [place for place in self._now if changed is None or ".".join(place) in changed]
         checksums = {place: _checksum(_tensor_at(model, place)) for place in places}
         new = [place for place in places if self._recall(place, checksums[place]) is None]
-        for place, digest in zip(new, _hash_tensors(model, new), strict=True):
+        for place, digest in zip(new, _hash_tensors(model, new, self._first), strict=True):
             seen = self._last if place in self._first else self._first
             seen[place] = _Seen(checksums[place], digest)
         for place, checksum in checksums.items():
@@ -75,6 +75,7 @@ class WeightHash:
     def copy_changed(self, model: PreTrainedModel) -> dict[Place, Tensor]:
         """Copies, on the CPU, of all weights that are not as they were at first."""
         tensors = {place: _tensor_at(model, place) for place in _own_tensors(model)}
+        tensors = {place: tensor for place, tensor in tensors.items() if not tensor.is_meta}
         return {
             place: tensor.detach().to("cpu", copy=True)
             for place, tensor in tensors.items()
@@ -113,12 +114,15 @@ def _join(model: PreTrainedModel, digests: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def _hash_tensors(model: PreTrainedModel, places: Sequence[Place]) -> list[bytes]:
+def _hash_tensors(
+    model: PreTrainedModel, places: Sequence[Place], seen: Mapping[Place, _Seen] | None = None
+) -> list[bytes]:
+    """Hash tensors; one that has lost its values counts as it was `seen`."""
     # Bringing in what accelerate has offloaded is not safe to do from several threads.
     is_offloaded = any(parameter.is_meta for parameter in model.parameters())
     n_threads = 1 if is_offloaded else torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=n_threads) as pool:
-        return list(pool.map(partial(_hash_tensor, model), places))
+        return list(pool.map(partial(_hash_tensor, model, seen or {}), places))
 
 
 def _own_tensors(model: PreTrainedModel) -> list[Place]:
@@ -165,11 +169,13 @@ def _checksum(tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-def _hash_tensor(model: nn.Module, place: Place) -> bytes:
+def _hash_tensor(model: nn.Module, seen: Mapping[Place, _Seen], place: Place) -> bytes:
     path, name = place
     digest = hashlib.blake2b(digest_size=32)
     with align_module_device(model.get_submodule(path)):  # brings in what is offloaded
         tensor = _tensor_at(model, place).detach()
+        if tensor.is_meta and place in seen:
+            return seen[place].digest
         digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:
             for piece in _to_host(_bytes(tensor)):
