@@ -140,9 +140,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("title", "config"), [("EMMET", EmmetConfig), ("AlphaEdit", AlphaEditConfig)]
     )
-    def test_fields_that_differ_from_memit_s(
-        self, title: str, config: type[EditorConfig]
-    ) -> None:
+    def test_fields_that_differ_from_memit_s(self, title: str, config: type[EditorConfig]) -> None:
         (rows,) = tables(section("reference/configuration.md", title))
         expected = [
             [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]

@@ -11,7 +11,7 @@ from torch import Tensor
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import EditorConfig, Progress, Resources, Share
 from editbench.editors.closed_form.editor import ClosedForm
-from editbench.editors.closed_form.goals import Goal, Measured
+from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.preserved_values import Dials
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
@@ -126,14 +126,15 @@ class Rome(ClosedForm):
         """Targets at the MLP's output."""
         return _ValueTargets(self.name, model, self.config, prefixes, resources)
 
-    def finish(self, update: Update, goal: Goal) -> Update:
+    def finish(self, solved: Solved) -> Update:
         """For ``keys="reference"``, give the update the size that the bare prompt's key wants."""
-        assert isinstance(goal, _ValueGoal)
+        update, goal = solved.update, solved.goal
         if self.config.keys == "consistent":
             return update
+        assert isinstance(goal, _ValueGoal)
         assert isinstance(update, UpdateFactors)
         # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
-        bare_key = goal.reading.keys[0].double()
+        bare_key = goal.reading.keys[0].to(update.right)
         return UpdateFactors(update.left, update.right / (bare_key @ update.right))
 
     def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:

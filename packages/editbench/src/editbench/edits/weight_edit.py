@@ -278,7 +278,7 @@ def _stored(update: Update, dtype: torch.dtype) -> Update:
     if isinstance(update, Tensor):
         return own(update)
     if update.left.shape[1] >= min(_shape(update)):
-        return own(_dense(update))
+        return own(make_dense(update))
     return UpdateFactors(own(update.left), own(update.right))
 
 
@@ -301,7 +301,7 @@ def sum_updates(name: str, first: Update, second: Update) -> Update:
                 torch.cat([first.left.to(dtype), second.left.to(dtype)], dim=1),
                 torch.cat([first.right.to(dtype), second.right.to(dtype)], dim=1),
             )
-    return _dense(first) + _dense(second)
+    return make_dense(first) + make_dense(second)
 
 
 def _merged_card(cards: Sequence[EditCard]) -> EditCard:
@@ -337,7 +337,7 @@ def _n_weights(update: Update) -> int:
     return int(torch.Size(_shape(update)).numel())
 
 
-def _dense(update: Update) -> Tensor:
+def make_dense(update: Update) -> Tensor:
     """Δ in float64."""
     if isinstance(update, UpdateFactors):
         return update.left.double() @ update.right.double().T

@@ -18,7 +18,7 @@ from torch import Tensor
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
-from editbench.editors.closed_form.goals import Goal, Measured, Targets, judge_target
+from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
 from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
@@ -32,7 +32,12 @@ from editbench.editors.parts.targets.costs import find_unknown, plan_targets
 from editbench.editors.parts.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
-from editbench.edits.weight_edit import WeightEdit, orient_for_module, sum_updates
+from editbench.edits.weight_edit import (
+    WeightEdit,
+    orient_for_edit,
+    orient_for_module,
+    sum_updates,
+)
 from editbench.errors import EditError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
@@ -92,9 +97,13 @@ class ClosedForm(Editor):
             spreading=self.dials().spreading,
         )
 
-    def finish(self, update: Update, goal: Goal) -> Update:
-        """Do something to an update before it is written."""
-        return update
+    def finish(self, solved: Solved) -> Update:
+        """Make of the update of a layer what is written.
+
+        It is asked for all layers when all are solved for: each is solved for with those below it
+        as they were solved for. What is lost can be fed back, see `Dials`.
+        """
+        return solved.update
 
     def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
         """Sample context prefixes, where none are given."""
@@ -233,7 +242,7 @@ class _Stream:
     def _insert(self, goal: Goal, requests: Sequence[EditRequest]) -> None:
         """Write what a goal asks for into all layers, one after another."""
         editor, model, layers = self._editor, self._model, self._editor.layers
-        found: dict[str, Update] = {}
+        found: list[tuple[int, str, Update]] = []
         is_open = [False] * len(requests)
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
@@ -248,7 +257,6 @@ class _Stream:
                         editor.spread(measured, len(layers) - index),
                         editor.slack(len(requests)),
                     )
-                    update = editor.finish(update, goal)
                     if index < len(layers) - 1:
                         weight = model.model.get_parameter(name)
                         oriented = orient_for_module(model, name, weight, update)
@@ -257,15 +265,19 @@ class _Stream:
                 except MemitCoreError as error:
                     where = f"{editor.name} on '{model.name}', {goal.describe(layer)}"
                     raise EditError(f"{where}: {error}") from error
-                found[name] = update.to("cpu")
+                found.append((layer, name, update.to("cpu")))
                 del update
                 opened = self._preserved.is_open(layer, measured.keys).tolist()
                 is_open = [one or other for one, other in zip(is_open, opened, strict=True)]
                 self._preserved.add(layer, measured.keys)
-        goal.finish()
-        for name, part in found.items():
+        for layer, name, update in found:
+            weight = orient_for_edit(model, name, model.model.get_parameter(name).detach())
             earlier = self._updates.get(name)
-            self._updates[name] = part if earlier is None else sum_updates(name, earlier, part)
+            finished = editor.finish(Solved(layer, update, weight, earlier, goal))
+            self._preserved.feed_back(layer, update, finished)
+            whole = finished if earlier is None else sum_updates(name, earlier, finished)
+            self._updates[name] = whole
+        goal.finish()
         for request, outcome, can_be in zip(requests, goal.outcomes, is_open, strict=True):
             self._losses.append(outcome.loss)
             self._n_steps.append(outcome.n_steps)

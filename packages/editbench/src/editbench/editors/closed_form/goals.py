@@ -8,6 +8,7 @@ from torch import Tensor
 
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.edits.files import Update
 from editbench.requests import EditRequest
 
 _ON_THE_BALL = 1 - 1e-4  # of the bound on ‖δ‖: what lies beyond was projected
@@ -43,6 +44,25 @@ class Goal(Protocol):
 
     def finish(self) -> None:
         """Note that all layers have been written to."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The update of one layer as it was solved for, before anything is done to it.
+
+    Attributes:
+        layer: The layer.
+        update: Δ `[d_value, d_key]`.
+        weight: The weight as it was before the batch, likewise.
+        earlier: The sum of all updates of earlier batches; None if there were none.
+        goal: What Δ is for.
+    """
+
+    layer: int
+    update: Update
+    weight: Tensor
+    earlier: Update | None
+    goal: Goal
 
 
 class Targets(Protocol):

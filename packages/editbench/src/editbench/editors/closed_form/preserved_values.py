@@ -1,6 +1,8 @@
 """The slot of preservation: what must not move, layer by layer, through one stream of edits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from editbench.editors.parts.second_moments.factors import obtain_factor, require_factor
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
+from editbench.edits.files import Update
+from editbench.edits.weight_edit import make_dense
 from editbench.models.out_of_memory import else_on_cpu
 from memit_core import Preservation, Spreading, UpdateFactors, find_null_space, solve_edits
 
@@ -26,6 +30,7 @@ class Dials:
         ridge_unit: ``absolute``, or ``relative`` to the mean of C's diagonal.
         history: Whether keys of what was written before are preserved, too.
         null_space: Threshold and unit of `find_null_space`; None writes everywhere.
+        error_feedback: Whether what finishing takes from an update is made up for by the next one.
         spreading: Whose share of what is missing a layer takes on, see `spread_residuals`.
     """
 
@@ -35,6 +40,7 @@ class Dials:
     ridge_unit: Literal["absolute", "relative"] = "absolute"
     history: bool = False
     null_space: tuple[float, Literal["absolute", "share"]] | None = None
+    error_feedback: bool = False
     spreading: Spreading = "even"
 
 
@@ -55,6 +61,8 @@ class PreservedValues:
         self._dials = dials
         self._cache = cache
         self._history: dict[int, Tensor] = {}
+        self._errors: dict[int, Tensor] = {}
+        self._systems: dict[int, Callable[[Tensor], Tensor]] = {}
         self._bases: dict[int, Tensor] = {}
         self._ridges: dict[int, float] = {}
         self._factor: Preservation | None = None
@@ -88,10 +96,13 @@ class PreservedValues:
         slack = self._dials.slack if slack is None else slack
 
         def solve(device: torch.device) -> UpdateFactors | Tensor:
-            rows = keys.to(device)
-            return solve_edits(
-                rows, residuals.to(device), self._price(layer, rows, slack), slack=slack
-            )
+            rows, error = keys.to(device), self._errors.get(layer)
+            price = self._price(layer, rows, slack)
+            if self._dials.error_feedback:
+                self._systems[layer] = partial(_multiply, price, rows, slack)
+            if error is not None:
+                error = error.to(device)
+            return solve_edits(rows, residuals.to(device), price, slack=slack, error=error)
 
         return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
 
@@ -100,6 +111,12 @@ class PreservedValues:
         if self._dials.history:
             earlier = self._history.get(layer, keys[:0].cpu())
             self._history[layer] = torch.cat([earlier, keys.cpu()])
+
+    def feed_back(self, layer: int, solution: Update, finished: Update) -> None:
+        """Note what finishing has made of the solution that came last for a layer."""
+        if self._dials.error_feedback:
+            lost = make_dense(finished) - make_dense(solution)
+            self._errors[layer] = self._systems.pop(layer)(lost)
 
     def is_open(self, layer: int, keys: Tensor) -> Tensor:
         """Of each key, whether anything can be written to it, bool `[n_edits]`."""
@@ -152,6 +169,12 @@ class PreservedValues:
             moment = self._moments[layer].to(device)
             self._bases[layer] = find_null_space(moment, *self._dials.null_space).cpu()
         return self._bases[layer]
+
+
+def _multiply(price: Preservation, keys: Tensor, slack: float, update: Tensor) -> Tensor:
+    """Return Δ (M + KᵀK/α)."""
+    rows = keys.to(update)
+    return price.times(update) + (update @ rows.mT) @ rows / slack
 
 
 def _lie_in(axes: Tensor | None, keys: Tensor) -> bool:
