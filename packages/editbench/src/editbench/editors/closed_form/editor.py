@@ -23,7 +23,11 @@ from editbench.editors.closed_form.hidden_goals import HiddenTargets
 from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.keys.insertion_costs import plan_insertion, plan_second_moments
+from editbench.editors.parts.keys.insertion_costs import (
+    plan_insertion,
+    plan_null_spaces,
+    plan_second_moments,
+)
 from editbench.editors.parts.second_moments.obtaining import (
     obtain_second_moments,
     prepare_second_moments,
@@ -159,10 +163,12 @@ class ClosedForm(Editor):
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
+        has_null_space = config.null_space_threshold is not None
         return [
             *plan_second_moments(
                 model, layers, config.second_moment_tokens, resources, known, config.module
             ),
+            *([plan_null_spaces(model, layers, config.module)] if has_null_space else []),
             plan_targets(model, unknown, layers[-1], config),
             *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
         ]
