@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
 BENCHMARKS := target_hidden insertion solve second_moments evaluation whole_edit growth causal_trace half_precision counts compiled_replay sampling_error options
@@ -15,13 +16,19 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo test lint results benchmarks gallery docs clean install
+.PHONY: demo test test-cluster coverage lint results benchmarks gallery architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(INSTALLED)  ## Run the whole default suite.
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+test: $(INSTALLED)  ## Run the whole default suite (under ten minutes).
+	$(PYTEST)
+
+test-cluster: $(INSTALLED)  ## Run the tests that start Ray clusters (a few minutes).
+	$(BIN)/python -m pytest -m cluster
+
+coverage: $(INSTALLED)  ## Say which lines the default suite does not reach.
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: $(INSTALLED)  ## Style, types and layers.
 	$(BIN)/ruff check .
@@ -47,6 +54,9 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/write_table.py docs/results/tables
+
+architectures: $(INSTALLED)  ## Try every kind of causal language model again, and write its table (a few minutes).
+	$(BIN)/python docs/reference/architectures/make_table.py docs/reference/architectures.md
 
 docs: $(INSTALLED)  ## Build the documentation into docs/_build.
 	$(BIN)/pip install --quiet --constraint constraints.txt --group docs

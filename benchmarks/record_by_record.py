@@ -16,10 +16,7 @@ def score_records(
 
 
 def _score_record(model: EditableModel, questions: Sequence[Score]) -> list[tuple[float, ...]]:
-    encoded = [
-        model.tokens.encode_continuation(question.prompt, question.continuation)
-        for question in questions
-    ]
+    encoded = [model.tokens.encode_question(question) for question in questions]
     rows = model.batch([[*prompt, *continuation] for prompt, continuation in encoded])
     with torch.no_grad():
         log_probs = model.model(**rows, use_cache=False).logits.log_softmax(dim=-1)

@@ -12,6 +12,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 
@@ -269,6 +270,7 @@ def room_for() -> Callable[..., AbstractContextManager[list[int]]]:
 
     @contextmanager
     def give_room(model: EditableModel, n_rows: int, layer: int = -1) -> Iterator[list[int]]:
+        find_continuing(model)  # it takes two rows, once
         sizes: list[int] = []
 
         def refuse(

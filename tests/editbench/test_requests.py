@@ -1,7 +1,9 @@
 """Requests, and the conflicts between them (Eqn 5)."""
 
+import hashlib
 import json
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from editbench.edits.card import hash_requests
 from editbench.errors import RequestError, UnknownNameError
+from editbench.questions import Score
 from editbench.requests import (
     EditCase,
     EditRequest,
+    Probe,
     find_conflicts,
     resolve_conflicts,
 )
@@ -232,3 +237,35 @@ class TestResolveConflicts:
             assert len(cases) - len(kept) == n_lost
             untouched = [case for case in cases if case.request.case_id not in conflicting]
             assert all(case in kept for case in untouched)
+
+
+class TestJoinerAndChat:
+    PLAIN = EditRequest("1", "Lyon", "{} lies in", "France")
+
+    def test_unset_they_leave_addresses_as_they_were(self) -> None:
+        fields = {
+            "case_id": "1",
+            "subject": "Lyon",
+            "prompt": "{} lies in",
+            "target": "France",
+            "relation": None,
+        }
+        content = json.dumps([fields], ensure_ascii=False).encode()
+        assert hash_requests([self.PLAIN]) == hashlib.sha256(content).hexdigest()
+        shown = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        assert repr(self.PLAIN) == f"EditRequest({shown})"
+        assert repr(Probe("efficacy", "Lyon lies in", "France")) == (
+            "Probe(kind='efficacy', prompt='Lyon lies in', expected='France', alternative=None)"
+        )
+
+    @pytest.mark.parametrize("changes", [{"joiner": ""}, {"joiner": " "}, {"chat": True}])
+    def test_set_they_tell_requests_apart(self, changes) -> None:
+        other = replace(self.PLAIN, **changes)
+        assert hash_requests([other]) != hash_requests([self.PLAIN])
+        assert other.fact != self.PLAIN.fact
+        assert repr(other) != repr(self.PLAIN)
+        assert other.question == replace(self.PLAIN.question, **changes)
+
+    def test_probe_asks_as_its_request_does(self) -> None:
+        probe = Probe("efficacy", "Lyon lies in", "France", joiner="", chat=True)
+        assert probe.question("Italy") == Score("Lyon lies in", "Italy", "", True)

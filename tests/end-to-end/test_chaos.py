@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra editbench[ray]")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+]
 
 PATIENCE = 120.0  # seconds; a machine with other things to do starts workers slowly
 QUICK = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}

@@ -226,10 +226,10 @@ def test_files_follow_the_documented_format(
     assert torch.equal(tensors["layers.11"], moments[11].moment().float())
     raw = path.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert json.loads(header["__metadata__"]["editbench"]) == {
-        "n_tokens": {"2": 7, "11": 9},
-        "provenance": PROVENANCE,
-    }
+    card = json.loads(header["__metadata__"]["editbench"])
+    assert card.pop("checksums").keys() == tensors.keys()
+    assert len(card.pop("checksum")) == 64
+    assert card == {"n_tokens": {"2": 7, "11": 9}, "provenance": PROVENANCE}
 
 
 def test_files_without_metadata_load_with_unknown_counts(
@@ -318,7 +318,7 @@ EYE = torch.eye(3)
         ({"layers.1": EYE[:2]}, None, r"tensor 'layers.1' must be square, got \[2, 3\]"),
         ({"layers.1": EYE[0]}, None, r"tensor 'layers.1' must be square, got \[3\]"),
         ({"layers.1": EYE / 0}, None, r"layer 1: .*`moment` must be finite, got inf at \[0, 0\]"),
-        ({"layers.1": EYE.roll(1, 0)}, None, "layer 1: .*`moment` is not symmetric"),
+        ({"layers.1": EYE + EYE.roll(1, 0)}, None, "layer 1: .*`moment` is not symmetric"),
         ({"layers.1": EYE}, "{", "metadata 'editbench' is not JSON, got '{'"),
         ({"layers.1": EYE}, "[1]", r"metadata 'editbench' must be a JSON object, got \[1\]"),
         ({"layers.1": EYE}, '{"n_tokens": 3}', "metadata 'n_tokens' must be a JSON object, got 3"),

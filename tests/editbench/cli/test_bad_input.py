@@ -3,12 +3,14 @@
 import errno
 import json
 import resource
+import shutil
 from contextlib import contextmanager
 
 import pytest
+from transformers import AutoTokenizer
 
 from editbench.errors import EditbenchError
-from editbench.plugins import hookimpl
+from editbench.plugins import PluginManager, hookimpl
 
 ZSRE = """[
 {"subject": "Bo", "src": "Who wrote Hamlet?", "answers": ["x"], "rephrase": "r", "loc": "l",
@@ -151,7 +153,8 @@ class TestSecondMoments:
         def check(model, moments, *options, says):
             options = ["--model", model, "--second-moments", moments, *options]
             refuses("edit", *options, "--facts", facts_file, "--out", "e.safetensors", says=says)
-            refuses("run", *options, "--dataset", f"facts={facts_file}", "--out", "x", says=says)
+            run = ["run", *options, "--dataset", f"facts={facts_file}", "--out", "x"]
+            return refuses(*run, says=says)
 
         return check
 
@@ -181,6 +184,35 @@ class TestSecondMoments:
         damaged = tmp_path / "damaged.safetensors"
         damaged.write_bytes(moments_file.read_bytes()[:-100])
         refuses_moments(model_folder, damaged, says="damaged.safetensors")
+
+    @pytest.mark.parametrize("is_sealed", [True, False])
+    @pytest.mark.parametrize(
+        ("entry", "value", "says"),
+        [
+            ((slice(None), slice(None)), float("nan"), "finite, got nan at [0, 0]"),
+            ((3, 5), float("nan"), "finite, got nan at [3, 5]"),
+            ((7, 7), float("inf"), "finite, got inf at [7, 7]"),
+            ((slice(None), slice(None)), 0.0, "no positive diagonal entry"),
+            ((4, 4), -1.0, "negative diagonal entry, got -1.000e+00 at [4, 4]"),
+            ((2, 6), 1e3, "not symmetric, got"),
+        ],
+    )
+    @pytest.mark.filterwarnings("default")  # that the file does not say what it was collected from
+    def test_that_is_none(
+        self, refuses_moments, model_folder, moments_file, tmp_path, entry, value, says, is_sealed
+    ):
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        moments = load_file(moments_file)
+        moments["layers.2"][entry] = value
+        with safe_open(moments_file, framework="pt") as file:
+            metadata = file.metadata() if is_sealed else None
+        save_file(moments, tmp_path / "spoiled.safetensors", metadata=metadata)
+        said = refuses_moments(
+            model_folder, "spoiled.safetensors", says=["spoiled.safetensors: layer 2", says]
+        )
+        assert ("The file was damaged" in said) == is_sealed
 
     def test_for_a_layer_that_the_model_lacks(self, refuses_moments, model_folder, moments_file):
         layers = ["--set", "memit.critical_layers=[1,9]"]
@@ -298,16 +330,26 @@ def test_errors_become_one_line(refuses, make_plugin, error, says):
     "error",
     [ValueError("a defect"), RuntimeError("a defect"), OSError(errno.EIO, "Input/output error")],
 )
-def test_defects_keep_their_traceback(invoke, make_plugin, error):
+def test_defects_keep_their_traceback(invoke, monkeypatch, error):
+    def fail(self, kind):
+        raise error
+
+    monkeypatch.setattr(PluginManager, "registrations", fail)
     with pytest.raises(type(error)):
-        invoke("raise", plugins=[make_plugin("raising", Raising(error))])
+        invoke("list")
+
+
+def test_defects_of_a_plugins_command_name_it(refuses, make_plugin):
+    plugins = [make_plugin("raising", Raising(ValueError("a defect")))]
+    says = "command 'raise' of plugin 'raising': failed, got ValueError: a defect. Tell"
+    refuses("raise", plugins=plugins, says=says)
 
 
 def test_report_of_a_damaged_run(invoke, refuses, run_options, tmp_path):
     invoke(*run_options, "--editor", "unedited", "--n-edits", 1)
     (rows,) = (tmp_path / "here").glob("trials/*/rows.jsonl")
     rows.write_text(rows.read_text()[:-20])
-    refuses("report", "here", says=["rows.jsonl", "no row"])
+    refuses("report", "here", says=["rows.jsonl", "its checksum is another"])
 
 
 @contextmanager
@@ -361,3 +403,70 @@ class TestNoSpaceLeft:
         options = ["report", "here", "--format", "csv", "--output", "table.csv"]
         with full_disk(100):
             refuses(*options, says="no space left, got 'table.csv'")
+
+
+class TestTokenWithoutAnEmbeddingRow:
+    @pytest.fixture
+    def grown(self, model_folder, tmp_path):
+        """A model whose tokenizer was given a word, its embeddings no row; and what is said."""
+        folder = tmp_path / "grown"
+        shutil.copytree(model_folder, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        n_rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        words = [f"Zorblax{n}" for n in range(n_rows - len(tokenizer) + 1)]
+        tokenizer.add_tokens([*words[:-1], "Zorblax"])
+        tokenizer.save_pretrained(folder)
+        says = (
+            f"the tokenizer has {n_rows + 1} tokens, the embedding {n_rows} rows",
+            f"uses {n_rows} ('Zorblax')",
+            "Resize the embeddings",
+        )
+        return folder, says
+
+    @pytest.mark.parametrize(("subject", "target"), [("Zorblax", "house"), ("Danielle", "Zorblax")])
+    @pytest.mark.parametrize("editor", ["memit", "rome", "ft-w", "unedited"])
+    def test_edit(self, refuses, grown, tmp_path, editor, subject, target):
+        folder, says = grown
+        facts = tmp_path / "grown.jsonl"
+        fact = {"subject": subject, "prompt": "{} lives in a big", "target": target}
+        facts.write_text(json.dumps(fact))
+        options = ["--model", folder, "--facts", facts, "--out", "e.safetensors"]
+        refuses("edit", "--editor", editor, *options, says=says)
+
+    def test_trace(self, refuses, grown, tmp_path):
+        folder, says = grown
+        facts = tmp_path / "grown.json"
+        fact = {"subject": "Zorblax", "prompt": "Zorblax lives in a big", "attribute": "house"}
+        facts.write_text(json.dumps([fact]))
+        options = ["--model", folder, "--facts", facts, "--out", "t", "--quiet"]
+        refuses("trace", *options, says=says)
+
+    def test_corpus(self, refuses, grown, tmp_path):
+        folder, says = grown
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("Zorblax lives in a big house.\n" * 50)
+        options = ["--model", folder, "--corpus", corpus, "--out", "m.safetensors", "--quiet"]
+        refuses("stats", *options, says=says)
+
+    def test_run(self, invoke, grown, tmp_path):
+        folder, says = grown
+        facts = tmp_path / "grown.jsonl"
+        fact = {"subject": "Zorblax", "prompt": "{} lives in a big", "target": "house"}
+        facts.write_text(json.dumps({**fact, "target_true": "barn"}))
+        options = ["--dataset", f"facts={facts}", "--editor", "ft-w", "--out", "r", "--n-edits", 1]
+        result = invoke("run", "--model", folder, *options)
+        assert result.exit_code == 1
+        assert all(part in result.output for part in says)
+        assert "Traceback" not in result.output
+
+    def test_one_that_no_text_uses_is_no_matter(self, invoke, grown, facts_file):
+        options = ["--model", grown[0], "--facts", facts_file, "--out", "e.safetensors"]
+        assert invoke("edit", "--editor", "ft-w", *options).exit_code == 0
+
+
+def test_chat_fact_for_a_model_without_a_chat_template(refuses, model_folder, tmp_path):
+    facts = tmp_path / "chat.jsonl"
+    fact = {"subject": "Zoë", "prompt": "Who is {}?", "target": "French", "chat": True}
+    facts.write_text(json.dumps({**fact, "case_id": "c7"}))
+    options = ["--model", model_folder, "--facts", facts, "--out", "e.safetensors"]
+    refuses("edit", *options, says="request 'c7': chat: the model's tokenizer has no chat template")

@@ -244,7 +244,8 @@ def test_plugins_hear_of_finished_trials(nudge, make_plugin):
     assert [name for name, _ in listener.heard] == ["unedited", "nudge"]
     kinds = ("efficacy", "paraphrase", "neighborhood")
     assert listener.heard[0][1] == {f"{kind}_success" for kind in kinds}
-    assert "Warning: plugin 'listener' failed: RuntimeError: deaf" in result.stdout
+    said = "Warning: plugin 'listener' failed: RuntimeError: deaf (in editbench_trial_finished())"
+    assert said in result.stdout
     nudge(*options, "--resume", plugins=[make_plugin("listener", listener)])
     assert len(listener.heard) == 2  # skipped trials are old news
 

@@ -140,3 +140,28 @@ def test_file_for_one_of_several_editors_must_say_which(config_file):
     settings = read_settings(editors, [f"other={config_file}"], [])
     assert settings["other"][0].file_values["n_steps"] == 7
     assert settings["memit"][0].file_values == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("memit.layers", "Here it is called 'critical_layers'."),
+        ("memit.v_lr", "Here it is called 'learning_rate'."),
+        ("memit.v_num_grad_steps", "Here it is called 'n_steps'."),
+        ("memit.v_weight_decay", "Here it is called 'offset_decay'."),
+        ("memit.clamp_norm_factor", "Here it is called 'clamp_factor'."),
+        ("memit.kl_factor", "Here it is called 'kl_weight'."),
+        ("memit.v_loss_layer", "Here it is called 'loss_layer'."),
+        ("memit.mom2_update_weight", "Here it is called 'preservation_weight'."),
+        ("memit.fact_token", "Not used: the token is always the subject's last one."),
+        ("memit.rewrite_module_tmp", "Not used: found from the model."),
+        ("memit.mom2_dataset", "Not used: --second-moments or --corpus says where they come"),
+        ("rome.layers", "Here it is called 'layer'."),
+        ("rome.v_num_grad_steps", "Here it is called 'n_steps'."),
+        ("ft-w.num_steps", "Here it is called 'n_epochs'."),
+        ("ft-w.lr", "Here it is called 'learning_rate'."),
+    ],
+)
+def test_names_of_other_tools_are_told(refuses, field, says):
+    editor = field.partition(".")[0]
+    refuses("run", "--editor", editor, "--set", f"{field}=1", says=says)

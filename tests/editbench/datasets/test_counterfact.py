@@ -81,10 +81,16 @@ def test_malformed_records_name_line_and_field(
     assert message in str(caught.value)
 
 
-def test_the_flat_schema_of_other_copies_is_refused(shared_data: Path, cache: Path) -> None:
+def test_the_flat_schema_of_other_copies(shared_data: Path, cache: Path) -> None:
     path = shared_data / "counterfact" / "requests-21919.json"
-    with pytest.raises(DataError, match="record 1: field 'requested_rewrite' is missing, got case"):
-        CounterFact(path, cache).cases()
+    dataset = CounterFact(path, cache)
+    cases = dataset.cases()
+    assert len(cases) == 21_919
+    assert cases[0].request == EditRequest(
+        "0", "Danielle Darrieux", "The mother tongue of {} is", "English", "P103"
+    )
+    assert {case.target_true is None for case in cases} == {False}
+    assert dataset.remarks == (f"{path}: 'target_new' as target, 'relation_id' as relation.",)
 
 
 def test_real_records(shared_data: Path, cache: Path) -> None:

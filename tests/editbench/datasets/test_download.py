@@ -172,7 +172,11 @@ class TestUnknownSum:
         assert fetch(remote, cache, "zsre") == path
         assert caplog.text == ""
         path.write_bytes(b"changed")
-        with pytest.raises(DataError, match=f"data.json has changed, got SHA-256 .* {SUM}"):
+        (cache / "data.json.sha256").write_text("0" * 64)
+        with (
+            pytest.warns(UserWarning, match="data.json has changed, got SHA-256 .* kept as"),
+            pytest.raises(DataError, match=f"is not the expected file, got SHA-256 {SUM}"),
+        ):
             fetch(remote, cache, "zsre")
 
     def test_a_file_put_there_by_hand_is_taken_and_its_sum_recorded(
@@ -229,13 +233,12 @@ class TestFailure:
         assert f"--dataset zsre={cache / 'data.json.unverified'}" in message
         assert names_in(cache) == ["data.json.unverified"]
 
-    def test_a_damaged_copy_is_not_used(self, server: Server, cache: Path) -> None:
+    def test_a_damaged_copy_is_downloaded_again(self, server: Server, cache: Path) -> None:
         cache.mkdir()
         (cache / "data.json").write_bytes(CONTENT[:-1])
-        with pytest.raises(
-            DataError, match=r"data\.json has changed, got .* Delete it to download"
-        ):
-            fetch(server.remote(), cache, "zsre")
+        with pytest.warns(UserWarning, match=r"data\.json has changed, got .* kept as"):
+            assert fetch(server.remote(), cache, "zsre").read_bytes() == CONTENT
+        assert (cache / "data.json.damaged").read_bytes() == CONTENT[:-1]
 
     def test_the_cache_cannot_be_made(self, server: Server, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

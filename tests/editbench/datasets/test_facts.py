@@ -79,8 +79,9 @@ def test_the_dataset_needs_a_path(cache: Path) -> None:
     [
         ({"subject": None}, "field 'subject' is missing"),
         ({"prompt": 3}, "field 'prompt' has the wrong type, got 3; expected a string."),
-        ({"prompt": "Zoë Brandt was born in"}, "request '12': field 'prompt' must contain '{}'"),
-        ({"prompt": "{} and {}"}, "field 'prompt' must contain '{}' exactly once"),
+        ({"prompt": "Where was she born?"}, "'{}' 0 times and 'Zoë Brandt' 0 times. Put '{}'"),
+        ({"prompt": "Zoë Brandt is Zoë Brandt"}, "'{}' 0 times and 'Zoë Brandt' twice. Put"),
+        ({"prompt": "{} and {}"}, "field 'prompt' must contain '{}' exactly once, or else"),
         ({"target": ""}, "field 'target' is empty"),
         ({"target": 1998}, "field 'target' has the wrong type, got 1998; expected a string."),
         ({"target_tru": "Nice"}, "unknown field 'target_tru'. Did you mean 'target_true'?"),
@@ -124,3 +125,32 @@ def test_a_csv_of_nothing_but_a_header_is_empty(write) -> None:
     path = write("facts.csv", "subject,prompt,target\n")
     with pytest.raises(DataError, match=r"facts\.csv: holds no records"):
         read_facts(path)
+
+
+def test_joiner_and_chat_are_of_all_prompts_of_a_fact(write) -> None:
+    path = write("facts.jsonl", lines({**FULL, "joiner": "", "chat": True}, {**FULL, "case_id": 2}))
+    with_both, plain = read_facts(path)
+    assert (with_both.request.joiner, with_both.request.chat) == ("", True)
+    assert {(probe.joiner, probe.chat) for probe in with_both.probes} == {("", True)}
+    assert (plain.request.joiner, plain.request.chat) == (None, False)
+    assert {(probe.joiner, probe.chat) for probe in plain.probes} == {(None, False)}
+
+
+def test_csv_spells_out_chat(write) -> None:
+    text = "subject,prompt,target,chat\nZoë,{} is,x,True\nZoë,{} was,x,false\nZoë,{} has,x,\n"
+    cases = read_facts(write("facts.csv", text))
+    assert [case.request.chat for case in cases] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("joiner", 1, "field 'joiner' has the wrong type, got 1; expected a string"),
+        ("chat", "yes", "field 'chat' has the wrong type, got 'yes'; expected true or false"),
+        ("chat", [], "field 'chat' has the wrong type"),
+        ("chat", 1, "field 'chat' has the wrong type"),
+    ],
+)
+def test_malformed_joiner_or_chat(write, field: str, value: object, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_facts(write("facts.jsonl", lines({**FULL, field: value})))

@@ -176,11 +176,19 @@ class TestCsv:
             {"b": "q"},
         ]
 
-    @settings(max_examples=40, deadline=None)
-    @given(st.lists(st.tuples(*[st.text(min_size=1).filter(str.strip)] * 2), max_size=4))
-    def test_reads_what_csv_wrote(self, rows: list[tuple[str, str]]) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.tuples(*[st.text(min_size=1).filter(str.strip)] * 2), max_size=4),
+        st.sampled_from(",;\t"),
+        st.sampled_from(["", "sep={}\n", '"sep={}"\r\n']),
+    )
+    def test_reads_what_csv_wrote(
+        self, rows: list[tuple[str, str]], delimiter: str, hint: str
+    ) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+        text.write(hint.format(delimiter))
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, delimiter=delimiter)
+        writer.writerows([("a", "b"), *rows])
         records = read_csv(DataFile(Path("f"), text.getvalue(), ""))
         assert [tuple(record.fields.values()) for record in records] == rows
 
@@ -188,7 +196,12 @@ class TestCsv:
         ("content", "message"),
         [
             ("a,bb\n1,2", ":1: unknown column 'bb'. Did you mean 'b'? Available: a, b."),
-            ("a;b\n1;2", ":1: unknown column 'a;b'."),
+            ("a|b\n1|2", ":1: unknown column 'a|b'."),
+            ("a;bb\n1;2", ":1: unknown column 'bb'. Did you mean 'b'?"),
+            (
+                "a;b\n1;2;3",
+                ":2: wrong number of cells, got 3; expected 2 (a, b). Quote cells that hold semi",
+            ),
             ("a,b,a\n1,2,3", ":1: column 'a' occurs 2 times."),
             ("a,b\n1,2\n1,2,3", ":3: wrong number of cells, got 3; expected 2 (a, b)."),
             ("a,b\n1", ":2: wrong number of cells, got 1; expected 2 (a, b)."),

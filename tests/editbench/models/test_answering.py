@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from editbench.errors import RequestError
 from editbench.models import generation, scoring
 from editbench.models.answering import answer_questions
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.loading import load_model
@@ -49,7 +50,8 @@ def score_alone(model: EditableModel, question: Score) -> ScoreAnswer:
 
 @contextmanager
 def count_forwards(model: EditableModel) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of the inputs of all forward passes in the block."""
+    """The shapes of the inputs of all forward passes in the block, once the model is known."""
+    find_continuing(model)
     shapes: list[tuple[int, ...]] = []
     handle = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),

@@ -134,6 +134,21 @@ class TestReachable:
         with pytest.raises(ModelError, match=r"no such folder, short name or hub id.*gpt2-xl"):
             fetch(name)
 
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("config.json", '{"quantization_config": {"quant_method": "fp8"}}', "are quantized"),
+            ("adapter_config.json", "{}", "holds an adapter"),
+        ],
+    )
+    def test_what_cannot_be_edited_is_refused_before_its_weights_are_fetched(
+        self, hub: ThreadingHTTPServer, tmp_path: Path, file: str, content: str, said: str
+    ) -> None:
+        (hub.RequestHandlerClass.root / "org" / "good" / file).write_text(content)
+        with pytest.raises(ModelError, match=f"'org/good': .*{said}"):
+            fetch("org/good")
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
     def test_gated(self) -> None:
         with pytest.raises(ModelError, match="'org/gated': the repository is gated"):
             fetch("org/gated")

@@ -1,21 +1,24 @@
 import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from editbench.errors import ConfigError, ModelError, PluginError
 from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.editable import EditableModel
-from editbench.models.loading import load_model
+from editbench.models.loading import load_model, load_outline
 from editbench.models.spec import ModelSpec
 
 SPECS = {spec.name: spec for spec in BUILTIN_SPECS}
@@ -198,6 +201,99 @@ class TestDamagedFolder:
         tokenizer["model"]["vocab"]["far away"] = 320
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         self.check(folder, "up to 320; expected ids from 0 to 319")
+
+
+class TestWhatCannotBeEdited:
+    """Found before any weights are loaded, also where they are only planned with."""
+
+    def check(self, folder: Path, match: str) -> None:
+        # What is no weights at all would be another error, were it read.
+        (folder / "model.safetensors").write_bytes(b"")
+        for find in (load, partial(load_outline, specs=SPECS)):
+            with pytest.raises(ModelError, match=match) as caught:
+                find(str(folder))
+            assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("field", "stated", "said"),
+        [
+            ("quantization_config", {"quant_method": "fp8"}, "with quant_method 'fp8'"),
+            ("quantization_config", {"bits": 4}, r"in config.json\. Give the checkpoint in bfl"),
+            ("compression_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+            ("quantization", {"group_size": 64, "bits": 4}, "got 'quantization' in config.json"),
+            ("text_config", {"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ],
+    )
+    def test_quantized(
+        self, model_folder: Save, field: str, stated: dict[str, object], said: str
+    ) -> None:
+        self.check(model_folder(**{field: stated}), rf"its weights are quantized, .*{said}")
+
+    @pytest.mark.parametrize(
+        "file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
+    )
+    def test_quantized_says_a_file_beside(self, model_folder: Save, file: str) -> None:
+        folder = model_folder()
+        (folder / file).write_text("{}")
+        self.check(folder, f"quantized, got {file} beside config.json")
+
+    def test_quantization_that_is_none(self, model_folder: Save) -> None:
+        assert load(model_folder(quantization_config=None)).architecture.n_layers == 4
+
+    @pytest.mark.parametrize("with_base", [True, False])
+    def test_adapter(self, model_folder: Save, with_base: bool) -> None:
+        folder = model_folder()
+        if not with_base:
+            for path in folder.iterdir():
+                path.unlink()
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        self.check(folder, r"holds an adapter, got adapter_config.json\. Merge it first")
+
+
+class TestTensorsOfNoUse:
+    def add(self, folder: Path, extra: dict[str, torch.Tensor]) -> None:
+        path = folder / "model.safetensors"
+        save_file({**load_file(path), **extra}, path, {"format": "pt"})
+
+    @pytest.mark.parametrize(
+        "scale",
+        [
+            "weight_scale", "weight_scale_inv", "input_scale", "qweight", "qzeros", "scales",
+            "g_idx", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4",
+            "SCB", "weight_packed", "weight_zero_point",
+        ],
+    )  # fmt: skip
+    def test_scales(self, model_folder: Save, scale: str) -> None:
+        folder = model_folder()
+        name = f"transformer.h.0.mlp.c_proj.{scale}"
+        self.add(folder, {name: torch.ones(4)})
+        with pytest.raises(ModelError, match=rf"quantized weights .* got '{re.escape(name)}'"):
+            load(folder)
+
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_numbers_of_eight_bits(self, model_folder: Save, dtype: torch.dtype) -> None:
+        folder = model_folder()
+        name = "transformer.h.0.mlp.c_proj.weight"
+        weight = load_file(folder / "model.safetensors")[name]
+        self.add(folder, {name: weight.to(dtype)})
+        with pytest.raises(ModelError, match=rf"quantized, got '{name}' in F8_E"):
+            load(folder)
+
+    def test_those_that_follow_from_the_configuration_are_not_spoken_of(
+        self, model_folder: Save
+    ) -> None:
+        folder = model_folder()
+        names = ("attn.bias", "attn.masked_bias", "attn.rotary_emb.inv_freq")
+        self.add(folder, {f"transformer.h.0.{name}": torch.ones(4) for name in names})
+        load(folder)  # a warning would be an error
+
+    def test_others_are_said(self, model_folder: Save) -> None:
+        folder = model_folder()
+        names = [f"value_head.{i}.logit_scale" for i in range(4)]
+        self.add(folder, {name: torch.ones(1) for name in names})
+        said = rf"model '{folder}': 4 tensor\(s\) of the checkpoint are not used, '{names[0]}'"
+        with pytest.warns(UserWarning, match=said + r".* and 1 more"):
+            load(folder)
 
 
 class TestOptions:

@@ -7,7 +7,14 @@ import torch
 import transformers as hf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from editbench.errors import ModelError, RequestError
 from editbench.models.editable import EditableModel
@@ -59,6 +66,11 @@ def plain(text: str) -> str:
 def can_spell(tokens: Tokens, text: str) -> bool:
     """Whether the vocabulary has every character of a text."""
     return plain(tokens.decode(tokens.encode(text))) == plain(text)
+
+
+def decode_all(tokens: Tokens, ids: list[int]) -> str:
+    """The text, unknown characters included; an accent may have been a token of its own."""
+    return unicodedata.normalize("NFC", tokens._backend.decode(ids, skip_special_tokens=False))
 
 
 class TestEncode:
@@ -215,30 +227,36 @@ class TestEncodeContinuation:
     def test_parts_make_up_the_whole(self, tokens: Tokens, prompt: str, target: str) -> None:
         whole = tokens.encode(tokens.join(prompt, target))
         ids, continuation = tokens.encode_continuation(prompt, target)
-        assert ids + continuation == whole
+        assert ids == tokens.encode(prompt)
+        assert tokens.decode(ids + continuation) == tokens.decode(whole)
+        if whole[: len(ids)] == ids:
+            assert ids + continuation == whole
         assert continuation
         assert 1 not in continuation
         assert 2 not in continuation
 
-    def test_space_at_the_end_of_a_prompt_is_the_continuations(self, tokens: Tokens) -> None:
-        assert tokens.encode_continuation("The town of ", "Danielle") == (
-            tokens.encode_continuation("The town of", "Danielle")
-        )
+    def test_space_at_the_end_of_a_prompt_stays_there(self, tokens: Tokens) -> None:
+        ids, continuation = tokens.encode_continuation("The town of ", "Danielle")
+        assert ids == tokens.encode("The town of ")
+        assert tokens.decode(ids + continuation) == "The town of Danielle"
 
-    def test_only_one_space_is_handed_over(self, gpt2: Tokens) -> None:
+    def test_spaces_at_the_end_of_a_prompt_stay_there(self, gpt2: Tokens) -> None:
         ids, continuation = gpt2.encode_continuation("A town  ", "Paris")
-        assert gpt2.decode(ids) == "A town "
-        assert gpt2.decode(continuation) == " Paris"
+        assert gpt2.decode(ids) == "A town  "
+        assert gpt2.decode(continuation) == "Paris"
 
     def test_newline_stays_with_the_prompt(self, gpt2: Tokens) -> None:
         ids, continuation = gpt2.encode_continuation("Q: where?\nA:\n", "Paris")
         assert gpt2.decode(ids).endswith("A:\n")
         assert gpt2.decode(continuation) == "Paris"
 
-    def test_token_across_the_border_is_the_continuations(self, gpt2: Tokens) -> None:
-        ids, continuation = gpt2.encode_continuation("他在北", "京")
-        assert gpt2.decode(continuation).endswith("京")
-        assert ids + continuation == gpt2.encode("他在北京")
+    def test_prompt_keeps_its_tokens_where_its_end_grows_together(self, gpt2: Tokens) -> None:
+        whole = gpt2.encode("He likes the unbelievable")
+        prompt = gpt2.encode("He likes the unbel")
+        assert whole[: len(prompt)] != prompt
+        ids, continuation = gpt2.encode_continuation("He likes the unbel", "ievable", joiner="")
+        assert ids == prompt
+        assert gpt2.decode(ids + continuation) == "He likes the unbelievable"
 
     def test_refuses_what_has_no_token(self, tokenizers) -> None:
         tokens = Tokens(tokenizers["byte_level"])
@@ -265,7 +283,9 @@ class TestEncodeContinuation:
             except RequestError:
                 assert kind != "bos"
                 continue
-            assert ids + continuation == tokens.encode(tokens.join(prompt, target))
+            whole = tokens.encode(tokens.join(prompt, target))
+            assert ids == tokens.encode(prompt)
+            assert decode_all(tokens, ids + continuation) == decode_all(tokens, whole)
             if kind == "bos":
                 assert tokens.decode(continuation).endswith(target[-1])
 
@@ -310,6 +330,104 @@ class TestJoin:
         self, kinds, prompt: str, continuation: str, joined: str
     ) -> None:
         assert kinds["byte_level"].join(prompt, continuation) == joined
+
+
+def of_pieces(kind: str) -> Tokens:
+    """A tokenizer of a kind that has 在中国 as one token, and foobar, beside their parts."""
+    whole = [
+        "<unk>",
+        "出生",
+        "在",
+        "中国",
+        "在中国",
+        "foo",
+        "foobar",
+        "▁",
+        "Ġ",
+        "中",
+        "国",
+        "b",
+        "a",
+        "r",
+        "f",
+        "o",
+    ]
+    parts = [
+        *whole,
+        "出",
+        "生",
+        "▁出生",
+        "▁foo",
+        "▁foobar",
+        "bar",
+        "▁中国",
+        "▁bar",
+        "fo",
+        "ba",
+        "▁fo",
+        "▁f",
+    ]
+    if kind == "wordpiece":
+        pieces = [*parts, "##中国", "##在", "##bar", "出生在", "出生在中国"]
+        made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+        made.decoder = decoders.WordPiece(cleanup=False)
+    elif kind == "unigram":
+        scores = [(piece, -1.0 if len(piece) > 2 else -2.0) for piece in parts]
+        made = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        made.decoder = decoders.Metaspace(prepend_scheme="always")
+    else:
+        merges = [
+            ("出", "生"),
+            ("中", "国"),
+            ("在", "中国"),
+            ("b", "a"),
+            ("ba", "r"),
+            ("f", "o"),
+            ("fo", "o"),
+        ]
+        merges += [("foo", "bar"), ("▁", "f"), ("▁f", "o"), ("▁fo", "o"), ("▁foo", "bar")]
+        made = Tokenizer(models.BPE({p: i for i, p in enumerate(parts)}, merges, unk_token="<unk>"))
+        if kind == "metaspace":
+            made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+            made.decoder = decoders.Metaspace(prepend_scheme="always")
+        elif kind == "prepended":  # as in Llama 2: the mark is put there by a normalizer
+            made.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
+            made.decoder = decoders.Sequence(
+                [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            )
+    return Tokens(hf.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"))
+
+
+class TestGrowingTogether:
+    @pytest.mark.parametrize(
+        "kind", ["wordpiece", "unigram", "metaspace", "prepended", "without a decoder"]
+    )
+    @pytest.mark.parametrize(("prompt", "target"), [("出生在", "中国"), ("foo", "bar")])
+    def test_target_follows_the_prompts_own_tokens(self, kind, prompt, target) -> None:
+        tokens = of_pieces(kind)
+        whole = tokens.encode(prompt + target)
+        prompt_ids = tokens.encode(prompt)
+        assert whole[: len(prompt_ids)] != prompt_ids
+        ids, following = tokens.encode_continuation(prompt, target, joiner="")
+        assert ids == prompt_ids
+        spelled = decode_all(tokens, ids + following)
+        assert spelled.replace(" ", "") == prompt + target
+        if kind != "without a decoder":
+            assert spelled == prompt + target
+
+    def test_what_cannot_follow_is_said(self) -> None:
+        tokens = of_pieces("wordpiece")
+        with pytest.raises(RequestError, match=r"no tokens that can follow .* 'foo', got '☃'"):
+            tokens.encode_continuation("foo", "☃", joiner="")
+
+    def test_joiner_is_put_between_as_it_is(self, gpt2: Tokens) -> None:
+        for joiner in ("", " ", "\n\n", " → "):
+            ids, following = gpt2.encode_continuation("He is", "French", joiner=joiner)
+            assert ids == gpt2.encode("He is")
+            assert gpt2.decode(following) == f"{joiner}French"
 
 
 class TestPad:

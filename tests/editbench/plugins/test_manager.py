@@ -196,6 +196,76 @@ def test_model_that_is_no_spec_is_set_aside(write_plugin):
     assert "not a model, got 'gpt2'; expected a ModelSpec" in only_failure(manager)
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("repository=3", "model 'odd': wrong 'repository', got 3; expected a string"),
+        ("load=3", "model 'odd': wrong 'load', got 3; expected a function"),
+        ("repository='x', notes=None", "model 'odd': wrong 'notes', got None; expected a string"),
+        ("repository='x', defaults=[1]", "wrong 'defaults', got [1]; expected a mapping for each"),
+        ("repository='x', load=print", "exactly one of 'repository' and 'load' must be given"),
+        (
+            "repository='x', defaults={'memit': {'layers': [1]}}",
+            "model 'odd': defaults of 'memit': unknown field 'layers'",
+        ),
+        (
+            "repository='x', defaults={'rome': {'layer': -1}}",
+            "model 'odd': defaults of 'rome': field 'layer': Input should be greater than or",
+        ),
+    ],
+)
+def test_model_whose_spec_is_wrong_is_set_aside(write_plugin, spec, expected):
+    entry_point = write_plugin(
+        "odd-models",
+        f"""
+        from editbench.models.spec import ModelSpec
+        from editbench.plugins import hookimpl
+
+        @hookimpl
+        def editbench_register_models():
+            return [ModelSpec("odd", {spec})]
+        """,
+    )
+    manager = PluginManager([entry_point])
+    assert "odd" not in manager.models()
+    assert only_failure(manager).startswith("plugin 'odd-models' failed: ")
+    assert only_failure(manager).endswith(" (in editbench_register_models())")
+    assert expected in only_failure(manager)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("metrics", "name = 'odd'", "metric 'odd': it has no 'produces'"),
+        ("metrics", "name = 'odd'; produces = 'odd'", "metric 'odd': wrong 'produces', got 'odd'"),
+        ("metrics", "name = 'odd'; produces = ('odd',); mean = 'median'", "wrong 'mean', got 'med"),
+        ("metrics", "name = 'odd'; produces = ('odd',); bounds = (0,)", "cannot be described"),
+        ("datasets", "name = 'odd'; default_metrics = 'success'", "wrong default_metrics, got 'su"),
+        ("editors", "name = 'odd'; config_type = dict", "wrong config_type, got <class 'dict'>"),
+    ],
+)
+def test_class_that_says_wrong_things_about_itself_is_set_aside(write_plugin, kind, body, expected):
+    base = kind.removesuffix("s").capitalize()
+    entry_point = write_plugin(
+        "odd-classes",
+        f"""
+        from editbench.{kind}.base import {base}
+        from editbench.plugins import hookimpl
+
+        class Odd({base}):
+            {body}
+            edit = cases = fingerprint = questions = values = None
+
+        @hookimpl
+        def editbench_register_{kind}():
+            return [Odd]
+        """,
+    )
+    manager = PluginManager([entry_point])
+    assert "odd" not in getattr(manager, kind)()
+    assert expected in only_failure(manager)
+
+
 def test_one_name_from_two_plugins_is_an_error_that_names_both(write_metric_plugin):
     manager = PluginManager(
         [write_metric_plugin("one", "taken"), write_metric_plugin("other", "taken")]
@@ -263,7 +333,9 @@ def test_finished_trials_are_told_to_all_whatever_one_of_them_does(write_plugin)
     heard = []
     failures = PluginManager(plugins).trial_finished(heard, ["row"])
     assert heard == ["first", ["row"]]
-    assert [str(failure) for failure in failures] == ["plugin 'fails' failed: ValueError: 1 rows"]
+    assert [str(failure) for failure in failures] == [
+        "plugin 'fails' failed: ValueError: 1 rows (in editbench_trial_finished())"
+    ]
 
 
 def test_there_are_no_other_hooks():

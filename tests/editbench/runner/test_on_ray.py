@@ -33,6 +33,7 @@ from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors, load_second_moments
 
 ray = pytest.importorskip("ray", reason="needs the extra editbench[ray]")
+pytestmark = pytest.mark.cluster
 
 from editbench.runner.on_ray import RayExecutor, TaskNeeds, executor, needs, tasks  # noqa: E402
 

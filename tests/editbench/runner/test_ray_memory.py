@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra editbench[ray]")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray watches memory on Linux")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray watches memory on Linux"),
+]
 
 N_RETRIES = 1
 TASK = f"""

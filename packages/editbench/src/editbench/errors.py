@@ -6,7 +6,14 @@ exception is a defect and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+
+_SIMILAR = 0.6
+"""How alike a slip and what was meant are, as `difflib` measures it: its own default."""
+
+_NEGATIONS = {"no", "not", "non", "without", "anti"}
+_PREFIXES = {"", "un", "in", "im", "non", "dis", "de", "en", "ex", "anti"}
 
 
 class EditbenchError(Exception):
@@ -54,13 +61,71 @@ class TraceError(EditbenchError):
 
 
 class UnknownNameError(EditbenchError):
-    """A name that no plugin registers; the message suggests the nearest one."""
+    """A name that is not there; the message says what was meant, where that can be told.
 
-    def __init__(self, kind: str, name: str, available: Iterable[str]) -> None:
+    Args:
+        kind: What it is a name of.
+        name: The name.
+        available: The names that are there.
+        elsewhere: What names of other tools stand for: a name that is there, or why there is none.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        available: Iterable[str],
+        *,
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
         self.name = name
         self.available = sorted(available)
-        nearest = difflib.get_close_matches(name, self.available, n=1)
-        suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        suggestion = ""
+        if known := (elsewhere or {}).get(name):
+            is_there = known in self.available
+            suggestion = f" Here it is called '{known}'." if is_there else f" Not used: {known}."
+        elif nearest := find_nearest(name, self.available):
+            suggestion = f" Did you mean '{nearest}'?"
         listing = ", ".join(self.available) or "none"
         super().__init__(f"unknown {kind} '{name}'.{suggestion} Available: {listing}.")
+
+
+def find_nearest(name: str, available: Iterable[str]) -> str | None:
+    """The name that `name` is likely to be a slip of, if there is one.
+
+    A slip of the pen changes letters of a word, or leaves out or adds one. Another word in its
+    place, a negation or a prefix that turns a word around means something else: whoever follows
+    such a suggestion does the opposite of what was wanted.
+    """
+    known = list(available)
+    near = difflib.get_close_matches(name, known, n=max(1, len(known)), cutoff=_SIMILAR)
+    return next((candidate for candidate in near if _is_slip(name, candidate)), None)
+
+
+def _is_slip(name: str, meant: str) -> bool:
+    said, words = (re.split(r"[\W_]+", each) for each in (name, meant))
+    changes = difflib.SequenceMatcher(None, said, words, autojunk=False).get_opcodes()
+    for kind, start, end, other_start, other_end in changes:
+        one, other = "_".join(said[start:end]), "_".join(words[other_start:other_end])
+        if kind == "equal":
+            continue
+        if not _NEGATIONS.isdisjoint(one.split("_") + other.split("_")):
+            return False
+        if kind == "replace" and not _is_slip_of_word(one, other):
+            return False
+    return True
+
+
+def _is_slip_of_word(one: str, other: str) -> bool:
+    shared = _count_shared_end(one, other)
+    if {one[: len(one) - shared], other[: len(other) - shared]} <= _PREFIXES:
+        return False
+    n_different = sum(a != b for a, b in zip(one, other, strict=False))
+    is_one_letter = len(one) == len(other) and n_different == 1
+    return is_one_letter or difflib.SequenceMatcher(None, one, other).ratio() >= _SIMILAR
+
+
+def _count_shared_end(one: str, other: str) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -12,19 +12,32 @@ from dataclasses import dataclass
 class Score:
     """How likely is `continuation` after `prompt`?
 
-    The continuation carries no joining space: the tokens layer adds the one that the prompt needs.
+    Attributes:
+        prompt: What the model is given.
+        continuation: What may follow, without what joins it to the prompt.
+        joiner: What stands between the two; None is the space that the prompt needs, if any.
+        chat: Whether the prompt is a user's message, which the model's chat template goes around.
     """
 
     prompt: str
     continuation: str
+    joiner: str | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """What does the model write after `prompt`, `n_tokens` tokens in all, the prompt's included?"""
+    """What does the model write after `prompt`, `n_tokens` tokens in all, the prompt's included?
+
+    Attributes:
+        prompt: What the model is given.
+        n_tokens: Where it ends.
+        chat: Whether the prompt is a user's message, which the model's chat template goes around.
+    """
 
     prompt: str
     n_tokens: int
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)

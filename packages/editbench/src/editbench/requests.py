@@ -5,13 +5,38 @@ stay on the evaluation side, so that no editor can train on its own exam.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
+from editbench.questions import Score
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
+
+_UNSET = {"joiner": None, "chat": False}
+
+
+def content_of(fact: "DataclassInstance") -> dict[str, Any]:
+    """A request's, probe's or known fact's fields by name, for content addresses and files.
+
+    `joiner` and `chat` are among them only where they are set: a fact that says nothing about how
+    it is asked keeps the address that it had before one could say so.
+    """
+    return {
+        name: value
+        for name, value in asdict(fact).items()
+        if name not in _UNSET or value != _UNSET[name]
+    }
+
+
+def _show(fact: "DataclassInstance") -> str:
+    """What `repr` says: `content_of`, so that addresses made of it stay, too."""
+    shown = ", ".join(f"{name}={value!r}" for name, value in content_of(fact).items())
+    return f"{type(fact).__name__}({shown})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +49,10 @@ class EditRequest:
         prompt: The relation in words, with exactly one ``{}`` where the subject goes.
         target: The new object o, without the space that joins it to the prompt.
         relation: A name of the relation r, where the dataset has one.
+        joiner: What stands between prompt and target; None is the space that the prompt needs, if
+            any.
+        chat: Whether the prompt is a user's message and the target the beginning of the answer:
+            the model's chat template goes around it.
     """
 
     case_id: str
@@ -31,6 +60,10 @@ class EditRequest:
     prompt: str
     target: str
     relation: str | None = None
+    joiner: str | None = None
+    chat: bool = False
+
+    __repr__ = _show
 
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
@@ -56,6 +89,16 @@ class EditRequest:
         """Character offset of the subject in `text`."""
         return self.prompt.index("{}")
 
+    @property
+    def fact(self) -> tuple[str, str, str, str | None, bool]:
+        """All that is written, and how it is asked: the same facts have the same target states."""
+        return self.subject, self.prompt, self.target, self.joiner, self.chat
+
+    @property
+    def question(self) -> Score:
+        """How likely is the target after the prompt?"""
+        return Score(self.text, self.target, self.joiner, self.chat)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -67,12 +110,22 @@ class Probe:
         expected: The continuation that counts as success.
         alternative: The continuation that `expected` competes with (Eqns 24-26);
             None where the dataset names none (zsRE), and then only accuracy is defined.
+        joiner: What stands between prompt and continuation; see `EditRequest`.
+        chat: Whether the prompt is a user's message; see `EditRequest`.
     """
 
     kind: ProbeKind
     prompt: str
     expected: str
     alternative: str | None = None
+    joiner: str | None = None
+    chat: bool = False
+
+    __repr__ = _show
+
+    def question(self, continuation: str) -> Score:
+        """How likely is a continuation, the expected one or another, after the prompt?"""
+        return Score(self.prompt, continuation, self.joiner, self.chat)
 
 
 @dataclass(frozen=True, slots=True)

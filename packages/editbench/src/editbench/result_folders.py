@@ -5,6 +5,7 @@ any point leaves a leftover that the next one removes. A lock, which the system 
 holder dies, keeps a second process out.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from editbench.errors import EditbenchError
+from editbench.seals import seal, unseal
 
-_Manifest = TypeVar("_Manifest", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 UNFINISHED = ".unfinished-"
 """What names begin with of what is being written, or was when its writer died."""
@@ -92,20 +94,21 @@ class FolderKind:
             if is_new and not self.is_begun(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def read_manifest(self, folder: Path, model: type[_Manifest]) -> _Manifest:
+    def read_manifest(self, folder: Path, model: type[_Model]) -> _Model:
         """Read what a folder says that it holds."""
         path = folder / self.manifest
         try:
-            return model.model_validate_json(path.read_bytes())
+            return decode_sealed(path.read_bytes(), model)
         except FileNotFoundError as error:
             raise self.error(
                 f"read {self.noun}: the folder holds no {self.noun}, got {str(folder)!r}; expected "
                 f"one with {self.manifest!r} in it. Give the folder that was the {self.noun}'s "
                 "--out."
             ) from error
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise self.error(
-                f"read {self.noun}: cannot read {str(path)!r} ({first_line(error)})."
+                f"read {self.noun}: cannot read {str(path)!r} ({first_line(error)}). Copy it from "
+                f"where it is whole, or begin the {self.noun} again in another folder."
             ) from error
 
     def write(self, path: Path, content: bytes, *, operation: str = "store") -> None:
@@ -132,6 +135,23 @@ class FolderKind:
                 "Everything finished before is kept: make room or choose another folder, and "
                 "resume."
             ) from error
+
+
+def encode_sealed(content: BaseModel) -> bytes:
+    """Write what a JSON file says, with a checksum of it."""
+    sealed = seal(json.loads(content.model_dump_json()))
+    return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def decode_sealed(data: bytes, model: type[_Model]) -> _Model:
+    """Read what `encode_sealed` wrote, or an earlier version without a checksum.
+
+    Raises:
+        ValueError: It is not what was written.
+    """
+    parsed = model.model_validate_json(data)
+    unseal(json.loads(data))
+    return parsed
 
 
 def write_flushed(path: Path, content: bytes) -> None:

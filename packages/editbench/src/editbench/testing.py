@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -129,6 +131,10 @@ class _BodyError(Exception):
     """Raised on purpose inside of an applied edit."""
 
 
+class _BrokenError(Exception):
+    """A clause does not hold."""
+
+
 def check_editor(editor_type: type[Editor]) -> list[CheckResult]:
     """Check an editor against the contract of `Editor.edit`, on `tiny_model`.
 
@@ -148,61 +154,65 @@ def _check_editor(editor_type: type[Editor], folder: Path) -> list[CheckResult]:
     requests = [case.request for case in cases[:_N_EDITED]]
     results: list[CheckResult] = []
 
-    def check(clause: str, holds: bool, failure: str) -> None:
-        results.append(CheckResult(clause, None if holds else failure))
+    @contextmanager
+    def clause(text: str) -> Iterator[None]:
+        """Add a clause: it holds unless its block raises."""
+        failure = None
+        try:
+            yield
+        except _BrokenError as error:
+            failure = str(error)
+        except (Exception, SystemExit) as error:
+            kind = "" if isinstance(error, EditbenchError) else f"{type(error).__name__}: "
+            failure = f"{kind}{error}"
+        results.append(CheckResult(text, failure))
 
     before = _snapshot(model)
     random_state = _random_state()
-    clause = "computes an edit with its default configuration"
-    try:
+    edit: Any = None
+    with clause("computes an edit with its default configuration"):
         config = editor_type.config_for_check(model, cases[_N_EDITED:], folder)
         edit = editor_type(config).edit(model, requests, _resources())
-    except Exception as error:
-        kind = "" if isinstance(error, EditbenchError) else f"{type(error).__name__}: "
-        return [CheckResult(clause, f"{kind}{error}")]
-    check(clause, isinstance(edit, Edit), f"edit() returned {type(edit).__name__}, not an Edit")
+        _expect(isinstance(edit, Edit), f"edit() returned {type(edit).__name__}, not an Edit")
     if not isinstance(edit, Edit):
         return results
-    check(
-        "leaves the model bit-identical",
-        _is_same(before, _snapshot(model)),
-        "weights or buffers differ after edit()",
-    )
-    check("leaves no hook behind", not _find_hooks(model), f"hooks on {_find_hooks(model)}")
-    check(
-        "leaves the global random state alone",
-        _random_state() == random_state,
-        "random, numpy or torch state differs after edit()",
-    )
-    again = editor_type(config).edit(model, requests, _resources())
-    first, second = (_edited_logits(model, one, requests) for one in (edit, again))
-    check(
-        "is deterministic under a seed",
-        torch.equal(first, second),
-        f"two edits with one seed differ by {(first - second).abs().max():.2e} in the logits",
-    )
-    unedited = _logits(model, requests)
-    check(
-        "says whether it changes something",
-        edit.changes_something == (not torch.equal(first, unedited)),
-        f"changes_something is {edit.changes_something}, but the logits say otherwise",
-    )
-    check(
-        "restores the exact bits when the edit is taken off",
-        _is_same(before, _snapshot(model)),
-        "weights or buffers differ after applied()",
-    )
-    try:
+    with clause("leaves the model bit-identical"):
+        _expect(_is_same(before, _snapshot(model)), "weights or buffers differ after edit()")
+    with clause("leaves no hook behind"):
+        _expect(not _find_hooks(model), f"hooks on {_find_hooks(model)}")
+    with clause("leaves the global random state alone"):
+        _expect(
+            _random_state() == random_state, "random, numpy or torch state differs after edit()"
+        )
+    with clause("is deterministic under a seed"):
+        again = editor_type(config).edit(model, requests, _resources())
+        first, second = (_edited_logits(model, one, requests) for one in (edit, again))
+        difference = (first - second).abs().max()
+        _expect(
+            torch.equal(first, second),
+            f"two edits with one seed differ by {difference:.2e} in the logits",
+        )
+    with clause("says whether it changes something"):
+        says = edit.changes_something
+        changes = not torch.equal(_edited_logits(model, edit, requests), _logits(model, requests))
+        _expect(says == changes, f"changes_something is {says}, but the logits say otherwise")
+    with clause("restores the exact bits when the edit is taken off"):
         with edit.applied(model):
+            pass
+        _expect(_is_same(before, _snapshot(model)), "weights or buffers differ after applied()")
+    with clause("restores the exact bits when the body raises"):
+        with suppress(_BodyError), edit.applied(model):
             raise _BodyError
-    except _BodyError:
-        pass
-    check(
-        "restores the exact bits when the body raises",
-        _is_same(before, _snapshot(model)) and not _find_hooks(model),
-        "weights, buffers or hooks differ after an exception inside applied()",
-    )
+        _expect(
+            _is_same(before, _snapshot(model)) and not _find_hooks(model),
+            "weights, buffers or hooks differ after an exception inside applied()",
+        )
     return results
+
+
+def _expect(holds: bool, failure: str) -> None:
+    if not holds:
+        raise _BrokenError(failure)
 
 
 def _resources() -> Resources:

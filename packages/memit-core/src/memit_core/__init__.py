@@ -1,6 +1,12 @@
 """MEMIT's closed-form update, residual spreading, second moments and hooks."""
 
-from memit_core.errors import IllPosedError, MemitCoreError, ShapeError
+from memit_core.errors import (
+    DamagedError,
+    IllPosedError,
+    IndefiniteError,
+    MemitCoreError,
+    ShapeError,
+)
 from memit_core.factor_files import StoredFactor, load_factor, save_factor
 from memit_core.factorize import FactorizedSecondMoment
 from memit_core.hooks import Captured, capture, intervene
@@ -23,8 +29,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Captured",
+    "DamagedError",
     "FactorizedSecondMoment",
     "IllPosedError",
+    "IndefiniteError",
     "MemitCoreError",
     "Preservation",
     "SecondMoment",

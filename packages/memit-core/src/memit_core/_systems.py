@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from memit_core._gram import add_gram
-from memit_core._well_posed import Breakdown, cholesky_in_place, copy_symmetric, solve_cholesky
+from memit_core._well_posed import (
+    Breakdown,
+    cholesky_in_place,
+    copy_symmetric,
+    require_no_negative_eigenvalue,
+    solve_cholesky,
+)
 from memit_core.errors import IllPosedError
 from memit_core.factorize import FactorizedSecondMoment
 from memit_core.preservation import Preservation, into_basis, out_of_basis
@@ -98,9 +104,10 @@ class System:
         if diagonal > 0:
             system.diagonal().add_(diagonal)
         factor, breakdown = cholesky_in_place(system, rounding)
-        if breakdown is not None and not isinstance(plain, Tensor):
-            raise self._vanished(breakdown)
         if breakdown is not None:
+            if not isinstance(plain, Tensor):
+                raise self._vanished(breakdown)
+            require_no_negative_eigenvalue(self.operation, "second_moment", plain.to(self.device))
             raise IllPosedError(
                 f"{self.operation}: λC + KᵀK is singular, got {breakdown}; expected a positive "
                 "definite matrix. Collect `second_moment` from more tokens (more than d_key="

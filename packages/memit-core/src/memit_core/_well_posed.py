@@ -4,13 +4,14 @@ Memory is the constraint: at d_key = 16384 a float64 matrix takes 2 GiB. So matr
 tile by tile, and factorized in place.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from memit_core.errors import IllPosedError
+from memit_core.errors import IllPosedError, IndefiniteError
 
 # A tile and its mirror image fit into a core's cache; whole rows against columns would not. On an
 # accelerator each tile is waited for, which takes as long as looking at a large one.
@@ -20,6 +21,10 @@ _ACCELERATOR_TILE: Final = 2_048
 # |C_ij - C_ji| relative to √(C_ii C_jj), the scale on which a sum of k kᵀ rounds: generous to what
 # long float32 sums leave behind, far below any real mistake.
 _SYMMETRY_TOLERANCE: Final = 1e-4
+
+# An eigenvalue below minus this, the diagonal scaled to one, is no rounding: float32 sums stay far
+# above it.
+_NEGATIVE_TOLERANCE: Final = 1e-3
 
 # A smallest eigenvalue within this many units of rounding is noise. Matrices that are singular but
 # for float32 storage stay below one unit or so (tried up to d = 200); the trained models tried keep
@@ -86,38 +91,111 @@ def copy_symmetric(operation: str, name: str, matrix: Tensor, device: torch.devi
         Exactly symmetric, contiguous float64 copy.
 
     Raises:
-        IllPosedError: Not finite, a negative diagonal entry, or asymmetric beyond float32 rounding.
+        IllPosedError: Not finite, a negative diagonal entry or none that is positive, or asymmetric
+            beyond float32 rounding.
     """
     copy = torch.empty(matrix.shape, dtype=torch.float64, device=device).copy_(matrix)
-    require_finite(operation, name, copy)
-    diagonal = copy.diagonal().clone()
+    scale = _require_diagonal(operation, name, copy)
+    for row, column, tile, mirror in _tiles(copy):
+        if torch.equal(tile, mirror):
+            continue
+        _require_mirrored(operation, name, tile, mirror, scale, row, column)
+        mean = tile.add(mirror).div_(2)
+        tile.copy_(mean)
+        copy[column : column + mean.shape[1], row : row + mean.shape[0]].copy_(mean.mT)
+    return copy
+
+
+def require_second_moment(operation: str, name: str, matrix: Tensor) -> None:
+    """Refuse what cannot be a second moment, as far as can be seen without factorizing it.
+
+    Args:
+        operation: Public function to name in the message.
+        name: Its parameter.
+        matrix: Square tensor of any float dtype, which may be mapped from a file; not copied.
+
+    Raises:
+        IllPosedError: Not finite, no positive diagonal entry or a negative one, asymmetric beyond
+            float32 rounding, or an entry so large that an eigenvalue is negative. The message says
+            where.
+    """
+    scale = _require_diagonal(operation, name, matrix)
+    for row, column, one, other in _tiles(matrix):
+        tile, mirror = one.double(), other.double()
+        _require_mirrored(operation, name, tile, mirror, scale, row, column)
+        bound = torch.outer(scale[row : row + len(tile)], scale[column : column + tile.shape[1]])
+        excess = tile.abs().addcmul_(bound, bound.new_tensor(1 + _SYMMETRY_TOLERANCE), value=-1)
+        if bool(excess.max() > 0):
+            i, j = divmod(int(excess.argmax()), excess.shape[1])
+            raise IllPosedError(
+                f"{operation}: `{name}` has a negative eigenvalue, got {tile[i, j]:.6e} at "
+                f"[{row + i}, {column + j}]; expected at most {bound[i, j]:.6e}, the root of "
+                f"[{row + i}, {row + i}] times [{column + j}, {column + j}]. Pass E[k kᵀ], which "
+                "has none."
+            )
+
+
+def _require_diagonal(operation: str, name: str, matrix: Tensor) -> Tensor:
+    """Refuse what the diagonal shows, NaN and infinity; return its roots in float64."""
+    require_finite(operation, name, matrix)
+    diagonal = matrix.diagonal().double()
     if bool((diagonal < 0).any()):
         index = int(diagonal.argmin())
         raise IllPosedError(
             f"{operation}: `{name}` has a negative diagonal entry, got {diagonal[index]:.3e} at "
-            f"{index}; expected a mean of squares. Pass E[k kᵀ], uncentered."
+            f"[{index}, {index}]; expected a mean of squares. Pass E[k kᵀ], uncentered."
         )
-    scale = diagonal.sqrt()
-    size = _CPU_TILE if copy.device.type == "cpu" else _ACCELERATOR_TILE
-    starts = range(0, len(copy), size)
+    if not bool((diagonal > 0).any()):
+        raise IllPosedError(
+            f"{operation}: `{name}` has no positive diagonal entry, got {len(diagonal)} zeros from "
+            "[0, 0] on; expected a mean of squares of keys. Collect it from keys that are not zero."
+        )
+    return diagonal.sqrt()
+
+
+def _tiles(matrix: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The lower triangle in tiles: row, column, a view of the tile, its mirror image transposed."""
+    size = _CPU_TILE if matrix.device.type == "cpu" else _ACCELERATOR_TILE
+    starts = range(0, len(matrix), size)
     for row, column in ((row, column) for row in starts for column in starts if column <= row):
         rows, columns = slice(row, row + size), slice(column, column + size)
-        tile, mirror = copy[rows, columns], copy[columns, rows].contiguous().mT
-        if torch.equal(tile, mirror):
-            continue
-        excess = (tile - mirror).abs_()
-        excess.addcmul_(scale[rows, None], scale[columns], value=-_SYMMETRY_TOLERANCE)
-        if bool(excess.max() > 0):
-            i, j = divmod(int(excess.argmax()), excess.shape[1])
-            raise IllPosedError(
-                f"{operation}: `{name}` is not symmetric, got {tile[i, j]:.6e} at "
-                f"[{row + i}, {column + j}] and {mirror[i, j]:.6e} at [{column + j}, {row + i}]. "
-                "Pass E[k kᵀ], which is symmetric by construction."
-            )
-        mean = tile.add(mirror).div_(2)
-        tile.copy_(mean)
-        copy[columns, rows].copy_(mean.mT)
-    return copy
+        yield row, column, matrix[rows, columns], matrix[columns, rows].contiguous().mT
+
+
+def _require_mirrored(
+    operation: str, name: str, tile: Tensor, mirror: Tensor, scale: Tensor, row: int, column: int
+) -> None:
+    """Refuse a tile that differs from its mirror image by more than rounding."""
+    excess = (tile - mirror).abs_()
+    rows, columns = scale[row : row + len(tile)], scale[column : column + tile.shape[1]]
+    excess.addcmul_(rows[:, None], columns, value=-_SYMMETRY_TOLERANCE)
+    if bool(excess.max() > 0):
+        i, j = divmod(int(excess.argmax()), excess.shape[1])
+        raise IllPosedError(
+            f"{operation}: `{name}` is not symmetric, got {tile[i, j]:.6e} at "
+            f"[{row + i}, {column + j}] and {mirror[i, j]:.6e} at [{column + j}, {row + i}]. "
+            "Pass E[k kᵀ], which is symmetric by construction."
+        )
+
+
+def require_no_negative_eigenvalue(operation: str, name: str, matrix: Tensor) -> None:
+    """Refuse a matrix that could not be factorized because it is no mean of k kᵀ at all.
+
+    Args:
+        operation: Public function to name in the message.
+        name: Its parameter.
+        matrix: Symmetric, its diagonal not negative, of any float dtype, on a device that has
+            float64; copied.
+
+    Raises:
+        IndefiniteError: It has a negative eigenvalue that rounding cannot explain.
+    """
+    copy = matrix.to(torch.float64, copy=True).contiguous()
+    diagonal = copy.diagonal()
+    diagonal.copy_(torch.where(diagonal > 0, diagonal * (1 + _NEGATIVE_TOLERANCE), 1.0))
+    _, info = torch.linalg.cholesky_ex(copy)
+    if row := int(info):
+        raise IndefiniteError(operation, name, row - 1)
 
 
 def cholesky_in_place(

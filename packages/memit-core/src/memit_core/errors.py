@@ -14,3 +14,27 @@ class ShapeError(MemitCoreError):
 
 class IllPosedError(MemitCoreError):
     """The numbers have no trustworthy answer: singular, not finite, or not symmetric."""
+
+
+class IndefiniteError(IllPosedError):
+    """A second moment has a negative eigenvalue: it is no mean of k kᵀ.
+
+    Attributes:
+        row: Where factorizing it meets that.
+    """
+
+    def __init__(self, operation: str, name: str, row: int) -> None:
+        super().__init__(
+            f"{operation}: `{name}` has a negative eigenvalue, which factorizing it meets at "
+            f"[{row}, {row}]; expected E[k kᵀ], which has none. Collect it again."
+        )
+        self._place = operation, name
+        self.row = row
+
+    def at(self, row: int) -> "IndefiniteError":
+        """The same of a matrix in which it is another row."""
+        return IndefiniteError(*self._place, row)
+
+
+class DamagedError(MemitCoreError):
+    """A file does not hold what was written to it: a checksum is another."""

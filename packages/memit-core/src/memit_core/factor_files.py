@@ -14,6 +14,7 @@ import torch
 
 from memit_core._float64 import find_float64_device
 from memit_core._tensor_files import TensorFile, write_tensors
+from memit_core._well_posed import require_finite
 from memit_core.errors import MemitCoreError
 from memit_core.factorize import FactorizedSecondMoment
 
@@ -59,13 +60,15 @@ def load_factor(
 ) -> StoredFactor:
     """Read a file that `save_factor` wrote.
 
-    On the CPU it is mapped into memory, and read as it is used.
+    On the CPU it is mapped into memory. The first time in a process it is read once, to check it.
 
     Args:
         path: The file.
         device: Where solves are to be done; the CPU if None.
 
     Raises:
+        DamagedError: It is not the file that was written.
+        IllPosedError: A number in it is not finite, or the diagonal not positive.
         MemitCoreError: The file cannot be read or breaks the format.
     """
     operation = f"load_factor: {path}"
@@ -77,8 +80,10 @@ def load_factor(
         )
     provenance = file.read_card(("provenance",))["provenance"]
     place = find_float64_device(torch.device("cpu" if device is None else device))
+    upper = file.read(_TENSOR_NAME)
     try:
-        factorized = FactorizedSecondMoment.from_factor(file.read(_TENSOR_NAME).to(place).mT)
+        factorized = FactorizedSecondMoment.from_factor(upper.to(place).mT)
     except MemitCoreError as error:
         raise type(error)(f"{operation}: {error}") from error
+    file.check(_TENSOR_NAME, "numbers", lambda: require_finite(operation, _TENSOR_NAME, upper))
     return StoredFactor(factorized, provenance)

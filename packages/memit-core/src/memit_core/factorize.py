@@ -6,7 +6,11 @@ from torch import Tensor
 
 from memit_core._float64 import find_float64_device
 from memit_core._shapes import shape_checked
-from memit_core._well_posed import cholesky_in_place, copy_symmetric
+from memit_core._well_posed import (
+    cholesky_in_place,
+    copy_symmetric,
+    require_no_negative_eigenvalue,
+)
 from memit_core.errors import IllPosedError, ShapeError
 
 
@@ -32,7 +36,7 @@ class FactorizedSecondMoment:
 
         Raises:
             ShapeError: Not square, or not floating-point.
-            IllPosedError: Not finite, not symmetric, or singular.
+            IllPosedError: Not finite, not symmetric, singular, or with a negative eigenvalue.
         """
         with torch.no_grad():
             copy = copy_symmetric(
@@ -44,6 +48,8 @@ class FactorizedSecondMoment:
             rounding = torch.finfo(second_moment.dtype).eps * copy.diagonal()
             self.factor, breakdown = cholesky_in_place(copy, rounding)
         if breakdown is not None:
+            place = second_moment.to(self.device)
+            require_no_negative_eigenvalue("FactorizedSecondMoment", "second_moment", place)
             d_key = self.d_key
             raise IllPosedError(
                 f"FactorizedSecondMoment: `second_moment` is singular, got {breakdown}; "

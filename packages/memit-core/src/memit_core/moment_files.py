@@ -2,7 +2,8 @@
 
 Tensor ``layers.<l>``, float32 or float64, is the second moment of layer l. The file's metadata may
 hold, under ``editbench``, a JSON object with ``n_tokens`` (layer → count) and ``provenance`` (what
-model and corpus the tokens came from).
+model and corpus the tokens came from). What is written carries checksums; see
+`memit_core.checksums`.
 """
 
 import os
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from memit_core._tensor_files import TensorFile, import_safetensors, write_tensors
-from memit_core.errors import MemitCoreError, ShapeError
+from memit_core._well_posed import require_second_moment
+from memit_core.checksums import DAMAGED
+from memit_core.errors import DamagedError, IllPosedError, MemitCoreError, ShapeError
 from memit_core.second_moment import DTYPES, SecondMoment
 
 _TENSOR_NAME: Final = re.compile(r"layers\.(0|[1-9]\d*)")
@@ -89,6 +92,7 @@ class SecondMomentFile:
         provenance: Where the moments come from, as given on saving; None if the file does not say.
         n_tokens: Tokens that each layer is the mean over, where the file says so.
         shapes: Shape of each layer's tensor, layers ascending.
+        is_sealed: Whether the file carries checksums, which what is read is checked against.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -136,14 +140,43 @@ class SecondMomentFile:
                 )
         self.n_tokens: dict[str, int] = card["n_tokens"] or {}
         self.provenance: dict[str, Any] | None = card["provenance"]
+        self.is_sealed = self._file.is_sealed
 
     def read(self, layer: int) -> Tensor:
         """Return a layer's moment as it is in the file, [d_key, d_key], on the CPU.
 
-        The file is mapped into memory, and a page of it read when it is touched. Whether the
-        numbers make sense is left to whoever uses them: every solve checks.
+        The file is mapped into memory, and read once to check it where it carries checksums.
+        Whether the numbers make sense is left to `check`, and to every solve.
+
+        Raises:
+            DamagedError: It is not what was written.
         """
         return self._file.read(f"layers.{layer}")
+
+    def check(self, layer: int) -> None:
+        """Refuse a layer's moment that is damaged or can be no second moment.
+
+        It is read once, and not copied. A negative eigenvalue that no single entry gives away is
+        left to the solve.
+
+        Raises:
+            IllPosedError: Not finite, not symmetric, no positive diagonal entry, or indefinite; the
+                message names the file, the layer and the entry.
+            DamagedError: It is not what was written.
+        """
+        moment = self._file.map(f"layers.{layer}")
+        where = f"load_second_moments: {self.path}: layer {layer}"
+        try:
+            self._file.check(
+                f"layers.{layer}", "numbers", lambda: require_second_moment(where, "moment", moment)
+            )
+        except IllPosedError as error:
+            try:
+                self.read(layer)
+            except DamagedError as damage:
+                raise IllPosedError(f"{error} {DAMAGED}") from damage
+            raise
+        self.read(layer)
 
     def load(self, layer: int) -> SecondMoment:
         """Return a layer's moment as one that can be updated and merged.

@@ -64,7 +64,7 @@ def updated_weights(
         for name, tensor in memory.items():
             if name in saved:
                 restoring.callback(_restore, parameters[name], tensor, saved[name])
-            _write(tensor, _add(tensor, updates[name]))
+            _write(tensor, add_update(tensor, updates[name]))
         del updates  # the body may need the memory
         yield
 
@@ -105,8 +105,8 @@ def _require_fit(name: str, parameter: nn.Parameter, update: Tensor | UpdateFact
         require_finite("updated_weights", f"updates[{name!r}]", part)
 
 
-def _add(weight: Tensor, update: Tensor | UpdateFactors) -> Tensor:
-    """Return weight + update in float64."""
+def add_update(weight: Tensor, update: Tensor | UpdateFactors) -> Tensor:
+    """Return weight + update in float64, where the weight is: what `updated_weights` then casts."""
     device = find_float64_device(weight.device)
     with torch.no_grad():
         total = weight.to(device=device, dtype=torch.float64, copy=True)

@@ -78,7 +78,7 @@ def _make_batch(
     model: EditableModel, requests: Sequence[EditRequest]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Inputs, and for each position but the last the target token that follows it, if any."""
-    pairs = [model.tokens.encode_continuation(each.text, each.target) for each in requests]
+    pairs = [model.tokens.encode_question(each.question) for each in requests]
     inputs = model.batch([prompt + target for prompt, target in pairs])
     labels = torch.full_like(inputs["input_ids"], _IGNORED)
     for row, (prompt, target) in enumerate(pairs):

@@ -23,7 +23,7 @@ class Margin(Metric):
     def questions(self, case: EditCase) -> tuple[Question, ...]:
         """How likely are both objects, after each prompt?"""
         return tuple(
-            Score(probe.prompt, continuation)
+            probe.question(continuation)
             for probe in case.probes
             if probe.alternative is not None
             for continuation in (probe.expected, probe.alternative)
@@ -35,13 +35,13 @@ class Margin(Metric):
         for probe in case.probes:
             name = f"{probe.kind}_margin"
             if probe.alternative is not None and name in leads:
-                expected = _mean_log_prob(answers, probe.prompt, probe.expected)
-                alternative = _mean_log_prob(answers, probe.prompt, probe.alternative)
+                expected = _mean_log_prob(answers, probe.question(probe.expected))
+                alternative = _mean_log_prob(answers, probe.question(probe.alternative))
                 leads[name].append(expected - alternative)
         return {name: sum(values) / len(values) for name, values in leads.items() if values}
 
 
-def _mean_log_prob(answers: Answers, prompt: str, continuation: str) -> float:
-    answer = answers[Score(prompt, continuation)]
+def _mean_log_prob(answers: Answers, question: Score) -> float:
+    answer = answers[question]
     assert isinstance(answer, ScoreAnswer)
     return answer.mean_log_prob

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli.fact_check import advise_sharing, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.options import (
@@ -17,12 +18,15 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
+from editbench.cli.planning import note_files, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from editbench.edits.card import EditCard
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
+    from editbench.models.greedy import Said
 
 
 _EXAMPLES = """\b
@@ -50,7 +55,8 @@ Examples:
     required=True,
     type=in_file,
     metavar="FILE",
-    help="What to write: JSON Lines or CSV with subject, prompt and target.",
+    help="What to write: JSON Lines, a JSON array or CSV with subject, prompt and target, or the "
+    "fields of other tools.",
 )
 @click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
 @click.option(
@@ -65,7 +71,7 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="The editor's hyperparameters: a flat YAML or JSON file.",
+    help="The editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @click.option(
     "--set",
@@ -82,12 +88,14 @@ Examples:
     show_default=True,
     help="What to do with facts that contradict each other.",
 )
+@skip_invalid_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--check/--no-check",
     "check_targets",
     default=False,
-    help="Ask the model for every fact before and after, and say how many it gives.",
+    help="Let the model go on from every prompt before and after, always with the likeliest token; "
+    "say how often its text is the target, and what it says instead of the others.",
 )
 @plan_option
 @editor_input_options
@@ -104,6 +112,7 @@ def edit(
     set_options: tuple[str, ...],
     layers: LayerChoice,
     on_conflict: ConflictPolicy,
+    skip_invalid: bool,
     seed: int,
     check_targets: bool,
     only_plan: bool,
@@ -115,7 +124,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
-    from editbench.datasets.facts import read_facts
+    from editbench.editors.parts.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -125,17 +134,20 @@ def edit(
     if only_plan:
         refuse_tracing(layers)
     check_output_file(out)
-    cases, conflicts = resolve_conflicts(read_facts(facts), on_conflict)
-    requests = [case.request for case in cases]
+    dataset = open_dataset(f"facts={facts}", plugins, inputs.cache, skip_invalid=skip_invalid)
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(inputs)),
     ):
+        note_files([setting], display)
+        cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
+        requests = [case.request for case in cases]
         for conflict in conflicts:
             display.say(f"Conflict ({on_conflict}): {conflict}")
         if not requests:
             raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
+        check_requests(editable, requests)
         source = FactSource(facts.name, lambda: facts_of_cases(cases))
         (setting,) = layers.settle(
             {editor: [setting]}, editor_types, editable, source, inputs.cache, display
@@ -144,6 +156,8 @@ def edit(
         display.say(f"Settings of {editor}: {origin}.")
         if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
             display.say(remark)
+        if advice := advise_sharing(editor, config, requests):
+            display.say(advice)
         resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
         chosen = editor_type(config)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
@@ -152,17 +166,14 @@ def edit(
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
-                counts = _count_known_targets(editable, requests, result, seed, display)
+                said = _check_facts(editable, requests, result, display)
     if only_plan:
         show_plan(work)
         return
     click.echo(_summarize(result.card))
     if check_targets:
-        before, after = counts
-        click.echo(
-            f"The model's own continuation is the target for {after} of {len(requests)} facts; "
-            f"before the edit, for {before}."
-        )
+        for line in describe_check(requests, *said):
+            click.echo(line)
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
@@ -215,28 +226,17 @@ def _summarize(card: "EditCard") -> str:
     return "\n".join(lines)
 
 
-def _count_known_targets(
-    model: "EditableModel",
-    requests: Sequence[EditRequest],
-    edit: "Edit",
-    seed: int,
-    display: ProgressDisplay,
-) -> tuple[int, int]:
-    """For how many facts every target token is the model's first choice, before and after."""
-    from editbench.models.answering import answer_questions
-    from editbench.questions import Score, ScoreAnswer
+def _check_facts(
+    model: "EditableModel", requests: Sequence[EditRequest], edit: "Edit", display: ProgressDisplay
+) -> "tuple[list[Said], list[Said]]":
+    """What the model says to every fact, before and after."""
+    from editbench.models.greedy import say_greedily
 
-    questions = [Score(request.text, request.target) for request in requests]
-
-    def count() -> int:
-        answers = answer_questions(model, questions, seed=seed, token_budget=model.token_budget)
-        found = [answers[question] for question in questions]
-        return sum(all(each.argmax) for each in found if isinstance(each, ScoreAnswer))
-
+    questions = [request.question for request in requests]
     display("check", 0, 2)
-    before = count()
+    before = say_greedily(model, questions)
     display("check", 1, 2)
     with edit.applied(model):
-        after = count()
+        after = say_greedily(model, questions)
     display("check", 2, 2)
     return before, after

@@ -1,12 +1,14 @@
 """The group behind ``editbench``: the one place where exceptions become messages and exit codes.
 
 0 done; 1 some trials failed; 2 bad input, with one line on stderr; 130 interrupted. Anything that
-is not translated here is a defect and keeps its traceback.
+is not translated here is a defect and keeps its traceback. Authors of plugins, whose errors are
+translated, set ``EDITBENCH_TRACEBACK`` to see theirs.
 """
 
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +17,15 @@ from typing import IO, Any
 import click
 
 from editbench.errors import DeviceMemoryError, EditbenchError
+from editbench.plugins.manager import PluginManager
 
 SOME_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+TRACEBACK_VARIABLE = "EDITBENCH_TRACEBACK"
+"""Whoever sets it sees, before the one line, where the error was raised."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MENDABLE = _NO_SPACE | {
@@ -72,6 +78,17 @@ class EditbenchGroup(click.Group):
         with _translated_errors():
             return super().make_context(info_name, args, parent, **extra)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; one that is not there may be one of a plugin that failed."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if isinstance(ctx.obj, PluginManager):
+                ctx.obj.suspect_failures(error)
+            raise
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
         with _translated_errors():
@@ -99,11 +116,13 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except EditbenchError as error:
-        notes = getattr(error, "__notes__", [])
-        raise _BadInputError(" ".join([str(error), *notes])) from error
+        if os.environ.get(TRACEBACK_VARIABLE):
+            click.echo("".join(traceback.format_exception(error)), err=True)
+        raise _BadInputError(" ".join([str(error), *_notes(error)])) from error
     except click.UsageError as error:
-        hint = f" Try '{error.ctx.command_path} --help'." if error.ctx is not None else ""
-        raise _BadInputError(f"{error.format_message()}{hint}") from error
+        hint = [f"Try '{error.ctx.command_path} --help'."] if error.ctx is not None else []
+        message = " ".join([error.format_message(), *hint, *_notes(error)])
+        raise _BadInputError(message) from error
     except KeyboardInterrupt as error:
         raise _InterruptedError(str(error) or "Interrupted.") from error
     except BrokenPipeError as error:
@@ -118,6 +137,10 @@ def _translated_errors() -> Iterator[None]:
         if (explanation := _explain_memory(error)) is None:
             raise
         raise _BadInputError(explanation) from error
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _explain_memory(error: RuntimeError | MemoryError) -> str | None:

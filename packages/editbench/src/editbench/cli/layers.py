@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.options import Command
-from editbench.cli.planning import open_dataset
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting
 from editbench.errors import ConfigError, EditbenchError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor
@@ -213,7 +213,9 @@ def parse_layers(text: str) -> list[int]:
     return sorted(layers)
 
 
-def facts_of_dataset(option: str, plugins: PluginManager, cache: Path | None) -> FactSource:
+def facts_of_dataset(
+    option: str, plugins: PluginManager, cache: Path | None, *, skip_invalid: bool = False
+) -> FactSource:
     """The facts of a ``--dataset NAME[=PATH]`` to trace: of its validation split if it has one.
 
     So that the facts on which results are reported choose nothing, where that can be.
@@ -224,6 +226,7 @@ def facts_of_dataset(option: str, plugins: PluginManager, cache: Path | None) ->
     def read() -> "list[KnownFact]":
         from editbench.tracing.facts import facts_of_cases
 
-        return facts_of_cases(open_dataset(option, plugins, cache).cases())
+        dataset = open_dataset(option, plugins, cache, skip_invalid=skip_invalid)
+        return facts_of_cases(dataset.cases())
 
     return FactSource(option, read)

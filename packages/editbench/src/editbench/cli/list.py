@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from editbench.cli.terminal import terminal_width, wrap
 from editbench.errors import EditbenchError, PluginError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.registry import KINDS, Kind
@@ -61,10 +62,14 @@ def _format(listing: dict[str, list[dict[str, str]]]) -> str:
     name_width = max((len(entry["name"]) for entry in entries), default=0)
     plugin_width = max((len(entry["plugin"]) for entry in entries), default=0)
     blocks = []
+    indent = name_width + plugin_width + 6
     for kind, group in listing.items():
         lines = [
-            f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
-            f"{entry['description']}".rstrip()
+            wrap(
+                f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
+                f"{entry['description']}".rstrip(),
+                indent if indent <= terminal_width() // 2 else 6,
+            )
             for entry in group
         ]
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))

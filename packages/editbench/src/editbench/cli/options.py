@@ -1,14 +1,21 @@
 """Options that several commands share, and what they are gathered into."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, ModelError
+from editbench.plugins.sources import (
+    corpus_of,
+    default_cache,
+    describe_default_corpus,
+    open_corpus,
+)
 
 if TYPE_CHECKING:
     from editbench.datasets.corpus import Corpus
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from editbench.runner import Inputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CONFLICT_POLICIES = ("error", "drop-all", "keep-first")
 
@@ -48,16 +56,18 @@ class ModelLoading:
         """Load a model by short name, hub name or folder."""
         from editbench.models.loading import load_model
 
-        model = load_model(
-            name,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-            revision=self.revision,
-            specs=plugins.models(),
-        )
+        specs = plugins.models()
+        with _suspecting_plugins(name, plugins):
+            model = load_model(
+                name,
+                dtype=self.dtype,
+                device=self.device,
+                device_map=self.device_map,
+                trust_remote_code=self.trust_remote_code,
+                allow_pickle=self.allow_pickle,
+                revision=self.revision,
+                specs=specs,
+            )
         model.max_memory = self.max_memory
         return model
 
@@ -76,16 +86,29 @@ class ModelLoading:
             )
         from editbench.models.loading import load_outline
 
-        model = load_outline(
-            name,
-            dtype=self.dtype,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            specs=plugins.models(),
-        )
+        specs = plugins.models()
+        with _suspecting_plugins(name, plugins):
+            model = load_outline(
+                name,
+                dtype=self.dtype,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                specs=specs,
+            )
         model.max_memory = self.max_memory
         return model
+
+
+@contextmanager
+def _suspecting_plugins(model: str, plugins: "PluginManager") -> Iterator[None]:
+    """Make an error about a model say that its short name may be one of a plugin that failed."""
+    try:
+        yield
+    except ModelError as error:
+        if model not in plugins.models() and not Path(model).exists():
+            plugins.suspect_failures(error)
+        raise
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class EditorInputs:
     """What editors may use besides model and requests, as `editor_input_options` read it.
 
     Attributes:
-        second_moments: A file of second moments.
+        second_moments: A file of second moments, or a folder of memit's.
         context_prefixes: Groups of context prefixes.
         corpus: Ordinary text to collect second moments from.
         cache: Where results worth keeping are kept; None keeps none.
@@ -104,25 +127,11 @@ class EditorInputs:
     corpus: "Corpus | None"
     cache: Path | None
 
-    def find_corpus(self, model: "EditableModel") -> "Corpus":
-        """The user's text, or else the one that the model's settings name, or else Atlas."""
-        from editbench.plugins.atlas import atlas_corpus
-
-        if self.corpus is not None:
-            return self.corpus
-        named = model.spec.corpus if model.spec is not None else ""
-        return open_corpus(named) if named else atlas_corpus()
-
     def remark_on_corpus(self, model: "EditableModel") -> str | None:
         """What to say where second moments would come from text that nobody chose."""
-        chosen = self.second_moments is not None or self.corpus is not None
-        if chosen or model.spec is not None:
+        if self.second_moments is not None or self.corpus is not None:
             return None
-        return (
-            f"Second moments of '{model.name}' are collected from the embedded text 'atlas', "
-            "since neither --second-moments nor --corpus is given. For results that count, give "
-            "ordinary text."
-        )
+        return describe_default_corpus(model.name, model.spec)
 
     def resources(
         self,
@@ -167,19 +176,31 @@ class EditorInputs:
         )
 
     def _corpus_unless_needless(self, model: "EditableModel") -> "Corpus | None":
-        return None if self.second_moments is not None else self.find_corpus(model)
+        if self.second_moments is not None:
+            return None
+        return self.corpus or corpus_of(model.spec)
 
 
-def loading_options(command: Command) -> Command:
-    """Add the options that say how a model is loaded, passed on as ``loading``."""
-
-    @click.option(
+def dtype_option(default: str, text: str) -> Decorator:
+    """The option ``--dtype``."""
+    return click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
-        default="float32",
+        default=default,
         show_default=True,
-        help="Precision of the weights; 'auto' keeps what the files hold.",
+        help=text,
     )
+
+
+_LOADED_DTYPE = dtype_option(
+    "float32", "Precision of the weights; 'auto' keeps what the files hold."
+)
+
+
+def loading_options(command: Command, *, dtype: Decorator = _LOADED_DTYPE) -> Command:
+    """Add the options that say how a model is loaded, passed on as ``loading``."""
+
+    @dtype
     @click.option(
         "--device",
         metavar="DEVICE",
@@ -244,8 +265,9 @@ def editor_input_options(command: Command) -> Command:
         "--second-moments",
         type=in_file,
         metavar="FILE",
-        help="Second moments of keys, as 'editbench stats' writes them; by default they are "
-        "collected, and kept in the cache.",
+        help="Second moments of keys, as 'editbench stats' writes them, or memit's: an .npz file, "
+        "or a folder with one for each layer. By default they are collected, and kept in the "
+        "cache.",
     )
     @click.option(
         "--context-prefixes",
@@ -271,7 +293,7 @@ def editor_input_options(command: Command) -> Command:
         cache: Path | None,
         **options: object,
     ) -> object:
-        if second_moments is not None and not second_moments.is_file():
+        if second_moments is not None and not second_moments.exists():
             raise ConfigError(
                 f"--second-moments: there is no such file, got {str(second_moments)!r}."
             )
@@ -308,31 +330,19 @@ def cache_options(command: Command) -> Command:
     return with_cache  # type: ignore[return-value]  # wraps() keeps the command's own signature
 
 
+def skip_invalid_option(command: Command) -> Command:
+    """Add ``--skip-invalid``."""
+    return click.option(
+        "--skip-invalid",
+        is_flag=True,
+        help="Leave out records that cannot be used, and list them; by default the first of them "
+        "is an error.",
+    )(command)
+
+
 def quiet_option(command: Command) -> Command:
     """Add ``--quiet``."""
     return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")(command)
-
-
-def default_cache() -> Path:
-    """The folder for what is kept between runs: the user's cache folder of this platform."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("editbench")
-
-
-def open_corpus(source: str) -> "Corpus":
-    """Find the texts that ``--corpus`` names.
-
-    Raises:
-        DataError: The file cannot be read or holds no text.
-        ConfigError: The hub's name is malformed, or the extra ``editbench[hub]`` is missing.
-    """
-    from editbench.datasets.corpus import HUB_PREFIX, hub_corpus, text_file_corpus
-    from editbench.plugins.atlas import atlas_corpus
-
-    if source.startswith(HUB_PREFIX):
-        return hub_corpus(source)
-    return atlas_corpus() if source == "atlas" else text_file_corpus(Path(source))
 
 
 def _read_context_prefixes(path: Path) -> "ContextPrefixes":

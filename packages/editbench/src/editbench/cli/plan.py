@@ -10,10 +10,11 @@ import click
 from editbench.cli.layers import LayerChoice
 from editbench.cli.options import Command
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out, terminal_width
 from editbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from editbench.costs.plan import Work
+    from editbench.costs.plan import Plan, Work
     from editbench.costs.stage import StageCost
     from editbench.editors.base import Editor, Resources
     from editbench.editors.parts.second_moments.collection import TokenCount
@@ -59,10 +60,33 @@ def show_plan(work: "Sequence[Work]", *, is_divided: bool = False) -> None:
     """
     from editbench.costs.plan import Plan
 
-    for line in Plan.of(work).describe():
-        click.echo(line)
+    plan = Plan.of(work)
+    lines = list(plan.describe())
+    text = "\n".join(lines)
+    if plan.work and max(map(len, lines)) > terminal_width():
+        text = _lay_out_plan(plan)
+    click.echo(text.rstrip("\n"))
     if is_divided:
         click.echo(_ALONE)
+
+
+def _lay_out_plan(plan: "Plan") -> str:
+    """A plan whose lines are too long for the terminal."""
+    from editbench.costs.plan import HEADER
+    from editbench.results.tables.model import Cell, Column, Table
+    from editbench.results.tables.terminal import draw_table
+
+    stage, *numbers = HEADER
+    columns = (Column(stage), *(Column(name, align="right") for name in numbers), Column("parts"))
+    tables = [
+        Table(
+            piece.label,
+            columns,
+            (tuple(tuple(map(Cell, plan.describe_stage(piece, each))) for each in piece.stages),),
+        )
+        for piece in plan.work
+    ]
+    return lay_out(*map(draw_table, tables), *plan.describe_total())
 
 
 def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bool = False) -> None:
@@ -102,11 +126,12 @@ def work_of_trials(
     """
     from editbench.costs.answers import plan_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, add_stages
+    from editbench.costs.stage import Known, StageCost, add_stages
     from editbench.editors.base import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.plan import plan_trials
+    from editbench.runner.trial_run import describe
 
     known = Known()
     # Trials share their batches, and what is asked about one costs the same after every editor.
@@ -119,6 +144,8 @@ def work_of_trials(
             continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
+        if planned.failure is not None:
+            stages.append(StageCost.unknown(trial.editor.name, describe(planned.failure)))
         for batch in planned.batches:
             requests = [case.request for case in batch.cases]
             stages += _ask(
@@ -160,12 +187,13 @@ def work_of_edit(
     from editbench.costs.answers import plan_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import Known, add_stages
-    from editbench.questions import Score
+    from editbench.models.greedy import go_on
 
     stages = _ask(editor.name, partial(editor.plan, model, requests, resources, Known()))
     if with_check:
-        questions = [Score(request.text, request.target) for request in requests]
-        stages += 2 * _ask("answers", partial(plan_answers, model, questions))
+        questions = [request.question for request in requests]
+        texts = [go_on(model, question) for question in questions]
+        stages += 2 * _ask("answers", partial(plan_answers, model, [*questions, *texts]))
     label = f"{editor.name} on {model.name}, {len(requests):,} edits"
     return [Work(label, model, tuple(add_stages(stages)))]
 

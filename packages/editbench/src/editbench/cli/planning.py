@@ -1,11 +1,10 @@
 """From names on the command line to the parts of trials: datasets, metrics, configured editors."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from editbench.cli.options import default_cache
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting
 from editbench.plugins.manager import PluginManager
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from editbench.metrics.base import AnyMetric
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
+    from editbench.requests import EditCase
 
 DEFAULT_N_EDITS = 100
 _N_CONFLICTS_SHOWN = 5
@@ -64,11 +64,12 @@ def default_metrics(
     return [metric for metric in metrics if has_questions(metric, dataset)]
 
 
-def open_dataset(option: str, plugins: PluginManager, cache: Path | None) -> "Dataset":
-    """Make the dataset of a ``--dataset NAME[=PATH]``; nothing is read yet."""
-    name, separator, path = option.partition("=")
-    dataset = plugins.get_dataset(name)
-    return dataset(Path(path).expanduser() if separator else None, cache or default_cache())
+def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCase]":
+    """The dataset's cases; says what was understood of its file, and what was left out."""
+    cases = dataset.cases()
+    for remark in dataset.remarks:
+        display.note(remark)
+    return cases
 
 
 def choose_sizes(
@@ -78,7 +79,7 @@ def choose_sizes(
     display: ProgressDisplay,
 ) -> tuple[int, ...]:
     """Read the dataset, list its conflicts, and say how many facts are edited at once."""
-    cases = list(dataset.cases())
+    cases = list(read_cases(dataset, display))
     if policy != "error":
         cases, conflicts = resolve_conflicts(cases, policy)
         if conflicts:
@@ -88,6 +89,13 @@ def choose_sizes(
         if len(conflicts) > _N_CONFLICTS_SHOWN:
             display.say(f"  and {len(conflicts) - _N_CONFLICTS_SHOWN} more")
     return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
+
+
+def note_files(settings: "Iterable[Setting]", display: ProgressDisplay) -> None:
+    """Say what was understood of other tools' files of hyperparameters, once for each."""
+    for remark in dict.fromkeys(setting.remark for setting in settings):
+        if remark is not None:
+            display.note(remark)
 
 
 def configure_editors(

@@ -1,6 +1,5 @@
 """``editbench report``: the rows of runs as tables and figures."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ import click
 
 from editbench.cli.group import writing
 from editbench.cli.options import in_file, out_path
+from editbench.cli.terminal import lay_out
 
 if TYPE_CHECKING:
     from editbench.results.collection import Collection
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from editbench.results.report import Summary
     from editbench.results.tables.model import Table
 
-_UNLIMITED_WIDTH = 10_000
 _EXAMPLES = """\b
 Examples:
   editbench report runs/gpt2-xl
@@ -174,12 +173,7 @@ def _format_table(table: "Table", output_format: str) -> str:
         return write_latex(table)
     if output_format == "markdown":
         return write_markdown(table)
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
-    with console.capture() as capture:
-        console.print(draw_table(table))
-    return capture.get()
+    return lay_out(draw_table(table))
 
 
 def replace_text(path: Path, text: str) -> None:

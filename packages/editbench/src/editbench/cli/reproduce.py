@@ -21,12 +21,14 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
-from editbench.cli.planning import default_metrics, open_dataset
+from editbench.cli.planning import default_metrics, note_files, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError, EditError, UnknownNameError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ Examples:
     "config_files",
     multiple=True,
     metavar="EDITOR=FILE",
-    help="An editor's hyperparameters: a flat YAML or JSON file.",
+    help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @click.option(
     "--on-conflict",
@@ -105,6 +107,7 @@ Examples:
     show_default=True,
     help="What to do with facts that contradict each other.",
 )
+@skip_invalid_option
 @click.option("--out", type=out_path, required=True, metavar="DIR", help="The run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
 @editor_input_options
@@ -122,6 +125,7 @@ def reproduce(
     set_options: tuple[str, ...],
     config_files: tuple[str, ...],
     on_conflict: ConflictPolicy,
+    skip_invalid: bool,
     out: Path,
     resume: bool,
     inputs: EditorInputs,
@@ -147,7 +151,10 @@ def reproduce(
     editor_types = {editor: plugins.get_editor(editor) for editor in experiment.editors}
     settings = _read_settings(experiment, editor_types, config_files, set_options)
     source = _open_source(experiment, model, dataset, plugins, inputs.cache)
+    source.skip_invalid = skip_invalid
     with showing_progress(folder, quiet=quiet) as display:
+        read_cases(source, display)
+        note_files(settings.values(), display)
         editable = loading.load(model, plugins)
         if remark := inputs.remark_on_corpus(editable):
             display.say(remark)

@@ -1,5 +1,6 @@
 """``editbench run``: editors on models and datasets, measured; every option can span a grid."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
 from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
 from editbench.cli.planning import (
@@ -31,10 +33,11 @@ from editbench.cli.planning import (
     configure_editors,
     default_metrics,
     find_metrics,
-    open_dataset,
+    note_files,
 )
 from editbench.cli.settings import read_settings
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
@@ -130,7 +133,7 @@ Examples:
     "config_files",
     multiple=True,
     metavar="[EDITOR=]FILE",
-    help="An editor's hyperparameters: a flat YAML or JSON file.",
+    help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @layers_option
 @click.option(
@@ -146,6 +149,7 @@ Examples:
     show_default=True,
     help="What to do with facts that contradict each other.",
 )
+@skip_invalid_option
 @click.option("--out", type=out_path, metavar="DIR", help="The run folder. [default: runs/<time>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
 @plan_option
@@ -169,6 +173,7 @@ def run(
     layers: LayerChoice,
     metrics: tuple[str, ...],
     on_conflict: ConflictPolicy,
+    skip_invalid: bool,
     out: Path | None,
     resume: bool,
     only_plan: bool,
@@ -193,13 +198,17 @@ def run(
     editor_types = {name: plugins.get_editor(name) for name in editors}
     settings = read_settings(editor_types, config_files, set_options)
     layers.check(editor_types, settings)
-    known_facts = facts_of_dataset(datasets[0], plugins, inputs.cache)
+    known_facts = facts_of_dataset(datasets[0], plugins, inputs.cache, skip_invalid=skip_invalid)
     chosen_metrics = find_metrics(metrics, plugins)
     if only_plan:
         refuse_tracing(layers)
     folder = choose_folder(out if resume or not only_plan else None, resume=resume)
-    sources = [open_dataset(option, plugins, inputs.cache) for option in dict.fromkeys(datasets)]
+    sources = [
+        open_dataset(option, plugins, inputs.cache, skip_invalid=skip_invalid)
+        for option in dict.fromkeys(datasets)
+    ]
     with showing_progress(folder, quiet=quiet) as display:
+        note_files(itertools.chain.from_iterable(settings.values()), display)
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }

@@ -4,15 +4,18 @@ import functools
 import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editbench.errors import ConfigError, UnknownNameError
+from editbench.errors import ConfigError
+from editbench.plugins.guard import calling
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig
     from editbench.models.editable import EditableModel
+
+_LAYER_FIELDS = {"critical_layers", "layer", "loss_layer"}
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,15 @@ class Setting:
         source: Where `file_values` come from; empty if there is no file.
         file_values: Fields of the configuration file.
         set_values: Fields of ``--set``; they win.
+        names: What the file calls these fields, where it is another tool's.
+        remark: What was understood of such a file, in one line.
     """
 
     source: str = ""
     file_values: Mapping[str, Any] = field(default_factory=dict)
     set_values: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    remark: str | None = None
 
     def configure(
         self, editor: "type[Editor]", model: "EditableModel"
@@ -41,11 +48,35 @@ class Setting:
             ConfigError: A value is invalid; the message says which and where it stands.
         """
         config, origin = editor.default_config(model)
-        if self.file_values:
-            config = config.updated_from_file(self.file_values, self.source)
-        if self.set_values:
-            config = config.updated(self.set_values, "--set")
+        with calling(editor, f"editor '{editor.name}': {editor.config_type.__name__}"):
+            if self.file_values:
+                config = self._read_file(config)
+            if self.set_values:
+                config = config.updated(self.set_values, "--set")
+        self._check_layers(config, model)
         return config, origin
+
+    def _read_file(self, config: "EditorConfig") -> "EditorConfig":
+        try:
+            return config.updated_from_file(self.file_values, self.source)
+        except ConfigError as error:
+            for ours, theirs in self.names.items():
+                if ours != theirs and f"'{ours}'" in str(error):
+                    error.add_note(f"(The file calls '{ours}' '{theirs}'.)")
+            raise
+
+    def _check_layers(self, config: "EditorConfig", model: "EditableModel") -> None:
+        """Refuse another tool's file for a deeper model."""
+        n_layers = model.architecture.n_layers
+        for ours in _LAYER_FIELDS & (self.names.keys() - self.set_values.keys()):
+            layers = getattr(config, ours)
+            last = max(layers) if isinstance(layers, tuple) else layers
+            if last is not None and last >= n_layers:
+                raise ConfigError(
+                    f"{self.source}: field '{self.names[ours]}' names layer {last}, got model "
+                    f"'{model.name}' with {n_layers} layers, counted from 0. Is the file for "
+                    "another model? Choose layers of this one with --set, or mend the file."
+                )
 
 
 def read_settings(
@@ -66,19 +97,30 @@ def read_settings(
     Raises:
         ConfigError: A file or option is malformed, or names an editor or field that is not there.
     """
-    files: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    files: dict[str, list[Setting]] = {}
     for option in config_files:
         name, path = _assign_file(option, editors)
-        values = read_config_file(path)
-        _check_fields(values, editors[name], str(path))
-        files.setdefault(name, []).append((str(path), values))
+        files.setdefault(name, []).append(_read_setting(path, editors[name]))
     sets: dict[str, dict[str, list[Any]]] = {}
     for option in set_options:
         name, field_name, value = _parse_set_option(option, editors)
         alternatives = sets.setdefault(name, {}).setdefault(field_name, [])
         if value not in alternatives:
             alternatives.append(value)
-    return {name: list(_span(files.get(name), sets.get(name, {}))) for name in editors}
+    return {name: list(_span(files.get(name, [Setting()]), sets.get(name, {}))) for name in editors}
+
+
+def _read_setting(path: Path, editor: "type[Editor]") -> Setting:
+    """Read a configuration file, ours or another tool's."""
+    values, source = read_config_file(path), str(path)
+    config_type = editor.config_type
+    dialect = config_type.dialect
+    translated = dialect and dialect.translate(values, config_type.model_fields, source)
+    if not translated:
+        _check_fields(values, editor, source)
+        return Setting(source, values)
+    remark = translated.understanding.describe(path)
+    return Setting(source, translated.values, names=translated.names, remark=remark)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -134,12 +176,10 @@ def _read_yaml_pairs(text: str) -> list[tuple[str, Any]] | None:
         loader.dispose()
 
 
-def _span(
-    files: "list[tuple[str, dict[str, Any]]] | None", sets: Mapping[str, Sequence[Any]]
-) -> Iterable[Setting]:
+def _span(files: Sequence[Setting], sets: Mapping[str, Sequence[Any]]) -> Iterable[Setting]:
     combinations = itertools.product(*sets.values())
-    for (source, values), chosen in itertools.product(files or [("", {})], combinations):
-        yield Setting(source, values, dict(zip(sets, chosen, strict=True)))
+    for setting, chosen in itertools.product(files, combinations):
+        yield replace(setting, set_values=dict(zip(sets, chosen, strict=True)))
 
 
 def _assign_file(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[str, Path]:
@@ -181,7 +221,7 @@ def _check_fields(names: Iterable[str], editor: "type[Editor]", source: str) -> 
     known = editor.config_type.model_fields
     for name in names:
         if name not in known:
-            raise ConfigError(f"{source}: {UnknownNameError('field', name, known)}")
+            raise ConfigError(f"{source}: {editor.config_type.unknown_field(name)}")
 
 
 def _enumerate(names: Collection[str]) -> str:

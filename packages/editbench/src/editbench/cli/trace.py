@@ -16,13 +16,17 @@ from editbench.cli.options import (
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
-from editbench.cli.planning import open_dataset
+from editbench.cli.planning import read_cases
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError, TraceError
+from editbench.cli.terminal import lay_out
+from editbench.errors import ConfigError, DataError, TraceError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
     from editbench.tracing.effects import EffectLine, Effects
     from editbench.tracing.facts import KnownFact
     from editbench.tracing.manifest import Trace
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from editbench.tracing.suggestion import Suggestion
 
 _DEFAULT_DATASET = "atlas"
-_UNLIMITED_WIDTH = 10_000
 _EXAMPLES = """\b
 Examples:
   editbench trace
@@ -59,6 +62,7 @@ Examples:
     metavar="NAME[=PATH]",
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
+@skip_invalid_option
 @click.option(
     "--n-facts",
     type=click.IntRange(min=1),
@@ -126,6 +130,7 @@ def trace(
     model: str,
     facts_file: Path | None,
     dataset: str | None,
+    skip_invalid: bool,
     n_facts: int,
     noise: str,
     n_samples: int,
@@ -155,14 +160,21 @@ def trace(
     from editbench.tracing.study import TraceOptions, plan_trace, trace_into
 
     parse_noise(noise)
+    if facts_file is not None and dataset is not None:
+        raise ConfigError("trace: --facts and --dataset exclude each other. Give one of them.")
     folder = _choose_folder(out, resume=resume)
     refuse_folder(folder, resume=resume)
-    source, facts = _read_facts(facts_file, dataset, plugins, cache)
     is_read_by_people = output_format == "table"
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(folder)),
     ):
+        if facts_file is not None:
+            source, facts = facts_file.name, _read_known(facts_file, skip_invalid, display)
+        else:
+            source = dataset or _DEFAULT_DATASET
+            opened = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
+            facts = _facts_of(opened, source, display)
         editable = loading.load(model, plugins)
         manifest, known = plan_trace(
             editable,
@@ -199,24 +211,27 @@ def _choose_folder(out: Path | None, *, resume: bool) -> Path:
     return out or Path("traces") / f"{datetime.now():%Y-%m-%d-%H%M%S}"
 
 
-def _read_facts(
-    facts_file: Path | None, dataset: str | None, plugins: PluginManager, cache: Path | None
-) -> "tuple[str, list[KnownFact]]":
-    """The facts, and what to call their source."""
-    from editbench.tracing.facts import facts_of_cases, read_known_facts
+def _read_known(path: Path, skip_invalid: bool, display: ProgressDisplay) -> "list[KnownFact]":
+    from editbench.datasets.files import describe_left_out
+    from editbench.tracing.facts import read_known_facts
 
-    if facts_file is not None:
-        if dataset is not None:
-            raise ConfigError("trace: --facts and --dataset exclude each other. Give one of them.")
-        return facts_file.name, read_known_facts(facts_file)
-    option = dataset or _DEFAULT_DATASET
-    facts = facts_of_cases(open_dataset(option, plugins, cache).cases())
+    left_out: list[DataError] = []
+    facts = read_known_facts(path, left_out if skip_invalid else None)
+    for line in describe_left_out(path, left_out, len(facts)):
+        display.note(line)
+    return facts
+
+
+def _facts_of(dataset: "Dataset", option: str, display: ProgressDisplay) -> "list[KnownFact]":
+    from editbench.tracing.facts import facts_of_cases
+
+    facts = facts_of_cases(read_cases(dataset, display))
     if not facts:
         raise TraceError(
             f"trace: dataset '{option}' names no true objects, got 0 facts to trace. Choose "
             "another dataset, or a file of known facts with --facts."
         )
-    return option, facts
+    return facts
 
 
 def _show(folder: Path, finished: "Trace", output_format: str, heat_maps: int | None) -> None:
@@ -268,14 +283,12 @@ def _describe_interruption(folder: Path) -> str:
 
 def _format_tables(effects: "Effects") -> str:
     """Layers as rows: a table for each kind by role, and one with modules severed."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from editbench.results.tables.model import Cell, Column, Table
+    from editbench.results.tables.terminal import draw_table
     from editbench.tracing.effects import ROLE_NAMES, ROLES
     from editbench.tracing.settings import KINDS
 
     clean, corrupted = effects.clean, effects.corrupted
-    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
     tables = []
     for kind in KINDS:
         columns = {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
@@ -284,27 +297,27 @@ def _format_tables(effects: "Effects") -> str:
         name: effects.profile(kind, "last_subject") for kind, name in _SEVERED_COLUMNS.items()
     }
     tables.append((_SEVERED_TITLE, {name: lines for name, lines in severed.items() if lines}))
-    with console.capture() as capture:
-        console.print(
-            f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
-            f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:"
+    drawn = []
+    for title, columns in tables:
+        headings = (Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items())
+        rows = tuple(
+            (Cell(str(layer)), *(Cell(*_format_effect(lines[layer])) for lines in columns.values()))
+            for layer in range(effects.n_layers)
         )
-        for title, columns in tables:
-            table = Table(title=title, title_justify="left", pad_edge=False)
-            table.add_column("layer", justify="right")
-            for name, lines in columns.items():
-                table.add_column(f"{name}\nn = {lines[0].n}", justify="right")
-            for layer in range(effects.n_layers):
-                cells = [_format_effect(lines[layer]) for lines in columns.values()]
-                table.add_row(str(layer), *cells)
-            console.print(table)
-    return capture.get()
+        table = Table(title, (Column("layer", align="right"), *headings), (rows,))
+        drawn.append(draw_table(table))
+    return lay_out(
+        f"Probability of the answer: {clean.value:.3f} clean, {corrupted.value:.3f} corrupted "
+        f"({clean.n} prompts). What restoring brings back, ± half of the 95 % interval:",
+        *drawn,
+    )
 
 
-def _format_effect(line: "EffectLine") -> str:
+def _format_effect(line: "EffectLine") -> tuple[str, str]:
+    """The effect, and half of its interval; empty if there is none."""
     spread = line.ci_high - line.effect
     effect = f"{line.effect:.3f}".replace("-0.000", "0.000")
-    return effect if math.isnan(spread) else f"{effect} ± {spread:.3f}"
+    return effect, "" if math.isnan(spread) else f"{spread:.3f}"
 
 
 _TITLES = {

@@ -1,5 +1,6 @@
 """``editbench train``: what an editor needs to learn before it can edit."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,22 +11,22 @@ from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.options import (
     ModelLoading,
-    default_cache,
     in_file,
     loading_options,
     out_path,
     quiet_option,
+    skip_invalid_option,
 )
-from editbench.cli.planning import open_dataset
+from editbench.cli.planning import read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_config_file
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.editors.mend.training import Trained
     from editbench.editors.mend.training_config import MendTraining
-    from editbench.requests import EditCase
 
 _EXAMPLES = """\b
 Examples:
@@ -62,6 +63,7 @@ def train() -> None:
     help="The hypernetwork to write (.safetensors). By default it goes into the cache, where the "
     "editor finds it.",
 )
+@skip_invalid_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--max-steps", type=click.IntRange(min=1), help="Steps at most; the same as --set max_steps=N."
@@ -97,6 +99,7 @@ def mend(
     dataset: str,
     validation: str | None,
     out: Path | None,
+    skip_invalid: bool,
     seed: int,
     max_steps: int | None,
     max_minutes: float | None,
@@ -117,8 +120,11 @@ def mend(
     if max_steps is not None:
         set_options = (*set_options, f"max_steps={max_steps}")
     setting = _read_setting(config_file, set_options)
-    train_data = open_dataset(dataset, plugins, default_cache())
-    held_out_data = None if validation is None else open_dataset(validation, plugins, None)
+    open_data = functools.partial(
+        open_dataset, plugins=plugins, cache=None, skip_invalid=skip_invalid
+    )
+    train_data = open_data(dataset)
+    held_out_data = None if validation is None else open_data(validation)
     from editbench.editors.mend.trained_file import trained_path, write_trained
     from editbench.editors.mend.training import DataOrigin, hold_out, train_hypernetwork
     from editbench.editors.mend.training_config import configure_training
@@ -134,7 +140,7 @@ def mend(
             held_out_data.name if held_out_data is not None else None,
             held_out_data.fingerprint if held_out_data is not None else None,
         )
-        cases: Sequence[EditCase] = train_data.cases()
+        cases = read_cases(train_data, display)
         editable = loading.load(model, plugins)
         config, origin = configure_training(editable)
         config = _apply(setting, config)
@@ -148,7 +154,7 @@ def mend(
         if held_out_data is None:
             cases, held_out = hold_out(cases, config.validation_share, seed)
         else:
-            held_out = list(held_out_data.cases())
+            held_out = list(read_cases(held_out_data, display))
         display.say(f"Settings of the training: {origin}.")
         trained = train_hypernetwork(
             editable,

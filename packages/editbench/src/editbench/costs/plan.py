@@ -10,7 +10,7 @@ from editbench.models.device_memory import GIB
 from editbench.models.editable import EditableModel
 
 _WIDTHS = (24, 9, 12, 10, 10)
-_HEADER = ("", "tokens", "operations", "memory", "time")
+HEADER = ("", "tokens", "operations", "memory", "time")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
@@ -98,26 +98,29 @@ class Plan:
             return
         for piece in self.work:
             yield piece.label
-            yield _format(_HEADER)
+            yield _format(HEADER)
             for stage in piece.stages:
-                yield self._describe_stage(piece, stage)
+                *cells, chunks = self.describe_stage(piece, stage)
+                yield f"{_format(cells)}  {chunks}".rstrip()
             yield ""
-        yield from self._describe_total()
+        yield from self.describe_total()
 
-    def _describe_stage(self, piece: Work, stage: StageCost) -> str:
+    def describe_stage(self, piece: Work, stage: StageCost) -> tuple[str, ...]:
+        """A stage of a piece of work as cells below `HEADER`, and in which parts it is done."""
         if not stage.is_known:
-            return f"{_format((stage.name, '?', '?', '?', '?'))}  {stage.chunks}"
+            return (stage.name, "?", "?", "?", "?", stage.chunks)
         memory = piece.model.weight_bytes[piece.model.device] + stage.n_peak_bytes
-        cells = (
+        return (
             stage.name,
             _shorten(stage.n_tokens),
             describe_flops(stage.n_flops + stage.n_double_flops),
             _describe_bytes(memory),
             _describe_time(self.seconds(piece, [stage])),
+            stage.chunks,
         )
-        return f"{_format(cells)}  {stage.chunks}".rstrip()
 
-    def _describe_total(self) -> Iterator[str]:
+    def describe_total(self) -> Iterator[str]:
+        """What all pieces of work come to, as sentences."""
         yield from self.summarize()
         for model in {id(piece.model): piece.model for piece in self.work}.values():
             stages = [s for piece in self.work if piece.model is model for s in piece.stages]

@@ -1,15 +1,18 @@
 """What a dataset is: cases in a fixed order, and a fingerprint of where they came from."""
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from editbench.datasets.download import RemoteFile, ReportProgress, fetch
-from editbench.datasets.files import DataFile, read_data_file
+from editbench.datasets.files import DataFile, describe_left_out, read_data_file
 from editbench.datasets.records import Record
+from editbench.datasets.understanding import Understanding
 from editbench.errors import ConfigError, DataError, RequestError
 from editbench.requests import EditCase
 
@@ -26,11 +29,14 @@ class Dataset(ABC):
             nothing to ask are left out.
         needs_path: Whether the user must say where the data are: there is no address to download
             them from, and nothing is embedded.
+        skip_invalid: Whether records that cannot be used are left out; otherwise the first one is
+            an error. Set before the cases are asked for; a `FileDataset` honors it.
     """
 
     name: ClassVar[str]
     default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy")
     needs_path: ClassVar[bool] = False
+    skip_invalid: bool = False
 
     def __init__(self, path: Path | None, cache: Path) -> None:
         """Say where the data are.
@@ -65,6 +71,16 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """SHA-256 of the content, in hexadecimal: equal fingerprints, equal cases and texts."""
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Why records were left out, each with its place; none by default."""
+        return ()
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What to tell the user about how the data were read, line by line; nothing by default."""
+        return ()
+
     def held_out_texts(self) -> Sequence[str]:
         """Ordinary texts that no case is about, each of two words or more, in a fixed order.
 
@@ -87,6 +103,7 @@ class FileDataset(Dataset):
 
     Attributes:
         remote: Where the original lives; None where a path is needed.
+        understanding: Told by `records` and `case` of what is not written as documented.
     """
 
     remote: ClassVar[RemoteFile | None] = None
@@ -104,6 +121,7 @@ class FileDataset(Dataset):
         """
         super().__init__(path, cache)
         self.report_progress = report_progress
+        self.understanding = Understanding()
 
     @abstractmethod
     def records(self, file: DataFile) -> Iterable[Record]:
@@ -115,15 +133,32 @@ class FileDataset(Dataset):
 
     def cases(self) -> tuple[EditCase, ...]:
         """All cases, validated, in the order of the file."""
-        return self._loaded[0]
+        return self._loaded.cases
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the file's bytes, in hexadecimal."""
-        return self._loaded[1]
+        """SHA-256 of the file's bytes, in hexadecimal; another one if records were left out."""
+        loaded = self._loaded
+        if not loaded.left_out:
+            return loaded.sha256
+        content = f"{loaded.sha256} less {len(loaded.left_out)} records"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Why records were left out, each as ``facts.jsonl:3: …``."""
+        return tuple(str(error) for error in self._loaded.left_out)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was understood, in one line; and how much was left out, with the first reasons."""
+        loaded = self._loaded
+        understood = self.understanding.describe(loaded.path)
+        left_out = describe_left_out(loaded.path, loaded.left_out, len(loaded.cases))
+        return (*([] if understood is None else [understood]), *left_out)
 
     @cached_property
-    def _loaded(self) -> tuple[tuple[EditCase, ...], str]:
+    def _loaded(self) -> "_Loaded":
         if self.path is not None:
             return self._load(self.path)
         if self.remote is None:
@@ -136,39 +171,73 @@ class FileDataset(Dataset):
                 f"{error} This file was downloaded: delete it to download it again."
             ) from error
 
-    def _load(self, path: Path) -> tuple[tuple[EditCase, ...], str]:
-        file = read_data_file(path)
-        return collect_cases(self.records(file), self.case, path), file.sha256
+    def _load(self, path: Path) -> "_Loaded":
+        return self._collect(read_data_file(path, [] if self.skip_invalid else None))
+
+    def _collect(self, file: DataFile) -> "_Loaded":
+        cases = collect_cases(file, self.records(file), self.case)
+        return _Loaded(file.path, cases, file.sha256, file.left_out or ())
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a file held: its cases, its sum, and why the rest was left out."""
+
+    path: Path
+    cases: tuple[EditCase, ...]
+    sha256: str
+    left_out: Sequence[DataError]
 
 
 def collect_cases(
-    records: Iterable[Record], make_case: Callable[[Record, int], EditCase], path: Path
+    file: DataFile, records: Iterable[Record], make_case: Callable[[Record, int], EditCase]
 ) -> tuple[EditCase, ...]:
     """Make one case of each record.
 
     Args:
-        records: The records of one file, in order.
+        file: The file; told of records that cannot be used.
+        records: Its records, in order.
         make_case: Makes a case of a record and its index in the file.
-        path: The file, for the message.
 
     Raises:
-        DataError: There are no records, one is malformed, or two have the same `case_id`.
+        DataError: There are no records, or none that can be used; or one is malformed, or two have
+            the same `case_id`, and records may not be left out.
     """
     cases: list[EditCase] = []
     place_of: dict[str, str] = {}
-    for index, record in enumerate(records):
+    for record in records:
         try:
-            case = make_case(record, index)
-        except RequestError as error:
-            raise DataError(f"{record.place}: {error}") from error
-        case_id = case.request.case_id
-        if case_id in place_of:
-            raise record.fail(
-                "case_id",
-                f"must be unique, got {case_id!r}, which {place_of[case_id]} has too. Rename one.",
-            )
-        place_of[case_id] = record.place
-        cases.append(case)
+            index = len(cases) + len(file.left_out or ())
+            case = _make_case(record, index, make_case, place_of)
+        except DataError as error:
+            file.leave_out(error)
+        else:
+            place_of[case.request.case_id] = record.place
+            cases.append(case)
+    if not cases and file.left_out:
+        raise DataError(
+            f"{file.path}: no record can be used, got {len(file.left_out)}. The first: "
+            f"{file.left_out[0]}"
+        )
     if not cases:
-        raise DataError(f"{path}: holds no records. Check the path.")
+        raise DataError(f"{file.path}: holds no records. Check the path.")
     return tuple(cases)
+
+
+def _make_case(
+    record: Record,
+    index: int,
+    make_case: Callable[[Record, int], EditCase],
+    place_of: Mapping[str, str],
+) -> EditCase:
+    try:
+        case = make_case(record, index)
+    except RequestError as error:
+        raise DataError(f"{record.place}: {error}") from error
+    case_id = case.request.case_id
+    if case_id in place_of:
+        raise record.fail(
+            "case_id",
+            f"must be unique, got {case_id!r}, which {place_of[case_id]} has too. Rename one.",
+        )
+    return case

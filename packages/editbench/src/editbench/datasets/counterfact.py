@@ -1,15 +1,19 @@
 """CounterFact (Meng et al. 2022, ROME, section 3.4): facts to be replaced by false ones."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.download import RemoteFile, ReportProgress
-from editbench.datasets.files import DataFile, json_array_records
+from editbench.datasets.facts import FIELDS, case_of_fact
+from editbench.datasets.files import DataFile, is_json_array, json_records
+from editbench.datasets.foreign import COUNTERFACT, REWRITE, as_fact
 from editbench.datasets.records import Record
 from editbench.datasets.snippets import SnippetKey, Snippets, read_snippets
+from editbench.errors import DataError
 from editbench.requests import EditCase, EditRequest, Probe
 
 _SNIPPETS = "attribute_snippets.json"
@@ -21,7 +25,9 @@ class CounterFact(FileDataset):
     A record in the original schema becomes one request and, for ES, PS and NS (Eqns 24-26), the
     probes: the rewritten prompt and its paraphrases, where the new target competes with the true
     one, and prompts about neighbors of the subject, where the true one must still win.
-    `attribute_prompts` are not used; `pararel_idx` and the targets' `id` may be absent.
+    `attribute_prompts` are not used; `pararel_idx`, the targets' `id` and `generation_prompts` may
+    be absent. The file may be JSON Lines, and records may be flat, with the fields of a facts file
+    or EasyEdit's; what EasyEdit calls `rephrase_prompt` is no paraphrase here (`COUNTERFACT`).
 
     Where the original ``attribute_snippets.json`` lies beside the data, or is given as `snippets`,
     each case gets the texts about other subjects that really have the new target: what a
@@ -72,18 +78,23 @@ class CounterFact(FileDataset):
         return hashlib.sha256(f"{fingerprint} {self._reference.sha256}".encode()).hexdigest()
 
     def records(self, file: DataFile) -> Iterable[Record]:
-        """Split the JSON array into its records, and read the snippets that they need."""
+        """Split the file into its records, and read the snippets that they need."""
+        if not is_json_array(file):
+            self.understanding.form = "JSON Lines"
         beside = file.path.with_name(_SNIPPETS)
         snippets = self.snippets or (beside if beside.exists() else None)
         if snippets is None:
-            return json_array_records(file)
-        records = list(json_array_records(file))
-        self._reference = read_snippets(snippets, {_snippet_key(each) for each in records})
+            return json_records(file)
+        records = list(json_records(file))
+        self._reference = read_snippets(snippets, set(_snippet_keys(records)))
         return records
 
     def case(self, record: Record, index: int) -> EditCase:
         """Make a case of one rewrite."""
-        rewrite = record.record("requested_rewrite")
+        if REWRITE not in record.fields and "prompt" in record.fields:
+            fact = as_fact(record, FIELDS, self.understanding, COUNTERFACT)
+            return case_of_fact(fact, str(index), self.understanding)
+        rewrite = record.record(REWRITE)
         target_new = rewrite.record("target_new")
         new = target_new.text("str").strip()
         true = rewrite.record("target_true").text("str").strip()
@@ -110,7 +121,7 @@ class CounterFact(FileDataset):
             request,
             target_true=true,
             probes=probes,
-            generation_prompts=record.texts("generation_prompts"),
+            generation_prompts=record.optional_texts("generation_prompts"),
             reference_texts=texts or (),
         )
 
@@ -130,6 +141,12 @@ class CounterFactFull(CounterFact):
     )
 
 
+def _snippet_keys(records: Iterable[Record]) -> Iterator[SnippetKey]:
+    for record in records:
+        with suppress(DataError):  # whoever makes a case of it meets the same error
+            yield _snippet_key(record)
+
+
 def _snippet_key(record: Record) -> SnippetKey:
-    rewrite = record.record("requested_rewrite")
+    rewrite = record.record(REWRITE)
     return rewrite.text("relation_id"), rewrite.record("target_new").text("id")

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from editbench.cache_entries import read_kept
 from editbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ ReportProgress = Callable[[str, int, int], None]
 
 _TIMEOUT_S = 30
 _CHUNK_BYTES = 1 << 16
+_SUM = re.compile(rb"[0-9a-f]{64}\b")
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def fetch(
 
     The file appears under its name whole and checked, or not at all; several processes may fetch
     it at once. A file with the wrong sum is kept beside, as ``<name>.unverified``, for the user to
-    accept or to throw away.
+    accept or to throw away. A copy that has changed since is put aside, and downloaded again.
 
     Args:
         remote: What to fetch.
@@ -66,9 +69,8 @@ def fetch(
     """
     path = folder / remote.name
     try:
-        if path.exists():
-            _check_cached(remote, path, dataset)
-        else:
+        what = f"dataset '{dataset}'"
+        if read_kept(path, what, lambda: _check_cached(remote, path)) is None:
             _download(remote, path, dataset, report_progress)
     except OSError as error:
         raise DataError(
@@ -86,7 +88,8 @@ def _download(
     try:
         _transfer(remote, partial, dataset, report_progress)
         sha256, n_bytes = _sum_of(partial), partial.stat().st_size
-        if remote.sha256 is None:
+        expected = remote.sha256 or _recorded_sum(path)
+        if expected is None:
             # The sum goes first: a file without one would pass any later check.
             _record_sum(path, sha256)
             _logger.warning(
@@ -97,12 +100,13 @@ def _download(
                 path,
                 sha256,
             )
-        elif sha256 != remote.sha256:
+        elif sha256 != expected:
             unverified = path.with_name(f"{path.name}.unverified")
             partial.replace(unverified)
+            size = "" if remote.n_bytes is None else f" ({remote.n_bytes} bytes)"
             raise DataError(
                 f"dataset '{dataset}': {remote.url} is not the expected file, got SHA-256 {sha256} "
-                f"({n_bytes} bytes); expected {remote.sha256} ({remote.n_bytes} bytes). Try again "
+                f"({n_bytes} bytes); expected {expected}{size}. Try again "
                 f"later, or accept it as it is with --dataset {dataset}={unverified}."
             )
         partial.replace(path)
@@ -134,17 +138,15 @@ def _transfer(
             ) from error
 
 
-def _check_cached(remote: RemoteFile, path: Path, dataset: str) -> None:
+def _check_cached(remote: RemoteFile, path: Path) -> str:
+    """The sum of a copy; raises ValueError if it is not the expected one."""
     sha256 = _sum_of(path)
     expected = remote.sha256 or _recorded_sum(path)
     if expected is None:
         _record_sum(path, sha256)
     elif sha256 != expected:
-        raise DataError(
-            f"dataset '{dataset}': the downloaded {path} has changed, got SHA-256 {sha256}; "
-            f"expected {expected}. Delete it to download it again, or accept it as it is with "
-            f"--dataset {dataset}={path}."
-        )
+        raise ValueError(f"{path} has changed, got SHA-256 {sha256}; expected {expected}")
+    return sha256
 
 
 def _sum_of(path: Path) -> str:
@@ -168,7 +170,8 @@ def _record_sum(path: Path, sha256: str) -> None:
 
 def _recorded_sum(path: Path) -> str | None:
     recorded = _sum_path(path)
-    return recorded.read_text(encoding="utf-8").split()[0] if recorded.exists() else None
+    match = _SUM.match(recorded.read_bytes()) if recorded.is_file() else None
+    return match[0].decode() if match is not None else None
 
 
 def _reason_of(error: "RequestException") -> str:

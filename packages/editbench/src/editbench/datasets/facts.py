@@ -1,93 +1,157 @@
-"""A user's own facts, as JSON Lines or CSV."""
+"""A user's own facts: JSON Lines, a JSON array or CSV, in our fields or those of other tools."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from editbench.datasets.base import FileDataset, collect_cases
-from editbench.datasets.files import DataFile, csv_records, json_lines_records, read_data_file
+from editbench.datasets.base import FileDataset
+from editbench.datasets.files import (
+    DataFile,
+    csv_records,
+    find_delimiter,
+    is_json_array,
+    json_records,
+)
+from editbench.datasets.foreign import FLAT, as_fact, ignorable
+from editbench.datasets.prompts import template_of
 from editbench.datasets.records import Record
+from editbench.datasets.understanding import Understanding
+from editbench.errors import DataError
 from editbench.requests import EditCase, EditRequest, Probe
 
-COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id")
+COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
 """The fields that fit into a cell: all that a CSV file may have."""
 
-FIELDS = (*COLUMNS, "paraphrases", "neighbors", "generation_prompts")
+FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts")
 """All fields of a JSON Lines file."""
+
+_CSV_SUFFIXES = (".csv", ".tsv")
+_CSV_FORMS = {";": "CSV with semicolons", "\t": "CSV with tabs"}
 
 
 class Facts(FileDataset):
-    """Your own facts: JSON Lines, or CSV if the file is called so (docs: file formats).
+    """Your own facts: JSON Lines, a JSON array, or CSV if the file is called so.
 
-    Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, and `target`.
-    Optional: `target_true`, `relation`, `case_id` (by default the line number) and, in JSON Lines
-    only, `paraphrases`, `neighbors` and `generation_prompts`.
+    Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, or the subject
+    itself exactly once, and `target`. Optional: `target_true`, `relation`, `case_id` (by default
+    the line number; in a JSON array the record's number), `chat` and, in JSON only, `joiner`,
+    `paraphrases`, `neighbors` and `generation_prompts`.
 
     Paraphrases and generation prompts are complete texts; a ``{}`` in one of them is filled with
     the subject. Each neighbor is a complete prompt about something else, with the target that must
-    survive the edit; it competes with the fact's new target. Space around subjects and targets is
-    removed. A field of any other name is an error, so that no misspelt one is ignored.
+    survive the edit; it competes with the fact's new target. `joiner` is what stands between each
+    of these prompts and what is to follow, where that is not the space that belongs there; `chat`
+    says that they are a user's messages, and targets the beginnings of answers. Space around
+    subjects and targets is removed.
+
+    Fields of other tools are read as well, and `remarks` says as what (`as_fact`). A field of any
+    other name is an error, so that no misspelt one is ignored.
     """
 
     name: ClassVar[str] = "facts"
     default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy", "generation-entropy")
     needs_path: ClassVar[bool] = True
+    _ids_are_lines = True
+
+    @classmethod
+    def of(cls, facts: Iterable[Mapping[str, object]]) -> Self:
+        """Facts that stand in no file, as mappings with the fields of one.
+
+        Raises:
+            DataError: A value is none that JSON knows.
+        """
+        try:
+            text = json.dumps(list(facts), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"facts: hold a value that JSON has no form for ({error}). Give texts, numbers, "
+                "true or false, and lists and mappings of these."
+            ) from error
+        dataset = cls(Path("facts"), Path())
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        dataset._loaded = dataset._collect(DataFile(Path("facts"), text, sha256))
+        return dataset
 
     def records(self, file: DataFile) -> Iterable[Record]:
         """Split the file into records."""
-        return _records(file)
+        if file.path.suffix.lower() in _CSV_SUFFIXES:
+            columns = (*COLUMNS, *FLAT)
+            self.understanding.form = _CSV_FORMS.get(find_delimiter(file, columns), "")
+            return csv_records(file, columns, further=_further_columns)
+        if is_json_array(file):
+            self.understanding.form = "a JSON array"
+            self._ids_are_lines = False
+        return json_records(file)
 
     def case(self, record: Record, index: int) -> EditCase:
         """Make a case of one fact."""
-        return _case(record, index)
+        fact = as_fact(record, FIELDS, self.understanding)
+        default_id = record.line if self._ids_are_lines else index + 1
+        return case_of_fact(fact, str(default_id), self.understanding)
 
 
 def read_facts(path: Path) -> list[EditCase]:
     """Read a facts file.
 
     Args:
-        path: A CSV file if its name ends in ``.csv``, else JSON Lines.
+        path: A CSV file if its name ends in ``.csv`` or ``.tsv``, else JSON Lines or a JSON array.
 
     Returns:
         The cases in file order.
 
     Raises:
-        DataError: The file cannot be read or a line of it is malformed.
+        DataError: The file cannot be read or a record of it is malformed.
     """
-    return list(collect_cases(_records(read_data_file(path)), _case, path))
+    return list(Facts(path, path.parent).cases())
 
 
-def _records(file: DataFile) -> Iterable[Record]:
-    if file.path.suffix.lower() == ".csv":
-        return csv_records(file, COLUMNS)
-    return json_lines_records(file)
+def _further_columns(header: Collection[str]) -> list[str]:
+    return ignorable(header, FIELDS)
 
 
-def _case(record: Record, _index: int) -> EditCase:
-    record.reject_unknown_fields(FIELDS)
-    subject = record.text("subject").strip()
-    target = record.text("target").strip()
-    true = record.optional_text("target_true")
+def case_of_fact(fact: Record, default_id: str, understanding: Understanding) -> EditCase:
+    """Make a case of a record with the fields of a facts file.
+
+    Args:
+        fact: The record.
+        default_id: Its `case_id`, where it has none.
+        understanding: Told of a prompt that has the subject instead of ``{}``.
+
+    Raises:
+        DataError: A field is malformed or missing.
+        RequestError: Together they make no request.
+    """
+    subject = fact.text("subject").strip()
+    target = fact.text("target").strip()
+    true = fact.optional_text("target_true")
     target_true = None if true is None else true.strip()
+    prompt, is_written_out = template_of(fact, subject)
+    if is_written_out:
+        understanding.take(f"the subject in '{fact.full_name('prompt')}'", "{}")
     request = EditRequest(
-        case_id=record.optional_identifier("case_id") or str(record.line),
+        case_id=fact.optional_identifier("case_id") or default_id,
         subject=subject,
-        prompt=record.text("prompt"),
+        prompt=prompt,
         target=target,
-        relation=record.optional_text("relation"),
+        relation=fact.optional_text("relation"),
+        joiner=fact.optional_string("joiner"),
+        chat=fact.optional_flag("chat"),
     )
-    paraphrases = (text.replace("{}", subject) for text in record.optional_texts("paraphrases"))
+    paraphrases = (text.replace("{}", subject) for text in fact.optional_texts("paraphrases"))
     probes = (
         Probe("efficacy", request.text, target, target_true),
         *(Probe("paraphrase", paraphrase, target, target_true) for paraphrase in paraphrases),
-        *(_neighbor_probe(neighbor, target) for neighbor in record.optional_records("neighbors")),
+        *(_neighbor_probe(neighbor, target) for neighbor in fact.optional_records("neighbors")),
     )
     return EditCase(
         request,
         target_true=target_true,
-        probes=probes,
+        probes=tuple(replace(probe, joiner=request.joiner, chat=request.chat) for probe in probes),
         generation_prompts=tuple(
-            text.replace("{}", subject) for text in record.optional_texts("generation_prompts")
+            text.replace("{}", subject) for text in fact.optional_texts("generation_prompts")
         ),
     )
 

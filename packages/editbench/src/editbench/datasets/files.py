@@ -6,14 +6,17 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from editbench.datasets.records import Record, shown
 from editbench.errors import DataError, UnknownNameError
 
+_N_LEFT_OUT_SHOWN = 5
 _NOT_WHITESPACE = re.compile(r"[^ \t\r\n]")
+_NAME_OF = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SPREADSHEET_HINT = re.compile(r'"?sep=([,;\t])"?')
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +27,32 @@ class DataFile:
         path: As the user gave it; errors begin with it.
         text: Content, decoded; a byte order mark is not part of it.
         sha256: SHA-256 of the bytes, in hexadecimal.
+        left_out: Why records were left out, each an error with its place; None where a record
+            that cannot be used is an error.
     """
 
     path: Path
     text: str = field(repr=False)
     sha256: str
+    left_out: list[DataError] | None = field(default=None, repr=False)
+
+    def leave_out(self, error: DataError) -> None:
+        """Note a record that cannot be used.
+
+        Raises:
+            DataError: `error`, where none may be left out.
+        """
+        if self.left_out is None:
+            raise error
+        self.left_out.append(error)
 
 
-def read_data_file(path: Path) -> DataFile:
+def read_data_file(path: Path, left_out: list[DataError] | None = None) -> DataFile:
     """Read a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        left_out: Takes up why records are left out; without it, none may be.
 
     Raises:
         DataError: The file is missing, unreadable, empty or not UTF-8.
@@ -55,7 +75,32 @@ def read_data_file(path: Path) -> DataFile:
         ) from error
     if not text.strip():
         raise DataError(f"{path}: is empty, got {len(content)} bytes. Check the path.")
-    return DataFile(path, text, hashlib.sha256(content).hexdigest())
+    return DataFile(path, text, hashlib.sha256(content).hexdigest(), left_out)
+
+
+def describe_left_out(path: Path, left_out: Sequence[DataError], n_used: int) -> list[str]:
+    """How many records of a file were left out, and the first reasons, as lines for the user."""
+    if not left_out:
+        return []
+    lines = [f"{path}: left out {len(left_out)} of {len(left_out) + n_used} records:"]
+    lines += [f"  {error}" for error in left_out[:_N_LEFT_OUT_SHOWN]]
+    if len(left_out) > _N_LEFT_OUT_SHOWN:
+        lines.append(f"  and {len(left_out) - _N_LEFT_OUT_SHOWN} more")
+    return lines
+
+
+def is_json_array(file: DataFile) -> bool:
+    """Whether the file holds a JSON array, and not one object a line."""
+    return file.text.lstrip().startswith("[")
+
+
+def json_records(file: DataFile) -> Iterator[Record]:
+    """Yield the objects of a JSON array or of a JSON Lines file, whichever it is.
+
+    Raises:
+        DataError: See `json_array_records` and `json_lines_records`.
+    """
+    return json_array_records(file) if is_json_array(file) else json_lines_records(file)
 
 
 def json_array_records(file: DataFile) -> Iterator[Record]:
@@ -84,7 +129,10 @@ def json_array_records(file: DataFile) -> Iterator[Record]:
         counted_to = position
         place = f"{file.path}: record {n_records}" if on_one_line else f"{file.path}:{line}"
         value, position = decode_json(text, position, place)
-        yield record_of(value, place, line)
+        try:
+            yield record_of(value, place, line)
+        except DataError as error:
+            file.leave_out(error)
         position = skip_whitespace(text, position)
         separator = text[position : position + 1]
         if not separator:
@@ -105,7 +153,7 @@ def json_lines_records(file: DataFile) -> Iterator[Record]:
     Raises:
         DataError: A line is not one JSON object.
     """
-    if file.text.lstrip().startswith("["):
+    if is_json_array(file):
         raise DataError(
             f"{file.path}: must hold one JSON object a line, got a JSON array. Write one object a "
             "line, without brackets and commas around them."
@@ -115,28 +163,46 @@ def json_lines_records(file: DataFile) -> Iterator[Record]:
         stripped = text.strip(" \t\r")
         if not stripped:
             continue
-        place = f"{file.path}:{line}"
-        value, end = decode_json(stripped, 0, place)
-        end = skip_whitespace(stripped, end)
-        if end < len(stripped):
-            raise DataError(
-                f"{place}: after the object, got {_opening(stripped, end)}; expected a new line."
-            )
-        yield record_of(value, place, line)
+        try:
+            yield _read_line(stripped, f"{file.path}:{line}", line)
+        except DataError as error:
+            file.leave_out(error)
 
 
-def csv_records(file: DataFile, columns: Collection[str]) -> Iterator[Record]:
+def _read_line(text: str, place: str, line: int) -> Record:
+    value, end = decode_json(text, 0, place)
+    end = skip_whitespace(text, end)
+    if end < len(text):
+        raise DataError(
+            f"{place}: after the object, got {_opening(text, end)}; expected a new line."
+        )
+    return record_of(value, place, line)
+
+
+def csv_records(
+    file: DataFile,
+    columns: Collection[str],
+    *,
+    further: Callable[[Collection[str]], Collection[str]] = lambda _: (),
+) -> Iterator[Record]:
     """Yield the rows of a CSV file whose first line names the columns; empty cells are absent.
 
     Args:
-        file: Comma-separated text, quoted with ``"``.
+        file: Text with `find_delimiter` between its cells, which may be quoted with ``"``.
         columns: The columns that may occur.
+        further: The columns that may occur besides, given those that do.
 
     Raises:
         DataError: The first line names an unknown column, or one twice; a row has another number
             of cells; a quote is not closed.
     """
-    reader = csv.reader(io.StringIO(file.text, newline=""), strict=True, skipinitialspace=True)
+    delimiter = find_delimiter(file, columns)
+    reader = csv.reader(
+        io.StringIO(file.text, newline=""),
+        strict=True,
+        skipinitialspace=True,
+        delimiter=delimiter,
+    )
     header: list[str] = []
     line = 0
     try:
@@ -146,21 +212,46 @@ def csv_records(file: DataFile, columns: Collection[str]) -> Iterator[Record]:
                 continue
             place = f"{file.path}:{first_line}"
             if not header:
-                header = _checked_header(cells, columns, place)
+                if _SPREADSHEET_HINT.fullmatch(delimiter.join(cells)):
+                    continue
+                names = [cell.strip() for cell in cells]
+                header = _checked_header(names, {*columns, *further(names)}, place)
                 continue
             if len(cells) != len(header):
-                raise DataError(
-                    f"{place}: wrong number of cells, got {len(cells)}; expected {len(header)} "
-                    f"({', '.join(header)}). Quote cells that hold commas."
+                file.leave_out(
+                    DataError(
+                        f"{place}: wrong number of cells, got {len(cells)}; expected {len(header)} "
+                        f"({', '.join(header)}). Quote cells that hold {_NAME_OF[delimiter]}."
+                    )
                 )
+                continue
             fields = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
             yield Record(place, first_line, fields)
     except csv.Error as error:
         raise DataError(f"{file.path}:{line + 1}: is not valid CSV: {error}.") from error
 
 
-def _checked_header(cells: list[str], columns: Collection[str], place: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
+def find_delimiter(file: DataFile, columns: Collection[str]) -> str:
+    """What stands between cells: the one of comma, semicolon and tab that finds most columns.
+
+    Spreadsheets write semicolons where the comma is the decimal sign, and may say so in a line
+    ``sep=;`` above the header.
+
+    Args:
+        file: A CSV file whose first line names the columns.
+        columns: Names of columns that may occur.
+    """
+
+    def count_columns(delimiter: str) -> int:
+        cells = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
+        return sum(cell.strip() in columns for cell in cells)
+
+    header = file.text.lstrip().partition("\n")[0].strip(" \r")
+    hint = _SPREADSHEET_HINT.fullmatch(header)
+    return hint[1] if hint else max(_NAME_OF, key=count_columns)
+
+
+def _checked_header(header: list[str], columns: Collection[str], place: str) -> list[str]:
     for name in header:
         if name not in columns:
             raise DataError(f"{place}: {UnknownNameError('column', name, columns)}")

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from editbench.errors import DataError, UnknownNameError
@@ -23,16 +23,18 @@ class Record:
         line: Number of the record's first line, from 1.
         fields: Names and values as read.
         parent: Name of the field that holds this record, where it is nested in another.
+        names: What the file itself calls a field, where that is something else.
     """
 
     place: str
     line: int
     fields: Mapping[str, object]
     parent: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def fail(self, field: str, problem: str) -> DataError:
         """An error that names file, line and `field`; `problem` reads on after the name."""
-        return DataError(f"{self.place}: field '{self._full(field)}' {problem}")
+        return DataError(f"{self.place}: field '{self.full_name(field)}' {problem}")
 
     def text(self, field: str) -> str:
         """A string that is not blank."""
@@ -45,6 +47,23 @@ class Record:
         """A string that is not blank, or None where there is no such field."""
         value = self.fields.get(field)
         return None if value is None else self._checked_text(field, value)
+
+    def optional_string(self, field: str) -> str | None:
+        """A string, blank or empty too, or None where there is no such field."""
+        value = self.fields.get(field)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong_type(field, value, "a string")
+        return value
+
+    def optional_flag(self, field: str) -> bool:
+        """True or false, which a CSV file spells out; false where there is no such field."""
+        value = self.fields.get(field)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        flag = str(value).strip().lower()
+        if not isinstance(value, str) or flag not in ("true", "false"):
+            raise self._wrong_type(field, value, "true or false")
+        return flag == "true"
 
     def optional_identifier(self, field: str) -> str | None:
         """A string or an integer, as a string, or None where there is no such field."""
@@ -86,11 +105,14 @@ class Record:
         """Raise a `DataError` for the first field that is not among `known`."""
         for name in self.fields:
             if name not in known:
-                error = UnknownNameError("field", self._full(name), map(self._full, known))
+                error = UnknownNameError("field", self.full_name(name), map(self.full_name, known))
                 raise DataError(f"{self.place}: {error}") from error
 
-    def _full(self, field: str) -> str:
-        return f"{self.parent}.{field}" if self.parent else field
+    def full_name(self, field: str) -> str:
+        """The name of a field as the file has it, with those of the records it is nested in."""
+        name, bracket, rest = field.partition("[")
+        own = f"{self.names.get(name, name)}{bracket}{rest}"
+        return f"{self.parent}.{own}" if self.parent else own
 
     def _missing(self, field: str) -> DataError:
         present = ", ".join(self.fields) or "no fields"
@@ -112,7 +134,7 @@ class Record:
     def _checked_record(self, field: str, value: object) -> "Record":
         if not isinstance(value, dict):
             raise self._wrong_type(field, value, "an object")
-        return Record(self.place, self.line, value, self._full(field))
+        return Record(self.place, self.line, value, self.full_name(field))
 
     def _list(
         self, field: str, expected: str, check: Callable[[str, object], _Item]

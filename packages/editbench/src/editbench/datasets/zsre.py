@@ -1,14 +1,19 @@
 """zsRE question answering (Levy et al. 2017), as MEND's evaluation split lays it out."""
 
-import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.download import RemoteFile
-from editbench.datasets.files import DataFile, json_array_records
+from editbench.datasets.facts import FIELDS, case_of_fact
+from editbench.datasets.files import DataFile, is_json_array, json_records
+from editbench.datasets.foreign import ZSRE, as_fact
+from editbench.datasets.prompts import cut_out, find_subject
 from editbench.datasets.records import Record
 from editbench.requests import EditCase, EditRequest, Probe
+
+_UNRELATED = "nq question: "
 
 
 class ZsRE(FileDataset):
@@ -24,7 +29,8 @@ class ZsRE(FileDataset):
       being answered with `loc_ans`; its prefix ``nq question: `` stays.
     - No probe has an alternative: zsRE knows accuracy only (Eqns 21-23).
 
-    `pred`, `alt` and `cond` belong to another task and are not looked at. Space around answers is
+    `pred`, `alt` and `cond` belong to another task and are not looked at. In EasyEdit's form
+    (`prompt`, `target_new`) the target is the false answer that it names. Space around answers is
     removed. The reference replaces every occurrence of the subject and then fails on prompts that
     repeat it; here the last occurrence is taken, preferably one that is not a part of a longer
     word, since only there has the model read the whole question so far.
@@ -39,19 +45,24 @@ class ZsRE(FileDataset):
     )
 
     def records(self, file: DataFile) -> Iterable[Record]:
-        """Split the JSON array into its records."""
-        return json_array_records(file)
+        """Split the file into its records."""
+        if not is_json_array(file):
+            self.understanding.form = "JSON Lines"
+        return json_records(file)
 
     def case(self, record: Record, index: int) -> EditCase:
         """Make a case of one question."""
+        if _is_easyedit(record):
+            return self._case_of_fact(record, index)
         answers = record.texts("answers")
         if not answers:
             raise record.fail("answers", "must hold at least one answer, got an empty list.")
         target = answers[0].strip()
+        subject = record.text("subject").strip()
         request = EditRequest(
             case_id=str(index),
-            subject=record.text("subject").strip(),
-            prompt=_prompt_template(record),
+            subject=subject,
+            prompt=_prompt_template(record, "src", subject),
             target=target,
         )
         probes = (
@@ -61,14 +72,41 @@ class ZsRE(FileDataset):
         )
         return EditCase(request, probes=probes)
 
+    def _case_of_fact(self, record: Record, index: int) -> EditCase:
+        """Make a case of a record in EasyEdit's form; probes have no alternative here either."""
+        fact = as_fact(record, FIELDS, self.understanding, ZSRE)
+        subject = fact.text("subject").strip()
+        if "{}" not in fact.text("prompt"):
+            prompt = _prompt_template(fact, "prompt", subject)
+            fact = replace(fact, fields={**fact.fields, "prompt": prompt})
+        case = case_of_fact(fact, str(index), self.understanding)
+        probes = tuple(
+            replace(probe, prompt=_as_question(probe.prompt), alternative=None)
+            for probe in case.probes
+        )
+        return replace(case, probes=probes)
 
-def _prompt_template(record: Record) -> str:
+
+def _is_easyedit(record: Record) -> bool:
+    """Whether a record names its target, or has only the false answer to be one."""
+    names = record.fields.keys()
+    return bool({"prompt", "target_new", "target", "ans"} & names) or (
+        "alt" in names and "answers" not in names
+    )
+
+
+def _as_question(prompt: str) -> str:
+    """The prompt with the question mark that zsRE's unrelated questions lack."""
+    is_bare = prompt.startswith(_UNRELATED) and not prompt.rstrip().endswith("?")
+    return f"{prompt}?" if is_bare else prompt
+
+
+def _prompt_template(record: Record, field: str, subject: str) -> str:
     """The question with ``{}`` in place of one occurrence of its subject."""
-    question, subject = record.text("src"), record.text("subject").strip()
+    question = record.text(field)
     if "{}" in question:
-        raise record.fail("src", f"must be complete text, got {question!r}. Take out the '{{}}'.")
-    whole_words = re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", question)
-    start = max((match.start() for match in whole_words), default=question.rfind(subject))
-    if start < 0:
+        raise record.fail(field, f"must be complete text, got {question!r}. Take out the '{{}}'.")
+    found = find_subject(question, subject)
+    if not found:
         raise record.fail("subject", f"does not occur in the prompt: {question!r}, got {subject!r}")
-    return f"{question[:start]}{{}}{question[start + len(subject) :]}"
+    return cut_out(question, subject, found[-1])

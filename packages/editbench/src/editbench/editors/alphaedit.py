@@ -5,12 +5,29 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.closed_form.config import ClosedFormConfig
+from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
+from editbench.editors.dialect import Dialect
+
+DIALECT = Dialect(
+    editor="alphaedit",
+    methods=("alphaedit",),
+    names={
+        **CLOSED_FORM_NAMES,
+        "L2": lambda value, _: {"ridge": value, "ridge_unit": "absolute"},
+        "nullspace_threshold": lambda value, _: {
+            "null_space_threshold": value,
+            "null_space_unit": "absolute",
+        },
+    },
+    unused={},
+)
 
 
 class AlphaEditConfig(ClosedFormConfig):
     """Every number of AlphaEdit's algorithm, with the paper's symbol and the reference's name."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
     history: bool = Field(
         default=True,

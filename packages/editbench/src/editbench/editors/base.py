@@ -1,5 +1,6 @@
 """What an editor is: requests and a model go in, an edit comes out."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
+from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
@@ -18,11 +20,17 @@ from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
 
+_REFERENCE_NAME = re.compile(r"\((\w+)\)$")
+"""What the authors' code calls a field stands at the end of its description."""
+
 
 class EditorConfig(BaseModel):
     """Base of an editor's hyperparameters: immutable, and no field is ignored silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dialect: ClassVar[Dialect | None] = None
+    """What other tools call the fields, where their files can be read."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:
@@ -37,9 +45,7 @@ class EditorConfig(BaseModel):
         """
         for name in values:
             if name not in cls.model_fields:
-                raise ConfigError(
-                    f"{source}: {UnknownNameError('field', str(name), cls.model_fields)}"
-                )
+                raise ConfigError(f"{source}: {cls.unknown_field(str(name))}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -49,6 +55,15 @@ class EditorConfig(BaseModel):
             raise ConfigError(
                 f"{source}: field '{place}': {message}, got {first['input']!r}."
             ) from error
+
+    @classmethod
+    def unknown_field(cls, name: str) -> UnknownNameError:
+        """An error about a field that is not there; it knows the names of the authors' code."""
+        elsewhere = {"fact_token": "the token is always the subject's last one", **UNUSED}
+        for field, info in cls.model_fields.items():
+            if found := _REFERENCE_NAME.search(info.description or ""):
+                elsewhere[found[1]] = field
+        return UnknownNameError("field", name, cls.model_fields, elsewhere=elsewhere)
 
     def updated(self, values: Mapping[str, Any], source: str) -> Self:
         """The same configuration with some fields replaced, validated again."""

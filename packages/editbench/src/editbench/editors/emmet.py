@@ -6,13 +6,27 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.closed_form.config import ClosedFormConfig
+from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
+from editbench.editors.dialect import Dialect
 from editbench.models.editable import EditableModel
+
+DIALECT = Dialect(
+    editor="emmet",
+    methods=("emmet",),
+    names={
+        **CLOSED_FORM_NAMES,
+        "emmet_lambda": "slack",
+        "update_norm_lambda": lambda value, _: {"ridge": value, "ridge_unit": "absolute"},
+    },
+    unused={},
+)
 
 
 class EmmetConfig(ClosedFormConfig):
     """Every number of EMMET's algorithm, with the paper's symbol and the reference's name."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
     slack: float = Field(
         default=0.1,

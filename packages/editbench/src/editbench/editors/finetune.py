@@ -9,6 +9,7 @@ from torch import nn
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
 from editbench.editors.parts.borrowed_weights import borrowed_weights
 from editbench.editors.parts.training.costs import count_fitting, plan_training
 from editbench.editors.parts.training.minibatch import Minibatch
@@ -56,8 +57,67 @@ from its JSON file is a list: what it runs is ``reference-as-run``, without any 
 """
 
 
+_SCORING = {"prompt_last": "last-position", "target_new": "teacher-forced"}
+
+
+def _read_scoring(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if value not in _SCORING:
+        raise ValueError(f"must be one of {', '.join(_SCORING)}")
+    return {"scoring": _SCORING[value]}
+
+
+def _read_norm_constraint(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"norm_constraint": value or None}
+
+
+def _read_weight_decay(value: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where there is a power law, it decides."""
+    return {} if values.get("wd_power_law") else {"weight_decay": value or 0.0}
+
+
+def _read_power_law(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not value:
+        return {}
+    if list(value) != [_DECAY_EXPONENT, _DECAY_LOG_SCALE]:
+        raise ValueError(
+            f"must be the authors' [{_DECAY_EXPONENT}, {_DECAY_LOG_SCALE}]; give weight_decay as a "
+            "number instead"
+        )
+    return {"weight_decay": "power-law"}
+
+
+def _read_parameters(value: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    attention = values.get("attn_module_tmp")
+    inside = str(value).removesuffix(".weight")
+    if inside == values.get("layer_module_tmp"):
+        return {"parameters": "block"}
+    if isinstance(attention, str) and inside.startswith(attention):
+        raise ValueError("is in attention, which this editor does not train")
+    refuse_input_projection(inside)
+    return {"parameters": "mlp-projection"}
+
+
+DIALECT = Dialect(
+    editor="ft-w",
+    methods=("ft", "ft-l", "ft-m", "ft-w"),
+    names={
+        "layers": read_single_layer,
+        "num_steps": "n_epochs",
+        "lr": "learning_rate",
+        "weight_decay": _read_weight_decay,
+        "wd_power_law": _read_power_law,
+        "norm_constraint": _read_norm_constraint,
+        "objective_optimization": _read_scoring,
+        "rewrite_module_tmp": _read_parameters,
+    },
+    unused={"kl_factor": "without effect in the authors' code"},
+)
+
+
 class FineTuneConfig(EditorConfig):
     """Every number of fine-tuning; in brackets the reference's names."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
     layer: int = Field(ge=0, description="the layer that is trained (layers)")
     parameters: Literal["mlp-projection", "block"] = Field(

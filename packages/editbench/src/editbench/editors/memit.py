@@ -3,12 +3,22 @@
 from typing import ClassVar
 
 from editbench.editors.base import EditorConfig
-from editbench.editors.closed_form.config import ClosedFormConfig
+from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
+from editbench.editors.dialect import Dialect
+
+DIALECT = Dialect(
+    editor="memit",
+    methods=("memit", "memit_seq", "alphaedit"),
+    names=CLOSED_FORM_NAMES,
+    unused={},
+)
 
 
 class MemitConfig(ClosedFormConfig):
     """Every number of MEMIT's algorithm, with the paper's symbol and the reference's name."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
 
 class Memit(ClosedForm):

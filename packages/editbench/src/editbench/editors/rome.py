@@ -13,6 +13,14 @@ from editbench.editors.base import EditorConfig, Progress, Resources, Share
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.dialect import (
+    TARGET_NAMES,
+    Dialect,
+    read_fact_token,
+    read_prefix_lengths,
+    read_single_layer,
+    refuse_input_projection,
+)
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
 from editbench.editors.parts.keys.insertion_costs import (
@@ -37,8 +45,34 @@ from memit_core import UpdateFactors
 STAGE = "edits"
 
 
+def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    lengths, number = read_prefix_lengths(value)
+    return {"n_context_prefixes": number, "context_prefix_lengths": lengths}
+
+
+def _read_module(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    refuse_input_projection(str(value).removesuffix(".weight"))
+    return {}
+
+
+DIALECT = Dialect(
+    editor="rome",
+    methods=("rome",),
+    names={
+        **TARGET_NAMES,
+        "layers": read_single_layer,
+        "context_template_length_params": _read_prefixes,
+        "rewrite_module_tmp": _read_module,
+        "fact_token": read_fact_token,
+    },
+    unused={"mom2_adjustment": "second moments are always used"},
+)
+
+
 class RomeConfig(TargetSettings):
     """Every number of ROME's algorithm; in brackets the reference's names."""
+
+    dialect: ClassVar[Dialect | None] = DIALECT
 
     layer: int = Field(ge=0, description="the layer that is written to (layers)")
     n_steps: int = Field(

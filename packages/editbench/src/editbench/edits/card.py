@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -16,14 +16,14 @@ from pydantic import (
 )
 
 from editbench.models.editable import EditableModel
-from editbench.requests import EditRequest
+from editbench.requests import EditRequest, content_of
 
 _RECORDED_PACKAGES = ("editbench", "memit-core", "torch", "transformers")
 
 
 def hash_requests(requests: Sequence[EditRequest]) -> str:
     """Content address of a batch of requests, in order: SHA-256, hexadecimal."""
-    content = json.dumps([asdict(request) for request in requests], ensure_ascii=False)
+    content = json.dumps([content_of(request) for request in requests], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -38,6 +38,14 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def _name_dtype(model: EditableModel) -> str:
+    """The dtype of most weights: a class may keep a few in float32 whatever is asked for."""
+    sizes: Counter[str] = Counter()
+    for parameter in model.model.parameters():
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
 class EditCard(BaseModel):
     """Where an edit comes from, and which model it fits.
 
@@ -46,6 +54,8 @@ class EditCard(BaseModel):
         model_fingerprint: Hash of that model's weights and configuration, unedited.
         edits_on: Identities of the edits that were on the model when this one was computed, in
             order: it can be put on top of these alone. Left out of files where there were none.
+        model_dtype: Precision that its weights were loaded in, such as ``float32``; None in files
+            that do not say.
         editor: Name of the editor.
         config: The editor's hyperparameters.
         requests_hash: `hash_requests` of what was written.
@@ -59,6 +69,7 @@ class EditCard(BaseModel):
     model_name: str
     model_fingerprint: str
     edits_on: tuple[str, ...] = ()
+    model_dtype: str | None = None
     editor: str
     config: dict[str, Any] = Field(default_factory=dict)
     requests_hash: str
@@ -89,6 +100,7 @@ class EditCard(BaseModel):
             model_name=model.name,
             model_fingerprint=model.fingerprint,
             edits_on=model.edits_on,
+            model_dtype=_name_dtype(model),
             editor=editor,
             config=values,
             requests_hash=hash_requests(requests),

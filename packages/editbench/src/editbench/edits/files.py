@@ -6,6 +6,7 @@ norm's weight, ``<parameter>.dense`` has its own shape. The card is JSON in the 
 under the key ``editbench``.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from editbench.edits.card import EditCard
 from editbench.errors import EditError
-from memit_core import UpdateFactors
+from memit_core import DamagedError, UpdateFactors
+from memit_core.checksums import DAMAGED, check_tensors, seal_card, unseal_card
 from memit_core.whole_files import writing_whole
 
 Update = UpdateFactors | Tensor
@@ -44,7 +46,8 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
         else:
             tensors[f"{parameter}.dense"] = update
     # One key alone: safetensors writes several in random order.
-    metadata = {METADATA_KEY: card.model_dump_json()}
+    content = seal_card(json.loads(card.model_dump_json()), tensors)
+    metadata = {METADATA_KEY: json.dumps(content, ensure_ascii=False)}
     try:
         with writing_whole(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -66,7 +69,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
 
     Raises:
         EditError: The file is missing, truncated, not an edit file, or holds updates that are
-            incomplete, misshapen or not finite.
+            incomplete, misshapen or not finite, or is not what was written.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -77,7 +80,13 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
             f"load edit: cannot read the file, got {str(path)!r} ({error}); expected a safetensors "
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
-    return _assemble_updates(path, tensors), _parse_card(path, metadata)
+    updates, card = _assemble_updates(path, tensors), _parse_card(path, metadata)
+    try:
+        _, sums = unseal_card(json.loads(metadata[METADATA_KEY]))
+        check_tensors(sums, tensors)
+    except DamagedError as error:
+        raise EditError(f"load edit: {str(path)!r}: {error}. {DAMAGED}") from error
+    return updates, card
 
 
 def _parse_card(path: Path, metadata: Mapping[str, str]) -> EditCard:

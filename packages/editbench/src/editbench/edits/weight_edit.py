@@ -18,6 +18,7 @@ from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from memit_core import MemitCoreError, UpdateFactors, find_device, in_memory, updated_weights
+from memit_core.weights import add_update
 
 
 class WeightEdit(Edit):
@@ -197,6 +198,23 @@ class WeightEdit(Edit):
                 raise EditError(f"apply edit to '{model.name}': {error}") from error
             yield
 
+    def edited(self, model: EditableModel, name: str, weight: Tensor) -> Tensor:
+        """A weight with the update on it, in float64, computed as and where `applied` does.
+
+        Args:
+            model: The model that the edit was computed for, unedited.
+            name: The parameter's name; one of `updates`.
+            weight: The parameter, as its module stores it, in any precision.
+
+        Raises:
+            EditError: An update fits no parameter of the model.
+        """
+        update = orient_for_module(
+            model, name, self._parameters(model)[name].data, self.updates[name]
+        )
+        place = update.left.device if isinstance(update, UpdateFactors) else update.device
+        return add_update(weight.to(place), update)
+
     def save(self, path: Path) -> None:
         """Write the edit to one safetensors file, whole or not at all.
 
@@ -314,6 +332,7 @@ def _merged_card(cards: Sequence[EditCard]) -> EditCard:
         model_name=first.model_name,
         model_fingerprint=first.model_fingerprint,
         edits_on=first.edits_on,
+        model_dtype=next((card.model_dtype for card in cards if card.model_dtype), None),
         editor="+".join(dict.fromkeys(card.editor for card in cards)),
         config=first.config if same_config else {"merged": [card.config for card in cards]},
         requests_hash=hashlib.sha256(hashes.encode()).hexdigest(),

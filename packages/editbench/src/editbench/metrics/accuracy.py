@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from editbench.metrics.probe_metric import ProbeMetric, scored
-from editbench.questions import Answers, Question, Score
+from editbench.questions import Answers, Question
 from editbench.requests import Probe
 
 
@@ -32,8 +32,8 @@ class Accuracy(ProbeMetric):
 
     def probe_questions(self, probe: Probe) -> tuple[Question, ...]:
         """How likely are the tokens of the expected continuation?"""
-        return (Score(probe.prompt, probe.expected),)
+        return (probe.question(probe.expected),)
 
     def judge(self, probe: Probe, answers: Answers) -> tuple[bool, ...]:
         """One judgement: is every token of the expected continuation the argmax?"""
-        return (all(scored(answers, probe.prompt, probe.expected).argmax),)
+        return (all(scored(answers, probe.question(probe.expected)).argmax),)

@@ -6,7 +6,8 @@ see what an edit has done to the rest of the model (`TextMetric`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Generic, Literal, TypeVar
+from math import isfinite
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from editbench.questions import Answers, Question
 from editbench.requests import EditCase
@@ -84,3 +85,21 @@ class TextMetric(BaseMetric[str]):
 
 AnyMetric = Metric | TextMetric
 """What can be measured."""
+
+
+def find_fault(metric: BaseMetric[Any], values: Mapping[str, Any]) -> str | None:
+    """What is wrong with what `values` returned: a name or a number; None if nothing is."""
+    for name, value in values.items():
+        if name not in metric.produces or not _is_finite(value):
+            return (
+                f"got {value!r} for {name!r}; expected a finite number for one of "
+                f"{', '.join(metric.produces)}"
+            )
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -18,7 +18,8 @@ _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 def generation_questions(case: EditCase) -> tuple[Generate, ...]:
     """What must be written to judge how a model writes about a case: one text a prompt."""
-    return tuple(Generate(prompt, N_TOKENS) for prompt in dict.fromkeys(case.generation_prompts))
+    prompts = dict.fromkeys(case.generation_prompts)
+    return tuple(Generate(prompt, N_TOKENS, case.request.chat) for prompt in prompts)
 
 
 def generated_texts(case: EditCase, answers: Answers) -> list[str]:

@@ -8,9 +8,9 @@ from editbench.questions import Answers, Question, Score, ScoreAnswer
 from editbench.requests import EditCase, Probe
 
 
-def scored(answers: Answers, prompt: str, continuation: str) -> ScoreAnswer:
-    """Look up how likely `continuation` was after `prompt`."""
-    return cast(ScoreAnswer, answers[Score(prompt, continuation)])
+def scored(answers: Answers, question: Score) -> ScoreAnswer:
+    """Look up how likely a continuation was."""
+    return cast(ScoreAnswer, answers[question])
 
 
 class ProbeMetric(Metric):

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from editbench.metrics.probe_metric import ProbeMetric, scored
-from editbench.questions import Answers, Question, Score
+from editbench.questions import Answers, Question
 from editbench.requests import Probe
 
 
@@ -37,12 +37,12 @@ class Success(ProbeMetric):
         """How likely are the expected continuation and its competitor?"""
         if probe.alternative is None:
             return ()
-        return Score(probe.prompt, probe.expected), Score(probe.prompt, probe.alternative)
+        return probe.question(probe.expected), probe.question(probe.alternative)
 
     def judge(self, probe: Probe, answers: Answers) -> tuple[bool, ...]:
         """One judgement: is the expected continuation the likelier one?"""
         if probe.alternative is None:
             return ()
-        expected = scored(answers, probe.prompt, probe.expected)
-        alternative = scored(answers, probe.prompt, probe.alternative)
+        expected = scored(answers, probe.question(probe.expected))
+        alternative = scored(answers, probe.question(probe.alternative))
         return (expected.mean_log_prob > alternative.mean_log_prob,)

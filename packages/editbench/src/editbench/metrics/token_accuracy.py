@@ -31,4 +31,4 @@ class TokenAccuracy(Accuracy):
 
     def judge(self, probe: Probe, answers: Answers) -> tuple[bool, ...]:
         """One judgement per token: is it the argmax?"""
-        return scored(answers, probe.prompt, probe.expected).argmax
+        return scored(answers, probe.question(probe.expected)).argmax

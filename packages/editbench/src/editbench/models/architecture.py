@@ -33,7 +33,8 @@ class Architecture:
         d_model: Width of the residual stream.
         mlp_projections: Per layer, the path of the linear map out of the MLP: the weight that
             updates are usually written to.
-        attention_projections: Per layer, the path of the linear map out of attention.
+        own_attention: Per layer, the path of the linear map out of attention; None where there is
+            none, as in blocks that mix tokens by a recurrence or a convolution.
         embedding: Path of the token embedding.
         final_norm: Path of the norm between the last block and the head; None where there is none.
         head: Path of the map to logits, whether or not its weight is tied to the embedding.
@@ -43,7 +44,7 @@ class Architecture:
     n_layers: int
     d_model: int
     mlp_projections: tuple[str, ...]
-    attention_projections: tuple[str, ...]
+    own_attention: tuple[str | None, ...]
     embedding: str
     final_norm: str | None
     head: str
@@ -61,11 +62,26 @@ class Architecture:
         """The path of the map out of one block's MLP or attention.
 
         Raises:
-            ModelError: The model has no such layer.
+            ModelError: The model has no such layer, or no attention in it.
         """
         self.check_layer(layer)
-        paths = self.mlp_projections if kind == "mlp" else self.attention_projections
-        return paths[layer]
+        path = self.mlp_projections[layer] if kind == "mlp" else self.own_attention[layer]
+        if path is None:
+            some = ", ".join(str(each) for each, own in enumerate(self.own_attention) if own)
+            raise ModelError(
+                f"attention's output projection: block '{self.block(layer)}' has none; expected a "
+                f"layer with attention, which are {some or 'none'}. Use MLPs instead."
+            )
+        return path
+
+    @property
+    def attention_projections(self) -> tuple[str, ...]:
+        """Per layer, the path of the linear map out of attention.
+
+        Raises:
+            ModelError: A block has none.
+        """
+        return tuple(self.projection(layer, "attention") for layer in range(self.n_layers))
 
     def check_layer(self, layer: int) -> None:
         """Refuse a layer that the model does not have.
@@ -115,7 +131,7 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
         n_layers=n_layers,
         d_model=d_model,
         mlp_projections=tuple(find_mlp_projection(block, path, d_model) for path, block in members),
-        attention_projections=tuple(
+        own_attention=tuple(
             find_attention_projection(block, path, d_model) for path, block in members
         ),
         embedding=_path_of(model, model.get_input_embeddings(), "token embedding"),

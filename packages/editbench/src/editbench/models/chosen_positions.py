@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 
 # Gathering and putting back takes about as long as a twentieth of an MLP, a tenth of a linear map.
@@ -67,9 +68,14 @@ def find_position_wise(model: EditableModel, layer: int) -> list[nn.Module]:
 
 
 def find_read_modules(model: EditableModel, layer: int) -> list[nn.Module]:
-    """What of a block is needed only where its output is read: MLP and attention's projection."""
-    projection = model.model.get_submodule(model.architecture.attention_projections[layer])
-    return [*find_mlps(model, [layer]), projection]
+    """What of a block is needed only where its output is read: MLP and attention's projection.
+
+    Where tokens see others by anything but keys and values, nobody knows what comes after what.
+    """
+    projection = model.architecture.own_attention[layer]
+    if projection is None or find_continuing(model) != "padded":
+        return []
+    return [*find_mlps(model, [layer]), model.model.get_submodule(projection)]
 
 
 @contextmanager
@@ -105,8 +111,8 @@ def find_padded(
 def only_at(modules: Sequence[nn.Module], places: Places | None) -> Iterator[None]:
     """Let modules, which treat each position alone, work at some; elsewhere they put out zero.
 
-    One that is handed more than its input (BLOOM's MLP adds the residual by itself), or whose
-    input is not laid out in rows, is left alone.
+    One that is handed more than its input (BLOOM's MLP adds the residual by itself, RWKV's looks
+    at the token before), or whose input is not laid out in rows, is left alone.
 
     Args:
         modules: MLPs and linear maps, none inside of another one.
@@ -124,14 +130,16 @@ def _only_at(module: nn.Module, places: Places) -> Iterator[None]:
     index: Tensor | None = None
     shape = torch.Size()
 
-    def take(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def take(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         nonlocal index, shape
         index = None
-        if len(args) != 1 or args[0].dim() != 3:
+        if kwargs or len(args) != 1 or args[0].dim() != 3:
             return None
         shape = args[0].shape
         index = (places.rows * shape[1] + places.positions).to(args[0].device)
-        return (_Take.apply(args[0], index).unsqueeze(0),)  # type: ignore[no-untyped-call]
+        return (_Take.apply(args[0], index).unsqueeze(0),), {}  # type: ignore[no-untyped-call]
 
     def put_back(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if index is None:
@@ -139,7 +147,10 @@ def _only_at(module: nn.Module, places: Places) -> Iterator[None]:
         put: Tensor = _Put.apply(output[0], index, shape[:-1])  # type: ignore[no-untyped-call]
         return put
 
-    handles = [module.register_forward_pre_hook(take), module.register_forward_hook(put_back)]
+    handles = [
+        module.register_forward_pre_hook(take, with_kwargs=True),
+        module.register_forward_hook(put_back),
+    ]
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from editbench.errors import ModelError
 
 _ATTENTION_WORDS = ("attention", "attn")
 _FEED_FORWARD_WORDS = ("mlp", "ffn", "feedforward", "feed_forward")
-_EXPERT_WORDS = ("expert", "sparsemoe", "moeblock", "router")
+_EXPERT_WORDS = ("expert", "sparsemoe", "moeblock")  # Gemma 3n routes, but has no experts
 _NOT_ATTENTION_ITSELF = ("norm", "dropout")  # `post_attention_layernorm`, `attn_dropout`
 
 
@@ -66,42 +66,42 @@ def find_mlp_projection(block: nn.Module, path: str, d_model: int) -> str:
     outside = [
         (name, module)
         for name, module in _linear_maps(block)
-        if not _lies_in(block, name, _is_attention)
+        if not _lies_in(block, name, _is_attention) and not _lies_in(block, name, _is_mixer)
     ]
     # A block may own other maps as wide as the residual stream, such as per-layer inputs; where
     # something is called an MLP, only that is meant. OPT's maps lie in the block itself.
     named = [pair for pair in outside if _lies_in(block, pair[0], _is_feed_forward)]
-    return _last_map_of_width(d_model, named or outside, path, "the MLP's output projection")
+    maps = named or outside
+    found = _last_of_width(d_model, maps)
+    if found is None:
+        listed = ", ".join(
+            f"'{name}' ({type(module).__name__}, {_output_width(module)} wide)"
+            for name, module in maps
+        )
+        raise ModelError(
+            f"unsupported model: looked in '{path}' for the MLP's output projection, a Linear or "
+            f"Conv1D with an output {d_model} wide, found {listed or 'no linear map'}."
+        )
+    return f"{path}.{found}"
 
 
-def find_attention_projection(block: nn.Module, path: str, d_model: int) -> str:
-    """Find the linear map out of a block's attention; arguments as for `find_mlp_projection`.
+def find_attention_projection(block: nn.Module, path: str, d_model: int) -> str | None:
+    """Find the linear map out of a block's attention; None if there is none.
 
-    Raises:
-        ModelError: There is none; the message lists the maps that there are.
+    Arguments as for `find_mlp_projection`.
     """
     inside = [
         (name, module)
         for name, module in _linear_maps(block)
         if _lies_in(block, name, _is_attention)
     ]
-    return _last_map_of_width(d_model, inside, path, "attention's output projection")
+    found = _last_of_width(d_model, inside)
+    return None if found is None else f"{path}.{found}"
 
 
-def _last_map_of_width(
-    width: int, maps: list[tuple[str, nn.Linear | Conv1D]], path: str, what: str
-) -> str:
+def _last_of_width(width: int, maps: list[tuple[str, nn.Linear | Conv1D]]) -> str | None:
     fitting = [name for name, module in maps if _output_width(module) == width]
-    if not fitting:
-        found = ", ".join(
-            f"'{name}' ({type(module).__name__}, {_output_width(module)} wide)"
-            for name, module in maps
-        )
-        raise ModelError(
-            f"unsupported model: looked in '{path}' for {what}, a Linear or Conv1D with an output "
-            f"{width} wide, found {found or 'no linear map'}."
-        )
-    return f"{path}.{fitting[-1]}"
+    return fitting[-1] if fitting else None
 
 
 def _linear_maps(block: nn.Module) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
@@ -129,6 +129,22 @@ def _is_attention(path: str, module: nn.Module) -> bool:
 
 def _is_feed_forward(path: str, module: nn.Module) -> bool:
     return _is_called(path, module, _FEED_FORWARD_WORDS)
+
+
+def _is_mixer(path: str, module: nn.Module) -> bool:
+    """Whether a module has a convolution in it, or weights besides its maps' and norms'.
+
+    Such are Mamba's and other recurrences, which have maps as wide as the residual stream, too.
+    """
+    return not _is_feed_forward(path, module) and any(
+        isinstance(part, nn.Conv1d)
+        or (any(True for _ in part.parameters(recurse=False)) and not _has_usual_weights(part))
+        for part in module.modules()
+    )
+
+
+def _has_usual_weights(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) or "norm" in type(module).__name__.lower()
 
 
 def _is_called(path: str, module: nn.Module, words: tuple[str, ...]) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from editbench.models.architecture import Architecture
+from editbench.models.architecture import Architecture, input_width
 
 _FLOAT32 = 4
 # Float32 copies of logits that a loss makes: themselves, log-probabilities and two gradients.
@@ -73,19 +73,22 @@ class DecoderSize:
             d_key: Width of the input of its MLPs' output projections.
         """
         config = model.config.get_text_config(decoder=True)
-        n_heads = config.num_attention_heads
-        d_head = getattr(config, "head_dim", None) or architecture.d_model // n_heads
+        n_heads = getattr(config, "num_attention_heads", None) or 1
+        # A block that has attention, if there is one: the others are taken to be like it.
+        own = next(((i, path) for i, path in enumerate(architecture.own_attention) if path), None)
+        d_attention, n_attention = architecture.d_model, 0
+        if own is not None:
+            d_attention = input_width(model.get_submodule(own[1]))
+            n_attention = _count_entries(model.get_submodule(own[1].rpartition(".")[0]))
         n_cached_heads = getattr(config, "num_key_value_heads", None) or n_heads
-        block = model.get_submodule(architecture.block(0))
-        attention = architecture.attention_projections[0].rpartition(".")[0]
-        n_attention = _count_entries(model.get_submodule(attention))
+        block = model.get_submodule(architecture.block(own[0] if own is not None else 0))
         norms = [module for module in block.modules() if "norm" in type(module).__name__.lower()]
         head = model.get_submodule(architecture.head).get_parameter("weight")
         return cls(
             n_layers=architecture.n_layers,
             d_model=architecture.d_model,
-            d_attention=n_heads * d_head,
-            d_cache=2 * n_cached_heads * d_head,
+            d_attention=d_attention,
+            d_cache=2 * n_cached_heads * (d_attention // n_heads),
             d_mlp=d_key,
             n_heads=n_heads,
             n_attention=n_attention,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -49,10 +50,12 @@ class EditableModel:
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
         max_memory: Bytes that it and the work on it may take of a device; None for all there are.
         planned_device: For a model without weights, the device that work on it is planned for.
+        source: The folder that its weights were read from; None if it was made in memory.
     """
 
     max_memory: int | None = None
     planned_device: torch.device | None = None
+    source: Path | None = None
 
     def __init__(
         self,
@@ -76,24 +79,28 @@ class EditableModel:
         """
         self.name = name
         self.spec = spec
-        self.tokens = tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
+        tokens = tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
         try:
             self.architecture = find_architecture(model)
         except ModelError as error:
             raise ModelError(f"model '{name}': {error}") from error
         self.model = model.eval().requires_grad_(False)
+        _keep_weights(model)
         self.max_positions = _read_max_positions(model)
         self._takes_position_ids = "position_ids" in signature(model.forward).parameters
         self._fingerprint: str | None = None
         self._hash = WeightHash()
         self._edits = EditStack()
         n_embeddings = _n_rows(model, self.architecture.embedding)
-        if not 0 <= self.tokens.largest_id < n_embeddings:
+        if not 0 <= tokens.largest_id < n_embeddings:
             raise ModelError(
                 f"model '{name}': tokenizer and model do not belong together, got a vocabulary "
-                f"with ids up to {self.tokens.largest_id}; expected ids from 0 to "
+                f"with ids up to {tokens.largest_id}; expected ids from 0 to "
                 f"{n_embeddings - 1}, the rows of the embedding. Use the model's own tokenizer."
             )
+        # A tokenizer may have been given tokens that the model has not.
+        n_rows, part = min((n_embeddings, "embedding"), (self.n_logits, "output head"))
+        self.tokens = tokens.within(n_rows, name, part)
 
     @property
     def device(self) -> torch.device:
@@ -380,6 +387,13 @@ class EditableModel:
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
                 f"{text!r}; expected at most {self.max_positions}. Shorten the text."
             )
+
+
+def _keep_weights(model: PreTrainedModel) -> None:
+    """Let RWKV's first run not halve weights, which changes nothing but what an edit fits."""
+    is_halved = any(getattr(module, "layers_are_rescaled", False) for module in model.modules())
+    if getattr(model.config, "rescale_every", 0) and not is_halved:
+        model.config.rescale_every = 0
 
 
 def _read_max_positions(model: PreTrainedModel) -> int | None:

@@ -1,6 +1,7 @@
 """What is wrong with a model folder, found out before anything is loaded from it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt",
     "sentencepiece.bpe.model", "tekken.json", "*.tiktoken",
 )  # fmt: skip
+_ADAPTER = "adapter_config.json"
+# What says that weights are quantized: in config.json, and beside it.
+_QUANTIZATION_FIELDS = ("quantization_config", "compression_config", "quantization")
+_QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_UNQUANTIZED = (
+    "Give the checkpoint in bfloat16, float16 or float32 that it was made from, or dequantize it."
+)
 
 
 def check_folder(folder: Path, *, name: str, allow_pickle: bool) -> None:
@@ -36,7 +45,9 @@ def check_folder(folder: Path, *, name: str, allow_pickle: bool) -> None:
             f"model '{name}': '{folder / 'config.json'}' has no field 'model_type', got "
             f"{sorted(config)[:8]}. Give the folder of a transformers model."
         )
-    _check_weights(folder, name, allow_pickle=allow_pickle)
+    for path in find_weight_files(folder, name=name, allow_pickle=allow_pickle):
+        if path.suffix == ".safetensors":
+            _check_safetensors(path, name)
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise ModelError(
             f"model '{name}': no tokenizer in '{folder}'; expected one of "
@@ -45,11 +56,13 @@ def check_folder(folder: Path, *, name: str, allow_pickle: bool) -> None:
 
 
 def read_config(folder: Path, *, name: str) -> dict[str, Any]:
-    """Read a folder's ``config.json``.
+    """Read the ``config.json`` of a folder that holds plain weights.
 
     Raises:
-        ModelError: It is missing or is no JSON object.
+        ModelError: It is missing or is no JSON object; or the folder holds an adapter, or quantized
+            weights.
     """
+    _refuse_adapter(folder, name)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -65,29 +78,75 @@ def read_config(folder: Path, *, name: str) -> dict[str, Any]:
         raise ModelError(
             f"model '{name}': '{path}' must hold a JSON object, got {type(config).__name__}."
         )
+    _refuse_quantized(folder, config, name)
     return config
 
 
-def _check_weights(folder: Path, name: str, *, allow_pickle: bool) -> None:
-    if (folder / f"{_SAFE}.index.json").exists():
-        for shard in _read_shard_names(folder / f"{_SAFE}.index.json", name):
-            _check_safetensors(folder / shard, name)
-    elif (folder / _SAFE).exists():
-        _check_safetensors(folder / _SAFE, name)
-    elif not any((folder / file).exists() for file in (_PICKLED, f"{_PICKLED}.index.json")):
-        raise ModelError(
-            f"model '{name}': no weights in '{folder}'; expected {_SAFE} or {_SAFE}.index.json."
-        )
-    elif not allow_pickle:
-        raise ModelError(
-            f"model '{name}': '{folder}' holds only pickled weights, which can run code when they "
-            "are read. Allow them with --allow-pickle if you trust their source."
-        )
+def find_weight_files(folder: Path, *, name: str, allow_pickle: bool) -> list[Path]:
+    """The files that transformers takes the weights from.
+
+    Args:
+        folder: A folder that holds a model.
+        name: What the user called the model.
+        allow_pickle: Whether weights in pickle format will do, where there are no safetensors.
+
+    Raises:
+        ModelError: There are none, the index of shards is damaged, or they are pickled.
+    """
+    for single in (_SAFE, _PICKLED):
+        index = folder / f"{single}.index.json"
+        is_sharded = not (folder / single).exists()
+        if is_sharded and not index.exists():
+            continue
+        if single == _PICKLED and not allow_pickle:
+            raise ModelError(
+                f"model '{name}': '{folder}' holds only pickled weights, which can run code when "
+                "they are read. Allow them with --allow-pickle if you trust their source."
+            )
+        return [
+            folder / file for file in (_read_shard_names(index, name) if is_sharded else [single])
+        ]
+    raise ModelError(
+        f"model '{name}': no weights in '{folder}'; expected {_SAFE} or {_SAFE}.index.json."
+    )
+
+
+def _refuse_adapter(folder: Path, name: str) -> None:
+    """Refuse an adapter, alone or beside its base: nothing here would put it on."""
+    if not (folder / _ADAPTER).exists():
+        return
+    raise ModelError(
+        f"model '{name}': '{folder}' holds an adapter, got {_ADAPTER}. Merge it first, with peft: "
+        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), "
+        "and the tokenizer beside it; or take the file away to edit the base without its adapter."
+    )
+
+
+def _refuse_quantized(folder: Path, config: Mapping[str, Any], name: str) -> None:
+    """Refuse weights that stand for others: nothing can be added to them."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for field in _QUANTIZATION_FIELDS:
+            if stated := part.get(field):
+                method = stated.get("quant_method") if isinstance(stated, dict) else None
+                raise ModelError(
+                    f"model '{name}': its weights are quantized, got '{field}' in config.json"
+                    f"{f' with quant_method {method!r}' if method else ''}. {_UNQUANTIZED}"
+                )
+    for file in _QUANTIZATION_FILES:
+        if (folder / file).exists():
+            raise ModelError(
+                f"model '{name}': its weights are quantized, got {file} beside config.json. "
+                f"{_UNQUANTIZED}"
+            )
 
 
 def _read_shard_names(index: Path, name: str) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if outside := [shard for shard in shards if Path(shard).is_absolute() or ".." in shard]:
+            raise ValueError(f"shards outside of the folder: {outside[0]}")
+        return sorted(shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"model '{name}': '{index}' is damaged, got {type(error).__name__}: {error}; expected "
@@ -97,8 +156,8 @@ def _read_shard_names(index: Path, name: str) -> list[str]:
 
 def _check_safetensors(path: Path, name: str) -> None:
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            dtypes = {tensor: file.get_slice(tensor).get_dtype() for tensor in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise ModelError(
             f"model '{name}': the weights file '{path}' is missing. Fetch it again."
@@ -108,3 +167,9 @@ def _check_safetensors(path: Path, name: str) -> None:
             f"model '{name}': the weights file '{path}' is truncated or damaged, got {error}. "
             "Fetch it again."
         ) from error
+    for tensor, dtype in dtypes.items():
+        if dtype.startswith("F") and dtype not in _PLAIN_DTYPES:
+            raise ModelError(
+                f"model '{name}': its weights are quantized, got '{tensor}' in {dtype} in "
+                f"'{path}'. {_UNQUANTIZED}"
+            )

@@ -10,15 +10,19 @@ from inspect import signature
 
 from transformers.cache_utils import DynamicCache
 
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 
 
 def ignores_gaps(model: EditableModel) -> bool:
     """Whether parts of rows can be put together with padding between them.
 
-    Models that are not told positions may count them from the mask, or not; none of them is
-    trusted (MPT counts padding as distance). GPT-Neo's local attention counts places.
+    Only keys and values can be put together. Models that are not told positions may count them
+    from the mask, or not; none of them is trusted (MPT counts padding as distance). GPT-Neo's local
+    attention counts places.
     """
+    if find_continuing(model) != "padded":
+        return False
     if "position_ids" not in signature(model.model.forward).parameters:
         return False
     config = model.model.config.get_text_config(decoder=True)

@@ -2,12 +2,14 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
 from editbench.errors import RequestError
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
@@ -39,6 +41,7 @@ def generate_texts(
     report: Callable[[int], None],
     *,
     top_k: int = TOP_K,
+    ends: Collection[int] = (),
 ) -> dict[Generate, GenerateAnswer]:
     """Answer distinct `Generate` questions by top-k sampling.
 
@@ -56,6 +59,7 @@ def generate_texts(
             than 128 MiB.
         report: Called with the number of questions each batch has answered.
         top_k: How many of the most likely tokens take part; 1 is greedy.
+        ends: Tokens before which a text ends.
 
     Raises:
         RequestError: A prompt has no token, or is longer than the model takes.
@@ -68,7 +72,8 @@ def generate_texts(
             for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
                 found += written
         for opening, new_ids in zip(batch, found, strict=True):
-            text = model.tokens.decode([*opening.ids, *new_ids[: opening.n_missing]])
+            own = list(takewhile(lambda token: token not in ends, new_ids[: opening.n_missing]))
+            text = model.tokens.decode([*opening.ids, *own])
             answers[opening.question] = GenerateAnswer(text)
         report(len(batch))
     for question in questions:
@@ -85,12 +90,13 @@ def batch_openings(
     openings = [_open(model, question) for question in questions]
     missing = [opening for opening in openings if opening.n_missing > 0]
     n_cached = max(token_budget, _MIN_CACHE_BYTES // model.size.n_cache_bytes)
-    return _make_batches(missing, n_cached, model.max_positions)
+    may_differ = find_continuing(model) != "alike"
+    return _make_batches(missing, n_cached, model.max_positions, may_differ)
 
 
 def _open(model: EditableModel, question: Generate) -> Opening:
     """Tokenize a prompt, and count what is to be written after it."""
-    ids = model.tokens.encode(question.prompt)
+    ids = model.tokens.encode(question.prompt, chat=question.chat)
     if not ids:
         raise RequestError(
             f"generating: the prompt has no token, got {question.prompt!r}. Give a prompt."
@@ -108,9 +114,12 @@ def _open(model: EditableModel, question: Generate) -> Opening:
 
 
 def _make_batches(
-    openings: list[Opening], n_cached: int, max_positions: int | None
+    openings: list[Opening], n_cached: int, max_positions: int | None, may_differ: bool
 ) -> Iterator[list[Opening]]:
-    """Group prompts of like length and number of tokens to write, the longest first."""
+    """Group prompts of like length and number of tokens to write, the longest first.
+
+    Unless lengths `may_differ`, prompts of a group have one.
+    """
     batch: list[Opening] = []
     for opening in sorted(
         openings, key=lambda opening: (opening.n_missing, len(opening.ids)), reverse=True
@@ -119,6 +128,7 @@ def _make_batches(
         longest = max([len(opening.ids), *(len(member.ids) for member in batch)])
         width = longest + max([opening.n_missing, *(member.n_missing for member in batch)])
         is_full = (len(batch) + 1) * width > n_cached
+        is_full |= not may_differ and longest > min(len(each.ids) for each in [opening, *batch])
         if batch and (is_full or (max_positions is not None and width > max_positions)):
             yield batch
             batch = []
@@ -133,18 +143,53 @@ def _write(
     """Sample the tokens that follow each prompt; a shorter text may get more than it needs."""
     n_steps = max(opening.n_missing for opening in batch)
     draws = torch.stack([_draw(seed, opening.question.prompt, n_steps) for opening in batch])
-    arguments = model.batch([opening.ids for opening in batch], side="left")
+    openings = [opening.ids for opening in batch]
+    written: list[torch.Tensor] = []
+    caches = find_continuing(model) != "never"
+    read = _read_from_cache if caches else _read_whole_rows
+    # Each step reads what the ones before it have written.
+    for step, logits in zip(range(n_steps), read(model, openings, n_steps, written), strict=False):
+        written.append(_sample(logits, draws[:, step], top_k))
+    return torch.stack(written, dim=1).tolist()
+
+
+def _read_from_cache(
+    model: EditableModel,
+    openings: Sequence[Sequence[int]],
+    n_steps: int,
+    written: Sequence[torch.Tensor],
+) -> Iterator[torch.Tensor]:
+    """Logits behind each row, ``[n, vocab]``, step by step."""
+    arguments = model.batch(openings, side="left")
     n_positions = arguments["input_ids"].shape[1] + n_steps
     cache = preallocate_cache(model.model.config, n_positions)
-    rows = torch.arange(len(batch))
+    rows = torch.arange(len(openings))
     with select_head_positions(model, rows, torch.full_like(rows, -1)):
         logits = model.model(**arguments, past_key_values=cache, use_cache=True).logits[0]
-    written = [_sample(logits, draws[:, 0], top_k)]
-    for step in range(1, n_steps):
+    yield logits
+    while True:
         arguments = _advance(arguments, written[-1])
         output = model.model(**arguments, past_key_values=cache, use_cache=True)
-        written.append(_sample(output.logits[:, -1], draws[:, step], top_k))
-    return torch.stack(written, dim=1).tolist()
+        yield output.logits[:, -1]
+
+
+def _read_whole_rows(
+    model: EditableModel,
+    openings: Sequence[Sequence[int]],
+    n_steps: int,
+    written: Sequence[torch.Tensor],
+) -> Iterator[torch.Tensor]:
+    """The same where nothing is kept from step to step: every one runs whole rows."""
+    whole = [list(opening) for opening in openings]
+    rows = torch.arange(len(whole))
+    while True:
+        arguments = model.batch(whole)
+        last = torch.tensor([len(row) - 1 for row in whole])
+        with select_head_positions(model, rows, last):
+            logits = model.model(**arguments, use_cache=False).logits[0]
+        yield logits
+        for row, token in zip(whole, written[-1].tolist(), strict=True):
+            row.append(token)
 
 
 def _advance(arguments: dict[str, torch.Tensor], new_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """From a repository on the Hugging Face hub to a folder on this machine."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from editbench.errors import ModelError
+from editbench.errors import ModelError, find_nearest
+from editbench.models.folder import read_config
 
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 _SAFE_WEIGHTS = "model*.safetensors"
@@ -44,7 +44,8 @@ def fetch_repository(
 
     Raises:
         ModelError: There is no such repository or revision, it asks for a login, its weights are
-            pickled only, or the hub cannot be reached and the cache does not have it.
+            pickled only, quantized or an adapter's, or the hub cannot be reached and the cache does
+            not have it.
     """
     patterns = [*_TEXT_FILES, *(["*.py"] if with_code else [])]
     try:
@@ -67,8 +68,10 @@ def fetch_repository(
     except Exception as error:  # the hub's client passes on its transport's own errors
         wanted = [*patterns, _SAFE_WEIGHTS] if with_weights else patterns
         return _find_in_cache(name, revision, wanted, short_names, error)
+    folder = _download(name, revision, patterns)
+    read_config(folder, name=name)  # what cannot be edited is refused before weights are fetched
     if not with_weights:
-        return _download(name, revision, patterns)
+        return folder
     names = [sibling.rfilename for sibling in found.siblings or []]
     weights = _SAFE_WEIGHTS
     if not any(Path(file).match(_SAFE_WEIGHTS) and "/" not in file for file in names):
@@ -100,8 +103,8 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
 def suggest(name: str, short_names: Iterable[str]) -> str:
     """The tail of an error message: the nearest short name, and all of them."""
     known = sorted(short_names)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    did_you_mean = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    nearest = find_nearest(name, known)
+    did_you_mean = f" Did you mean '{nearest}'?" if nearest else ""
     return f"{did_you_mean} Short names: {', '.join(known) or 'none'}."
 
 

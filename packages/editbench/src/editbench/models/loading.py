@@ -25,6 +25,7 @@ from editbench.models.device_memory import is_present
 from editbench.models.editable import EditableModel
 from editbench.models.folder import check_folder, read_config
 from editbench.models.hub import fetch_repository, one_line, suggest
+from editbench.models.loading_report import check_report, warn_of_unused
 from editbench.models.quiet import quiet_transformers
 from editbench.models.spec import ModelSpec
 
@@ -68,6 +69,7 @@ def load_model(
     """
     placement = _check_placement(dtype, device, device_map)
     spec = specs.get(name_or_path)
+    folder, report = None, None
     try:
         if spec is not None and spec.load is not None:
             model, tokenizer = _call_spec(spec, dtype, placement)
@@ -81,7 +83,7 @@ def load_model(
             )
             check_folder(folder, name=name_or_path, allow_pickle=allow_pickle)
             with quiet_transformers():
-                model, tokenizer = _load_folder(
+                model, tokenizer, report = _load_folder(
                     folder, name_or_path, trust_remote_code, allow_pickle, dtype, placement
                 )
     except torch.OutOfMemoryError as error:
@@ -89,7 +91,11 @@ def load_model(
             f"model '{name_or_path}': it does not fit into the device's memory. Load it with "
             "--dtype bfloat16, spread it with --device-map auto, or use --device cpu."
         ) from error
-    return EditableModel(model, tokenizer, name=name_or_path, spec=spec)
+    if report is not None:
+        warn_of_unused(name_or_path, report)
+    editable = EditableModel(model, tokenizer, name=name_or_path, spec=spec)
+    editable.source = folder
+    return editable
 
 
 def load_outline(
@@ -251,7 +257,7 @@ def _load_folder(
     allow_pickle: bool,
     dtype: str,
     placement: str | dict[str, int | str],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]:
     config = _read_configuration(folder, name, trust_remote_code)
     waits_on_disk = isinstance(placement, dict) and "disk" in placement.values()
     if waits_on_disk and not any(folder.glob("*.safetensors")):
@@ -272,8 +278,8 @@ def _load_folder(
             local_files_only=True,
         )
     model, report = loaded
-    _check_complete(name, report)
-    return model, _read_tokenizer(folder, name, trust_remote_code)
+    check_report(name, report)
+    return model, _read_tokenizer(folder, name, trust_remote_code), report
 
 
 def _read_configuration(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedConfig:
@@ -315,21 +321,6 @@ def _check_kind_is_known(written: Mapping[str, Any], name: str, trust_remote_cod
         f"model '{name}': transformers {transformers_version} does not know its kind, got "
         f"model_type {kind!r}. Install a newer transformers."
     )
-
-
-def _check_complete(name: str, report: Mapping[str, Any]) -> None:
-    """Refuse weights that transformers has made up because the checkpoint lacks them."""
-    if mismatched := sorted(report["mismatched_keys"]):
-        parameter, stored, wanted = mismatched[0]
-        raise ModelError(
-            f"model '{name}': {len(mismatched)} weight(s) do not have the shape that config.json "
-            f"asks for, first '{parameter}', got {list(stored)}; expected {list(wanted)}."
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"model '{name}': {len(missing)} weight(s) are missing from the checkpoint, first "
-            f"'{missing[0]}'. It is incomplete or not a causal language model."
-        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from editbench.models.chosen_positions import Places, find_read_modules, only_at, skipping_padding
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
@@ -59,9 +60,7 @@ def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Pass
     """
     passages = []
     for question in questions:
-        prompt, continuation = model.tokens.encode_continuation(
-            question.prompt, question.continuation
-        )
+        prompt, continuation = model.tokens.encode_question(question)
         model.check_length(len(prompt) + len(continuation) - 1, question.prompt)
         passages.append(Passage(question, prompt, continuation))
     return passages
@@ -89,8 +88,11 @@ def batch_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
 ) -> Iterator[list[Row[Label]]]:
     """The forward passes that scoring takes: what is run together, row by row."""
+    rows = make_rows(passages)
+    if find_continuing(model) != "padded":  # branches behind a row see its keys and values
+        rows = [part for row in rows for part in (row.cut_apart() if row.branches else [row])]
     return batch_rows(
-        make_rows(passages),
+        rows,
         token_budget=token_budget,
         read_budget=_MAX_LOGITS // model.n_logits,
         cache_budget=_MAX_CACHE_BYTES // model.size.n_cache_bytes,

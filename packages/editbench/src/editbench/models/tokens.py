@@ -1,24 +1,37 @@
-"""Text to tokens and back, with the three rules that editing depends on.
+"""Text to tokens and back, with the rules that editing depends on.
 
-* The subject's last token is found by character offsets in the tokenization of the whole text.
+* A prompt has the tokens that it has when a user sends it, whatever follows; what follows has the
+  tokens that can come after these.
+* The subject's last token is found by character offsets among the prompt's own tokens.
 * A continuation gets the space that its prompt needs, and never a beginning-of-sequence token.
+* A text has one beginning: neither what it brings itself nor what a chat template puts before it is
+  put there again.
 * Padding is made here: neither a tokenizer's padding side nor its truncation setting is heard.
 """
 
+import copy
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from editbench.errors import ModelError, RequestError
+from editbench.models.chat_template import ChatTemplate
+from editbench.models.joining import needs_space
+from editbench.questions import Score
 
-# Characters of scripts that put no space between words, and full-width punctuation.
-_UNSPACED_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# Texts to put before a continuation so that it is tokenized as in the midst of one. None of them
+# may grow together with it, so there are several of different kinds.
+_LEADS = ("", "\n", "|", "。", "a", "ж", "0")
+# What role marks and the like look like where a tokenizer does not call them special.
+_LOOKS_SPECIAL = re.compile(r"[<\[]\S+[>\]]")
 
 
 class Tokens:
@@ -51,70 +64,118 @@ class Tokens:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._last: tuple[str, Encoding] | None = None
+        self._recent: dict[str, Encoding] = {}
+        self._surplus: _Surplus | None = None
+        self._chat = ChatTemplate.of(tokenizer)
         self._n_base = self._backend.get_vocab_size(with_added_tokens=False)
+        self._special = self._find_special()
         self._opening = self._find_opening()
         definition = self._backend.to_str() + json.dumps(self._opening)
         self.fingerprint = hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()
         self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
         self.pad_id = 0
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Tokenize a text from its beginning.
+
+        Args:
+            text: The text.
+            chat: Whether it is a user's message; the chat template goes around it.
 
         Returns:
             Token ids, after a beginning-of-sequence token iff the tokenizer adds one on its own;
-            never with an end-of-sequence token.
+            one alone if the text begins with one itself, and with a chat template the one that it
+            puts there. Never with an end-of-sequence token behind the text.
+
+        Raises:
+            RequestError: There is no chat template, or it fails; the embedding lacks a token.
         """
-        return [*self._opening, *self._tokenize(text).ids]
+        laid = self._lay_out(text, chat)
+        return [*laid.opening, *laid.encoding.ids]
 
-    def encode_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokenize a prompt together with what follows it.
+    def encode_question(self, question: Score) -> tuple[list[int], list[int]]:
+        """`encode_continuation` of a question."""
+        return self.encode_continuation(
+            question.prompt, question.continuation, joiner=question.joiner, chat=question.chat
+        )
 
-        Their concatenation is the tokenization of ``join(prompt, continuation)``; the continuation
-        starts with the first token that reaches beyond the prompt, so the joining space is its.
-        For byte-level BPE this is the same as tokenizing the prompt and ``" " + continuation``
-        apart.
+    def encode_continuation(
+        self, prompt: str, continuation: str, *, joiner: str | None = None, chat: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Tokenize a prompt, and what follows it.
+
+        The prompt's tokens are those of `encode`: what a model is given by whoever asks. Where the
+        tokens of both together begin with these, the rest of them are the continuation's. Where
+        they do not, the prompt's end grows together with what follows (出生在 + 中国 may become
+        出生|在中国), or the prompt ends in a space that belongs to the next token; then the
+        continuation's tokens are those that the remaining text has in the midst of a text. Prompt
+        and continuation always spell the text that joins them.
+
+        Args:
+            prompt: What comes first.
+            continuation: What follows.
+            joiner: What stands between them; see `join`.
+            chat: Whether the prompt is a user's message, and the continuation the beginning of the
+                answer. Then nothing joins them but what the template puts there, if there is no
+                joiner.
 
         Returns:
             The prompt's ids (with what `encode` puts in front) and the continuation's.
 
         Raises:
-            RequestError: Either part has no token.
+            RequestError: Either part has no token, or the continuation cannot follow the prompt's
+                tokens; or as for `encode`.
         """
-        encoding = self._tokenize(self.join(prompt, continuation))
-        # A prompt that ends in the joining space hands it over.
-        end = len(prompt) - 1 if prompt.endswith(" ") else len(prompt)
-        first = next(
-            (index for index, (_, stop) in enumerate(encoding.offsets) if stop > end),
-            len(encoding.ids),
-        )
-        prompt_ids = [*self._opening, *encoding.ids[:first]]
-        continuation_ids = encoding.ids[first:]
-        if not continuation_ids:
-            raise RequestError(
-                f"continuation: no token is left of it after the prompt {prompt!r}, "
-                f"got {continuation!r}. Give a continuation with visible characters."
-            )
+        laid = self._lay_out(prompt, chat)
+        joined = self.join(laid.text, continuation, joiner="" if chat and not joiner else joiner)
+        prompt_ids = [*laid.opening, *laid.encoding.ids]
         if not prompt_ids:
             raise RequestError(
                 f"continuation: no token precedes it, got prompt {prompt!r} and continuation "
                 f"{continuation!r}. Give a prompt."
             )
-        return prompt_ids, continuation_ids
+        own, whole = laid.encoding.ids, self._tokenize(joined).ids
+        if whole[: len(own)] == own:
+            following: list[int] | None = whole[len(own) :]
+        else:
+            following = self._find_following(own, joined[len(laid.text) :], whole)
+        if following is None:
+            raise RequestError(
+                f"continuation: it has no tokens that can follow those of the prompt {prompt!r}, "
+                f"got {continuation!r}. Move the border between the two, or choose another joiner."
+            )
+        if not following:
+            raise RequestError(
+                f"continuation: no token is left of it after the prompt {prompt!r}, "
+                f"got {continuation!r}. Give a continuation with visible characters."
+            )
+        return prompt_ids, following
 
-    def join(self, prompt: str, continuation: str) -> str:
+    def join(self, prompt: str, continuation: str, joiner: str | None = None) -> str:
         """Put a continuation after a prompt, with one space between them where one belongs.
 
-        Leading spaces of the continuation do not count. No space is added after white space, an
-        opening bracket or an opening quote, between characters of scripts that are written
-        without spaces, before a lone punctuation mark or a closing bracket, or after an empty
+        Leading spaces of the continuation do not count. No space is added after white space, after
+        a special token, an opening bracket, quote, mark or tag, after what is a part of the next
+        word (``https://``, ``nora@``, ``nell'``), where both meet in a script that is written
+        without spaces, before a lone punctuation mark, a closing bracket or tag, or after an empty
         prompt.
+
+        Args:
+            prompt: What comes first.
+            continuation: What follows.
+            joiner: What to put between the two; None for the space that belongs there, if any.
         """
         body = continuation.lstrip(" ")
-        return f"{prompt} {body}" if _needs_space(prompt, body) else f"{prompt}{body}"
+        if joiner is None:
+            is_apart = not prompt.endswith(self._special) and needs_space(prompt, body)
+            joiner = " " if is_apart else ""
+        return f"{prompt}{joiner}{body}"
 
-    def locate(self, text: str, start: int, end: int) -> int:
+    def has_special(self, text: str) -> bool:
+        """Whether a text has a special token in it, such as those of a chat's header."""
+        return any(token in text for token in self._special)
+
+    def locate(self, text: str, start: int, end: int, *, chat: bool = False) -> int:
         """Find the last token of a span of characters: the subject's last token.
 
         Where one character is spread over several tokens (byte-level BPE, byte fallback), the last
@@ -125,6 +186,7 @@ class Tokens:
             text: The whole text.
             start: First character of the span.
             end: One past its last character.
+            chat: Whether it is a user's message; see `encode`.
 
         Returns:
             The index, in ``encode(text)``, of the last token that overlaps the span.
@@ -132,9 +194,9 @@ class Tokens:
         Raises:
             RequestError: The span is empty, lies outside the text, or has no token.
         """
-        return self.locate_all(text, start, end)[-1]
+        return self.locate_all(text, start, end, chat=chat)[-1]
 
-    def locate_all(self, text: str, start: int, end: int) -> range:
+    def locate_all(self, text: str, start: int, end: int, *, chat: bool = False) -> range:
         """Find the tokens of a span of characters: all of the subject's.
 
         A token that lies partly in the span is one of them; for the rest see `locate`.
@@ -143,6 +205,7 @@ class Tokens:
             text: The whole text.
             start: First character of the span.
             end: One past its last character.
+            chat: Whether it is a user's message; see `encode`.
 
         Returns:
             The indices, in ``encode(text)``, of the tokens that overlap the span.
@@ -156,19 +219,20 @@ class Tokens:
                 f"locating a subject: the span has no visible character, got [{start}, {end}) in "
                 f"{text!r}."
             )
-        start += len(span) - len(span.lstrip())
-        end -= len(span) - len(span.rstrip())
+        laid = self._lay_out(text, chat)
+        start += laid.shift + len(span) - len(span.lstrip())
+        end += laid.shift - (len(span) - len(span.rstrip()))
         found = [
             index
-            for index, (first, stop) in enumerate(self._tokenize(text).offsets)
+            for index, (first, stop) in enumerate(laid.encoding.offsets)
             if first < end and stop > start
         ]
         if not found:
             raise RequestError(
-                f"locating a subject: the tokenizer has no token for {text[start:end]!r} in "
+                f"locating a subject: the tokenizer has no token for {span.strip()!r} in "
                 f"{text!r}. Choose another subject or model."
             )
-        return range(len(self._opening) + found[0], len(self._opening) + found[-1] + 1)
+        return range(len(laid.opening) + found[0], len(laid.opening) + found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn tokens into text; special tokens are left out."""
@@ -206,11 +270,103 @@ class Tokens:
         """The largest id of the vocabulary proper, without added tokens."""
         return max(self._backend.get_vocab(with_added_tokens=False).values())
 
+    def fingerprint_of(self, *, chat: bool) -> str:
+        """The fingerprint, and where messages are asked also that of the chat template."""
+        if not chat or self._chat is None:
+            return self.fingerprint
+        return f"{self.fingerprint} {self._chat.fingerprint}"
+
+    def within(self, n_rows: int, model_name: str, part: str) -> Self:
+        """These tokens for a model that may lack the last of them, as after `add_tokens`.
+
+        Args:
+            n_rows: How many tokens the model has.
+            model_name: The model, for the message.
+            part: Where it lacks them, for the message: ``embedding``.
+
+        Returns:
+            Tokens that refuse a text for which the model lacks a token, with a `RequestError`.
+        """
+        largest = max(self._backend.get_vocab(with_added_tokens=True).values())
+        limited = copy.copy(self)
+        limited._recent = {}
+        limited._surplus = None if largest < n_rows else _Surplus(n_rows, model_name, part)
+        return limited
+
+    def _lay_out(self, text: str, chat: bool) -> "_LaidOut":
+        shift = 0
+        if chat:
+            if self._chat is None:
+                raise RequestError(
+                    f"chat: the model's tokenizer has no chat template, got the message {text!r}. "
+                    "Leave out 'chat', or use a model that was tuned to chat."
+                )
+            text, shift = self._chat.render(text)
+        encoding = self._tokenize(text)
+        begins = chat or encoding.ids[: len(self._opening)] == list(self._opening)
+        return _LaidOut(text, shift, () if begins else self._opening, encoding)
+
     def _tokenize(self, text: str) -> Encoding:
-        # A text's tokens are asked for and then its subject is located: once is enough.
-        if self._last is None or self._last[0] != text:
-            self._last = (text, self._backend.encode(text, add_special_tokens=False))
-        return self._last[1]
+        # A text's tokens are asked for, its subject is located, and one continuation after the
+        # other put behind it: once is enough.
+        if (found := self._recent.pop(text, None)) is None:
+            found = self._encode(text)
+        self._recent[text] = found
+        if len(self._recent) > 2:
+            del self._recent[next(iter(self._recent))]
+        return found
+
+    def _encode(self, text: str) -> Encoding:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if self._surplus is not None:
+            self._refuse_surplus(text, [*self._opening, *encoding.ids], self._surplus)
+        return encoding
+
+    def _refuse_surplus(self, text: str, ids: Sequence[int], surplus: "_Surplus") -> None:
+        for token in ids:
+            if token >= surplus.n_rows:
+                raise RequestError(
+                    f"model '{surplus.model_name}': the tokenizer has {self.vocab_size} tokens, "
+                    f"the {surplus.part} {surplus.n_rows} rows; got text {text[:80]!r}, which uses "
+                    f"{token} ({self._backend.id_to_token(token)!r}). Resize the embeddings "
+                    "(resize_token_embeddings) and save the model, or leave this token out."
+                )
+
+    def _find_following(
+        self, prompt_ids: list[int], rest: str, whole: Sequence[int]
+    ) -> list[int] | None:
+        """The tokens of `rest` in the midst of a text; None if with the prompt's they misspell it.
+
+        A tokenizer may put a mark before a text's first word, or a mark on a word's later parts: so
+        the rest is tokenized by itself, then behind something that it does not grow together with.
+        """
+        for lead in _LEADS:
+            before, both = self._encode(lead).ids, self._encode(f"{lead}{rest}").ids
+            following = both[len(before) :]
+            if both[: len(before)] == before and self._spell_alike(prompt_ids + following, whole):
+                return following
+        return None
+
+    def _spell_alike(self, ids: Sequence[int], others: Sequence[int]) -> bool:
+        def spell(some: Sequence[int]) -> str:
+            if self._backend.decoder is None:  # decoding would put spaces between all tokens
+                return "".join(self._backend.id_to_token(token) or "" for token in some)
+            return self._backend.decode(list(some), skip_special_tokens=False)
+
+        # What the two parts spell may have an accent apart that was one with its letter.
+        return unicodedata.normalize("NFC", spell(ids)) == unicodedata.normalize(
+            "NFC", spell(others)
+        )
+
+    def _find_special(self) -> tuple[str, ...]:
+        """Tokens that are no part of any word: those of chat headers, and the like."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return tuple(
+            token.content
+            for token in added
+            if (token.special or _LOOKS_SPECIAL.fullmatch(token.content))
+            and not (token.content[-1].isalnum() or token.content[-1].isspace())
+        )
 
     def _find_opening(self) -> tuple[int, ...]:
         """The tokens that the post-processor puts before a text on its own."""
@@ -225,30 +381,20 @@ class Tokens:
         raise ModelError("tokenizer: no text has a token, got an empty vocabulary.")
 
 
-def _needs_space(prompt: str, body: str) -> bool:
-    if not prompt or not body or prompt[-1].isspace() or body[0].isspace():
-        return False
-    if _opens(prompt) or _closes(body):
-        return False
-    return not (_is_unspaced(prompt[-1]) and _is_unspaced(body[0]))
+@dataclass(frozen=True, slots=True)
+class _LaidOut:
+    """A text as it is tokenized: the chat template's, where it is a message."""
+
+    text: str
+    shift: int  # where the message stands in it
+    opening: tuple[int, ...]
+    encoding: Encoding
 
 
-def _opens(prompt: str) -> bool:
-    """Whether the last character is an opening bracket or an opening quote."""
-    last = prompt[-1]
-    if last in "\"'":  # a straight quote opens where a word may begin, and closes elsewhere
-        return len(prompt) == 1 or prompt[-2].isspace() or _opens(prompt[:-1])
-    return unicodedata.category(last) in ("Ps", "Pi") or last in "¿¡"
+@dataclass(frozen=True, slots=True)
+class _Surplus:
+    """A model that has fewer tokens than its tokenizer."""
 
-
-def _closes(body: str) -> bool:
-    """Whether the text starts with a closing bracket or a lone punctuation mark (not '.NET')."""
-    if unicodedata.category(body[0]) == "Pe":
-        return True
-    return body[0] in ",;:.!?" and (len(body) == 1 or body[1].isspace())
-
-
-def _is_unspaced(character: str) -> bool:
-    if unicodedata.category(character).startswith("P"):
-        return unicodedata.east_asian_width(character) in "WF"
-    return unicodedata.name(character, "").startswith(_UNSPACED_NAMES)
+    n_rows: int
+    model_name: str
+    part: str

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from editbench.errors import PluginError, UnknownNameError
+from editbench.errors import EditbenchError, PluginError, UnknownNameError
 from editbench.plugins import builtin, hookspecs
-from editbench.plugins.registry import Kind, Registration, register, reject_duplicates
+from editbench.plugins.guard import Origin, describe, guard_command
+from editbench.plugins.registry import Kind, Registration, guard, register, reject_duplicates
 
 if TYPE_CHECKING:
     import click
@@ -35,20 +36,20 @@ class PluginFailure:
     """A third-party plugin that could not be loaded, or one of whose hooks failed.
 
     Attributes:
-        plugin: The entry point's name.
-        distribution: The installed distribution that it belongs to, where known.
+        origin: The plugin, and the distribution that it belongs to.
+        hook: Which of its hooks failed; empty if it could not be loaded.
         error: What was raised, with its traceback.
     """
 
-    plugin: str
-    distribution: str | None
+    origin: Origin
+    hook: str
     error: BaseException
 
     def __str__(self) -> str:
-        origin = f" ({self.distribution})" if self.distribution else ""
-        kind = "" if isinstance(self.error, PluginError) else type(self.error).__name__
-        reason = ": ".join(part for part in (kind, str(self.error)) if part)
-        return f"plugin '{self.plugin}'{origin} failed: {reason}"
+        is_told = isinstance(self.error, EditbenchError)
+        reason = str(self.error) if is_told else describe(self.error)
+        where = f" (in {self.hook}())" if self.hook else ""
+        return f"{self.origin} failed: {reason}{where}"
 
 
 class PluginManager:
@@ -67,7 +68,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._pluggy.register(builtin, name=BUILTIN)
         self._pluggy.check_pending()
-        self._plugins: dict[str, str | None] = {BUILTIN: "editbench"}
+        self._plugins = {BUILTIN: Origin(BUILTIN, "editbench")}
         self._failures: list[PluginFailure] = []
         self._registrations: dict[Kind, list[Registration]] = {}
         blocked = set(disabled)
@@ -78,7 +79,7 @@ class PluginManager:
     @property
     def plugins(self) -> Mapping[str, str | None]:
         """The plugins that loaded, in order, each with the distribution that it came in."""
-        return dict(self._plugins)
+        return {name: origin.distribution for name, origin in self._plugins.items()}
 
     @property
     def failures(self) -> Sequence[PluginFailure]:
@@ -97,10 +98,16 @@ class PluginManager:
         """
         if kind not in self._registrations:
             collected: list[Registration] = []
-            for implementation in self._implementations(f"editbench_register_{kind}"):
-                with self._setting_aside(implementation.plugin_name):
-                    returned = implementation.function()
-                    collected += register(kind, returned, implementation.plugin_name)
+            hook = f"editbench_register_{kind}"
+            for implementation in self._implementations(hook):
+                origin = self._plugins[implementation.plugin_name]
+                with self._setting_aside(origin, hook):
+                    found = register(kind, implementation.function(), origin.plugin)
+                    if origin.plugin != BUILTIN:
+                        found = [guard(kind, each, origin) for each in found]
+                        if kind == "models":
+                            self._check_defaults([each.value for each in found])
+                    collected += found
             self._registrations[kind] = collected
         reject_duplicates(kind, self._registrations[kind])
         return self._registrations[kind]
@@ -135,16 +142,18 @@ class PluginManager:
 
     def add_commands(self, cli: "click.Group") -> None:
         """Let plugins add commands to `cli`; one that fails leaves no command behind."""
-        for implementation in self._implementations("editbench_register_commands"):
+        hook = "editbench_register_commands"
+        for implementation in self._implementations(hook):
             before = dict(cli.commands)
-            with self._setting_aside(implementation.plugin_name):
+            origin = self._plugins[implementation.plugin_name]
+            with self._setting_aside(origin, hook):
                 try:
                     _call(implementation, cli=cli)
                     taken = [name for name in before if cli.commands.get(name) is not before[name]]
                     if taken:
-                        raise PluginError(
-                            f"editbench_register_commands: the command '{taken[0]}' exists already."
-                        )
+                        raise PluginError(f"the command '{taken[0]}' exists already.")
+                    for name in cli.commands.keys() - before:
+                        guard_command(cli.commands[name], origin)
                 except BaseException:
                     cli.commands.clear()
                     cli.commands.update(before)
@@ -153,8 +162,9 @@ class PluginManager:
     def trial_finished(self, trial: "Trial", rows: "Sequence[Row]") -> Sequence[PluginFailure]:
         """Tell plugins that a trial has finished; returns the failures among them."""
         n_known = len(self._failures)
-        for implementation in self._implementations("editbench_trial_finished"):
-            with self._setting_aside(implementation.plugin_name):
+        hook = "editbench_trial_finished"
+        for implementation in self._implementations(hook):
+            with self._setting_aside(self._plugins[implementation.plugin_name], hook):
                 _call(implementation, trial=trial, rows=rows)
         return tuple(self._failures[n_known:])
 
@@ -164,18 +174,30 @@ class PluginManager:
     def _look_up(self, noun: str, known: Mapping[str, T], name: str) -> T:
         if name not in known:
             error = UnknownNameError(noun, name, known)
-            for failure in self._failures:
-                error.add_note(f"It may belong to a plugin that is out of order: {failure}")
+            self.suspect_failures(error)
             raise error
         return known[name]
+
+    def suspect_failures(self, error: BaseException) -> None:
+        """Add to an error about an unknown name that it may be one of a plugin that failed."""
+        for failure in self._failures:
+            error.add_note(f"It may belong to a plugin that is out of order: {failure}")
+
+    def _check_defaults(self, specs: "Iterable[ModelSpec]") -> None:
+        """Refuse specs whose hyperparameters their editors would not take."""
+        for spec in specs:
+            for name, editor in self.editors().items() if spec.defaults else ():
+                if name in spec.defaults:
+                    source = f"model '{spec.name}': defaults of '{name}'"
+                    editor.config_type.parse(spec.defaults[name], source)
 
     def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
         return list(getattr(self._pluggy.hook, hook).get_hookimpls())
 
     def _load(self, entry_point: EntryPoint) -> None:
         name = entry_point.name
-        distribution = entry_point.dist.name if entry_point.dist else None
-        with self._setting_aside(name, distribution):
+        origin = _find_origin(entry_point)
+        with self._setting_aside(origin):
             if self._pluggy.has_plugin(name):
                 raise PluginError(f"a plugin called '{name}' is loaded already.")
             plugin = entry_point.load()
@@ -185,7 +207,7 @@ class PluginManager:
             except PluginError:
                 self._pluggy.unregister(plugin)
                 raise
-            self._plugins[name] = distribution
+            self._plugins[name] = origin
 
     def _check_hooks(self, plugin: object) -> None:
         callers = self._pluggy.get_hookcallers(plugin) or []
@@ -204,15 +226,14 @@ class PluginManager:
                     raise PluginError(f"{caller.name}: hook wrappers are not supported.")
 
     @contextmanager
-    def _setting_aside(self, plugin: str, distribution: str | None = None) -> Iterator[None]:
+    def _setting_aside(self, origin: Origin, hook: str = "") -> Iterator[None]:
         """Keep what a third-party plugin raises; a built-in that raises is a defect."""
         try:
             yield
-        except (Exception, SystemExit) as error:
-            if plugin == BUILTIN:
+        except BaseException as error:  # attempts to end the process included
+            if origin.plugin == BUILTIN or isinstance(error, KeyboardInterrupt):
                 raise
-            distribution = distribution or self._plugins.get(plugin)
-            self._failures.append(PluginFailure(plugin, distribution, error))
+            self._failures.append(PluginFailure(origin, hook, error))
 
 
 def load_plugins(environment: Mapping[str, str] = os.environ) -> PluginManager:
@@ -225,6 +246,14 @@ def load_plugins(environment: Mapping[str, str] = os.environ) -> PluginManager:
     disabled = (name.strip() for name in environment.get(DISABLE_VARIABLE, "").split(","))
     found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda plugin: plugin.name)
     return PluginManager(found, disabled=disabled)
+
+
+def _find_origin(entry_point: EntryPoint) -> Origin:
+    if entry_point.dist is None:
+        return Origin(entry_point.name)
+    read = entry_point.dist.metadata.get_all  # it may be damaged, and lack anything
+    name, version = ((read(key) or [None])[0] for key in ("Name", "Version"))
+    return Origin(entry_point.name, name, version)
 
 
 def _call(implementation: pluggy.HookImpl, **arguments: object) -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 
 from editbench.errors import PluginError
+from editbench.plugins import contracts
+from editbench.plugins.guard import Contract, Origin, guard_class, guard_function
 
 Kind = Literal["editors", "datasets", "metrics", "models"]
 KINDS: tuple[Kind, ...] = ("editors", "datasets", "metrics", "models")
@@ -20,6 +22,17 @@ _BASES: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "metrics": ("editbench.metrics.base", ("Metric", "TextMetric")),
     "models": ("editbench.models.spec", ("ModelSpec",)),
 }
+_CHECKS: dict[Kind, Callable[[Any], str | None]] = {
+    "editors": contracts.check_editor_class,
+    "datasets": contracts.check_dataset_class,
+    "metrics": contracts.check_metric_class,
+    "models": contracts.check_spec,
+}
+_CONTRACTS: dict[Kind, Callable[[], Contract]] = {
+    "editors": contracts.contract_of_editors,
+    "datasets": contracts.contract_of_datasets,
+    "metrics": contracts.contract_of_metrics,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,7 @@ class Registration:
 
     Attributes:
         name: What users call it.
-        value: A class, or for models a `ModelSpec`.
+        value: A class, guarded if it is a third party's, or for models a `ModelSpec`.
         plugin: Name of the plugin that registered it.
     """
 
@@ -58,6 +71,23 @@ def register(kind: Kind, values: object, plugin: str) -> list[Registration]:
     if not isinstance(values, list | tuple):
         raise PluginError(f"{hook}: wrong return value, got {values!r}; expected a list.")
     return [Registration(_checked_name(kind, hook, value), value, plugin) for value in values]
+
+
+def guard(kind: Kind, registration: Registration, origin: Origin) -> Registration:
+    """What a third party registered, checked, and such that it names its plugin when it fails.
+
+    Raises:
+        PluginError: What it says about itself is wrong.
+    """
+    value, what = registration.value, f"{kind.removesuffix('s')} '{registration.name}'"
+    if problem := _CHECKS[kind](value):
+        raise PluginError(f"{what}: {problem}.")
+    if kind != "models":
+        guard_class(value, origin, what, _CONTRACTS[kind]())
+    elif value.load is not None:
+        load = guard_function(value.load, origin, f"{what}: load()", contracts.check_loaded)
+        return replace(registration, value=replace(value, load=load))
+    return registration
 
 
 def reject_duplicates(kind: Kind, registrations: Iterable[Registration]) -> None:

@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from editbench.errors import RunError
 from editbench.result_folders import (
     UNFINISHED,
     FolderKind,
+    decode_sealed,
+    encode_sealed,
     first_line,
     flush_folder,
     write_flushed,
@@ -31,8 +33,10 @@ from editbench.result_folders import (
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status, encode_rows
 from editbench.results.transcript import CaseTranscript, encode_transcripts
+from editbench.seals import checksum, checksum_file
 
 _KIND = FolderKind("run", "run.json", RunError)
+_ROWS, _CASES, _RECORD = "rows.jsonl", "cases.jsonl.gz", "trial.json"
 
 
 class TrialRecord(BaseModel):
@@ -50,6 +54,7 @@ class TrialRecord(BaseModel):
         n_conflicts: How many groups of conflicting requests the policy resolved.
         edits: The card of each batch's edit.
         warnings: What was warned about on the way.
+        files: Name to SHA-256 of the trial's other files; empty in records of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +69,7 @@ class TrialRecord(BaseModel):
     n_conflicts: int = 0
     edits: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class RunStore:
@@ -114,11 +120,14 @@ class RunStore:
         try:
             with _KIND.explained("store the trial", finished):
                 unfinished.mkdir(parents=True)
-                write_flushed(unfinished / "rows.jsonl", encode_rows(rows).encode())
+                contents = {_ROWS: encode_rows(rows).encode()}
                 if transcripts:
-                    write_flushed(unfinished / "cases.jsonl.gz", encode_transcripts(transcripts))
-                record_text = record.model_dump_json(indent=2) + "\n"
-                write_flushed(unfinished / "trial.json", record_text.encode())
+                    contents[_CASES] = encode_transcripts(transcripts)
+                for name, content in contents.items():
+                    write_flushed(unfinished / name, content)
+                files = {name: checksum(content) for name, content in contents.items()}
+                sealed = record.model_copy(update={"files": files})
+                write_flushed(unfinished / _RECORD, encode_sealed(sealed))
                 if finished.exists():
                     finished.rename(replaced)
                 unfinished.rename(finished)
@@ -138,24 +147,31 @@ def read_manifest(folder: Path) -> RunManifest:
 
 
 def read_trial(folder: Path, trial: str) -> TrialRecord:
-    """Read how a finished trial of a run folder went.
+    """Read how a finished trial of a run folder went, and check its other files.
 
     Raises:
         RunError: The trial is missing or damaged.
     """
-    path = _trial_folder(folder, trial) / "trial.json"
+    path = _trial_folder(folder, trial) / _RECORD
     try:
-        return TrialRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        record = decode_sealed(path.read_bytes(), TrialRecord)
+        if record.trial != trial:
+            raise ValueError(f"it is of trial {record.trial}")
+        for name, stated in record.files.items():
+            path = _trial_folder(folder, trial) / name
+            if checksum_file(path) != stated:
+                raise ValueError("it is not what was written: its checksum is another")
+    except (OSError, ValueError) as error:
         raise RunError(
             f"read trial: cannot read {str(path)!r} ({first_line(error)}). Delete the folder "
             f"{str(path.parent)!r} and resume the run to compute the trial again."
         ) from error
+    return record
 
 
 def finished_trials(folder: Path, manifest: RunManifest) -> list[str]:
     """Hashes of the trials that were run, failed ones included, in the order of the manifest."""
-    return [t for t in manifest.trials if (_trial_folder(folder, t) / "trial.json").exists()]
+    return [t for t in manifest.trials if _trial_folder(folder, t).exists()]
 
 
 def has_succeeded(folder: Path, trial: str) -> bool:
@@ -164,18 +180,28 @@ def has_succeeded(folder: Path, trial: str) -> bool:
     Raises:
         RunError: The trial is damaged.
     """
-    record = _trial_folder(folder, trial) / "trial.json"
-    return record.exists() and read_trial(folder, trial).status != "error"
+    # It appears as a whole: where its record is missing, it is damaged.
+    return _trial_folder(folder, trial).exists() and read_trial(folder, trial).status != "error"
 
 
 def rows_path(folder: Path, trial: str) -> Path:
-    """Where a run folder keeps a trial's rows."""
-    return _trial_folder(folder, trial) / "rows.jsonl"
+    """Where a run folder keeps a trial's rows, which are checked.
+
+    Raises:
+        RunError: The trial is damaged.
+    """
+    read_trial(folder, trial)
+    return _trial_folder(folder, trial) / _ROWS
 
 
 def transcripts_path(folder: Path, trial: str) -> Path:
-    """Where a run folder keeps what was asked in a trial; missing if the trial failed."""
-    return _trial_folder(folder, trial) / "cases.jsonl.gz"
+    """Where a run folder keeps what was asked in a trial; missing if the trial failed.
+
+    Raises:
+        RunError: The trial is damaged.
+    """
+    read_trial(folder, trial)
+    return _trial_folder(folder, trial) / _CASES
 
 
 def _trial_folder(folder: Path, trial: str) -> Path:
@@ -184,8 +210,8 @@ def _trial_folder(folder: Path, trial: str) -> Path:
 
 def _begin(folder: Path, manifest: RunManifest, *, resume: bool) -> RunManifest:
     if not _KIND.is_begun(folder):
-        content = manifest.model_dump_json(indent=2) + "\n"
-        _KIND.write(folder / _KIND.manifest, content.encode(), operation="begin the run")
+        content = encode_sealed(manifest)
+        _KIND.write(folder / _KIND.manifest, content, operation="begin the run")
         return manifest
     if not resume:
         _KIND.refuse_begun(folder)

@@ -1,11 +1,10 @@
 """From answers to numbers: metrics over cases and texts, checked."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from editbench.errors import EditbenchError
-from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric
+from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric, find_fault
 from editbench.questions import Answers
 from editbench.runner.plan import Batch
 
@@ -35,11 +34,7 @@ def _measure(
 ) -> Iterator[tuple[str, str, float]]:
     for unit_id, unit in units:
         for metric in metrics:
-            for name, value in metric.values(unit, answers).items():
-                if name not in metric.produces or not math.isfinite(value):
-                    raise EditbenchError(
-                        f"metric '{metric.name}', case '{unit_id}': got {value!r} for "
-                        f"'{name}'; expected a finite number for one of "
-                        f"{', '.join(metric.produces)}."
-                    )
-                yield unit_id, name, float(value)
+            values = metric.values(unit, answers)
+            if fault := find_fault(metric, values):
+                raise EditbenchError(f"metric '{metric.name}', case '{unit_id}': {fault}.")
+            yield from ((unit_id, name, float(value)) for name, value in values.items())

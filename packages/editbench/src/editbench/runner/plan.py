@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from editbench.datasets.base import Dataset
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, PluginError
 from editbench.metrics.base import AnyMetric, Metric
 from editbench.questions import Question
 from editbench.requests import Conflict, EditCase
@@ -24,12 +24,14 @@ class PlannedTrial:
         metrics: Its metrics, fitted to its dataset.
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
+        failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
     """
 
     trial: Trial
     metrics: tuple[AnyMetric, ...]
     batches: tuple["Batch", ...]
     n_conflicts: int
+    failure: PluginError | None = None
 
     @property
     def n_cases(self) -> int:
@@ -56,20 +58,42 @@ class Batch:
 def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
     """Choose the cases and gather the questions of all trials.
 
+    A trial whose plugins break their contract is planned as one that fails, as long as there is
+    another.
+
     Raises:
         ConfigError: There is nothing to run; a dataset has too few cases; two metrics produce the
             same numbers; or a metric has nothing to ask about a dataset.
         DataError: A dataset cannot be read.
         EditError: An editor cannot be used on a model.
         RequestError: Requests are in conflict, and the policy is ``error``.
+        PluginError: Plugins fail in every trial.
     """
     if not trials:
         raise ConfigError("run: there is nothing to run, got no trial.")
-    selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
-    asked: dict[tuple[object, ...], tuple[Batch, ...]] = {}
-    fitted: dict[tuple[object, ...], AnyMetric] = {}
+    planner = _Planner()
     planned = []
     for trial in trials:
+        try:
+            planned.append(planner.plan(trial))
+        except PluginError as error:
+            planned.append(PlannedTrial(trial, (), (), 0, failure=error))
+    failures = [plan.failure for plan in planned if plan.failure is not None]
+    if len(failures) == len(planned):
+        raise failures[0]
+    return planned
+
+
+class _Planner:
+    """Plans trials; what several of them share is worked out once."""
+
+    def __init__(self) -> None:
+        self._selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
+        self._asked: dict[tuple[object, ...], tuple[Batch, ...]] = {}
+        self._fitted: dict[tuple[object, ...], AnyMetric] = {}
+
+    def plan(self, trial: Trial) -> PlannedTrial:
+        """Plan one trial; see `plan_trials`."""
         trial.editor.check_usable(trial.model)
         selection = (
             id(trial.dataset),
@@ -80,8 +104,8 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
             trial.seed if trial.sample == "shuffled" else None,
             trial.on_conflict,
         )
-        if selection not in selected:
-            selected[selection] = select_batches(
+        if selection not in self._selected:
+            self._selected[selection] = select_batches(
                 trial.dataset.cases(),
                 trial.n_edits,
                 n_batches=trial.n_batches,
@@ -90,19 +114,18 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
                 seed=trial.seed,
                 on_conflict=trial.on_conflict,
             )
-        batches, conflicts = selected[selection]
+        batches, conflicts = self._selected[selection]
         for metric in trial.metrics:
             fitting = (id(trial.dataset), metric.name)
-            if fitting not in fitted:
-                fitted[fitting] = (
+            if fitting not in self._fitted:
+                self._fitted[fitting] = (
                     metric.fitted(trial.dataset.cases()) if isinstance(metric, Metric) else metric
                 )
-        metrics = tuple(fitted[id(trial.dataset), metric.name] for metric in trial.metrics)
+        metrics = tuple(self._fitted[id(trial.dataset), metric.name] for metric in trial.metrics)
         questioning = (selection, tuple(metric.name for metric in metrics))
-        if questioning not in asked:
-            asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
-        planned.append(PlannedTrial(trial, metrics, asked[questioning], len(conflicts)))
-    return planned
+        if questioning not in self._asked:
+            self._asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
+        return PlannedTrial(trial, metrics, self._asked[questioning], len(conflicts))
 
 
 def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
@@ -119,17 +142,19 @@ def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
 def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
     """What a reader of the rows must know about the metrics of `trials`, each once."""
     metrics = {metric.name: metric for trial in trials for metric in trial.metrics}
-    return tuple(
-        MetricDescription(
-            name=metric.name,
-            version=metric.version,
-            produces=metric.produces,
-            aggregates=dict(metric.aggregates),
-            mean=metric.mean,
-            bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
-            higher_is_better=metric.higher_is_better,
-        )
-        for metric in metrics.values()
+    return tuple(map(describe_metric, metrics.values()))
+
+
+def describe_metric(metric: AnyMetric | type[AnyMetric]) -> MetricDescription:
+    """What a reader of the rows must know about a metric."""
+    return MetricDescription(
+        name=metric.name,
+        version=metric.version,
+        produces=metric.produces,
+        aggregates=dict(metric.aggregates),
+        mean=metric.mean,
+        bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
+        higher_is_better=metric.higher_is_better,
     )
 
 

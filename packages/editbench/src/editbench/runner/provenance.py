@@ -1,4 +1,4 @@
-"""Where numbers come from: software, machine, models, and what they took."""
+"""Where numbers come from: software, machine, models, data, and what they took."""
 
 import os
 import platform
@@ -11,10 +11,13 @@ import torch
 from editbench.edits.card import package_versions
 from editbench.runner.trial import Trial
 
+_N_LEFT_OUT_LISTED = 100
+
 
 def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Describe the software, the machine and the models of a run, as plain JSON values."""
+    """Describe software, machine, models and data of a run, as plain JSON values."""
     models = {trial.model.fingerprint: trial.model for trial in trials}
+    datasets = {trial.dataset.fingerprint: trial.dataset for trial in trials}
     return {
         "versions": package_versions(),
         "python": platform.python_version(),
@@ -32,6 +35,16 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
                 "n_parameters": model.model.num_parameters(),
             }
             for fingerprint, model in models.items()
+        ],
+        "datasets": [
+            {
+                "name": dataset.name,
+                "fingerprint": fingerprint,
+                "n_cases": len(dataset.cases()),
+                "n_left_out": len(dataset.left_out),
+                "left_out": list(dataset.left_out[:_N_LEFT_OUT_LISTED]),
+            }
+            for fingerprint, dataset in datasets.items()
         ],
     }
 

@@ -14,7 +14,14 @@ from editbench.runner.executors import Executor, LocalExecutor
 from editbench.runner.plan import PlannedTrial, describe_metrics, plan_trials
 from editbench.runner.provenance import gather_provenance
 from editbench.runner.trial import Trial
-from editbench.runner.trial_run import Conditions, TrialOutcome, Work, describe, now
+from editbench.runner.trial_run import (
+    Conditions,
+    TrialOutcome,
+    Work,
+    describe,
+    now,
+    unplanned_trial,
+)
 from editbench.runner.unedited import make_sheets
 
 TrialFinished = Callable[[Trial, Sequence[Row]], object]
@@ -126,12 +133,14 @@ class _Run:
         self._n_cases = sum(plan.n_cases for plan in self.planned)
 
     def take_up(self) -> list[Work]:
-        """What is left to do; any other trial is skipped."""
+        """What is left to do; what is done is skipped, what could not be planned has failed."""
         works = []
         for plan, sheets in zip(self.planned, make_sheets(self.planned), strict=True):
             if self.store.is_finished(plan.trial.hash):
                 self.n_skipped += 1
                 self.n_cases_done += plan.n_cases
+            elif plan.failure is not None:
+                self.keep(unplanned_trial(plan, plan.failure))
             else:
                 works.append(Work.of(plan, sheets))
         return works

@@ -10,7 +10,7 @@ from editbench.results.transcript import CaseTranscript, ProbeTranscript
 def transcribe(cases: Iterable[EditCase], answers: Answers) -> list[CaseTranscript]:
     """Gather what the answers say about each case; questions that no metric asked are missing."""
     texts = {
-        question.prompt: answer.text
+        (question.prompt, question.chat): answer.text
         for question, answer in answers.items()
         if isinstance(question, Generate) and isinstance(answer, GenerateAnswer)
     }
@@ -23,7 +23,11 @@ def transcribe(cases: Iterable[EditCase], answers: Answers) -> list[CaseTranscri
             target=case.request.target,
             target_true=case.target_true,
             probes=tuple(_transcribe_probe(probe, answers) for probe in case.probes),
-            texts=tuple((p, texts[p]) for p in case.generation_prompts if p in texts),
+            texts=tuple(
+                (prompt, texts[prompt, case.request.chat])
+                for prompt in case.generation_prompts
+                if (prompt, case.request.chat) in texts
+            ),
         )
         for case in cases
     ]
@@ -35,13 +39,13 @@ def _transcribe_probe(probe: Probe, answers: Answers) -> ProbeTranscript:
         prompt=probe.prompt,
         expected=probe.expected,
         alternative=probe.alternative,
-        log_prob_expected=_log_prob(probe.prompt, probe.expected, answers),
+        log_prob_expected=_log_prob(probe.question(probe.expected), answers),
         log_prob_alternative=None
         if probe.alternative is None
-        else _log_prob(probe.prompt, probe.alternative, answers),
+        else _log_prob(probe.question(probe.alternative), answers),
     )
 
 
-def _log_prob(prompt: str, continuation: str, answers: Answers) -> float | None:
-    answer = answers.get(Score(prompt, continuation))
+def _log_prob(question: Score, answers: Answers) -> float | None:
+    answer = answers.get(question)
     return round(answer.mean_log_prob, 6) if isinstance(answer, ScoreAnswer) else None

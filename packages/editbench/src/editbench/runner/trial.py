@@ -12,6 +12,7 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, EditorConfig, Progress, Resources
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.parts.second_moments.npz_files import list_npz
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError
@@ -26,7 +27,7 @@ class Inputs:
     """What an editor is given besides model and requests, where the user supplies it.
 
     Attributes:
-        second_moments: A file of second moments.
+        second_moments: A file of second moments, or a folder of memit's.
         context_prefixes: Groups of context prefixes.
         corpus: Ordinary text to collect second moments from.
     """
@@ -44,7 +45,7 @@ class Inputs:
         """
         content: dict[str, Any] = {}
         if self.second_moments is not None:
-            content["second_moments"] = _hash_file(self.second_moments)
+            content["second_moments"] = _hash_moments(self.second_moments)
         if self.context_prefixes is not None:
             content["context_prefixes"] = [list(group) for group in self.context_prefixes.groups]
         if self.corpus is not None:
@@ -180,6 +181,13 @@ def grid(
             )
             trials.setdefault(trial.hash, trial)
     return list(trials.values())
+
+
+def _hash_moments(path: Path) -> str:
+    if not path.is_dir():
+        return _hash_file(path)
+    sums = "".join(f"{_hash_file(file)}  {file.name}\n" for file in list_npz(path))
+    return hashlib.sha256(sums.encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:

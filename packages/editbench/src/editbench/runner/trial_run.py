@@ -10,9 +10,10 @@ from time import perf_counter
 from typing import Any, Self
 
 from editbench.editors.base import Editor, Progress
+from editbench.editors.parts.subject_tokens import check_requests
 from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
-from editbench.errors import EditbenchError
+from editbench.errors import EditbenchError, PluginError
 from editbench.metrics.base import AnyMetric
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
@@ -140,6 +141,8 @@ def run_trial(
         warnings.simplefilter("default")
         try:
             with explaining_out_of_memory(operation):
+                for batch in work.batches:
+                    check_requests(work.model, (case.request for case in batch.cases))
                 resources = work.inputs.resources(work.seed, conditions.cache, on_progress)
                 for index, batch in enumerate(work.batches):
                     if len(work.batches) > 1:
@@ -159,7 +162,7 @@ def run_trial(
                     changed_something = changed_something or edit.changes_something
                     values += measure(batch, work.metrics, answers)
                     transcripts += transcribe(batch.cases, answers)
-        except Exception as error:  # one trial's failure must not take the others with it
+        except (Exception, SystemExit) as error:  # its failure must not take the others with it
             message, trace = describe(error), traceback.format_exc()
         spoiled = None
         try:
@@ -196,20 +199,25 @@ def run_trial(
 
 def failed_trial(work: Work, message: str) -> TrialOutcome:
     """The outcome of a trial that could not even be begun, or that nothing came back of."""
+    return _failure(work.trial, message, n_conflicts=work.n_conflicts)
+
+
+def unplanned_trial(plan: PlannedTrial, error: PluginError) -> TrialOutcome:
+    """The outcome of a trial that could not be planned."""
+    trace = "".join(traceback.format_exception(error))
+    return _failure(plan.trial.hash, describe(error), traceback=trace)
+
+
+def _failure(trial: str, message: str, **more: Any) -> TrialOutcome:
+    finished = now()
     return TrialOutcome(
-        TrialRecord(
-            trial=work.trial,
-            status="error",
-            message=message,
-            finished=now(),
-            n_conflicts=work.n_conflicts,
-        )
+        TrialRecord(trial=trial, status="error", message=message, finished=finished, **more)
     )
 
 
 def describe(error: BaseException) -> str:
     """One line: the message of an error that explains itself, else its type as well."""
-    text = " ".join(str(error).split())
+    text = " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
     return text if isinstance(error, EditbenchError) else f"{type(error).__name__}: {text}"
 
 

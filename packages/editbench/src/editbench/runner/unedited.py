@@ -5,17 +5,15 @@ of a grid are put onto sheets before anything is run, and a sheet is asked and k
 that was interrupted, or that is spread over machines, finds the same answers.
 """
 
-import gzip
 import hashlib
 import json
-import os
-import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from editbench.cache_entries import JsonEntry
 from editbench.edits.card import package_versions
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
@@ -32,7 +30,8 @@ from editbench.questions import (
 from editbench.runner.plan import PlannedTrial
 
 _SHEET_SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
-_VERSION = 1  # raised whenever the same sheet gives other answers
+_VERSION = 2  # raised whenever the same sheet gives other answers, or they are kept otherwise
+_WHAT = "answers of the unedited model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +63,9 @@ class Sheet:
             on_progress: Told the number of questions answered and of all.
         """
         token_budget = token_budget or model.token_budget
-        path = None if cache is None else cache / "answers" / self._file_name(model, token_budget)
-        if path is not None and (known := self._read(path)) is not None:
+        name = self._file_name(model, token_budget)
+        entry = None if cache is None else JsonEntry(cache / "answers" / name, _WHAT)
+        if entry is not None and (known := entry.read(self._decode)) is not None:
             on_progress(len(known), len(known))
             return known
         with model.unedited("answers of the unedited model"):
@@ -76,8 +76,8 @@ class Sheet:
                 token_budget=token_budget,
                 on_progress=on_progress,
             )
-        if path is not None:
-            _write(path, list(answers.values()))
+        if entry is not None:
+            _write(entry, list(answers.values()))
         return answers
 
     def _file_name(self, model: EditableModel, token_budget: int) -> str:
@@ -85,7 +85,9 @@ class Sheet:
             "version": _VERSION,
             "versions": package_versions(),
             "model": model.fingerprint,
-            "tokenizer": model.tokens.fingerprint,
+            "tokenizer": model.tokens.fingerprint_of(
+                chat=any(not isinstance(each, Read) and each.chat for each in self.questions)
+            ),
             "device": model.device.type,
             "token_budget": token_budget,
             "seed": self.seed,
@@ -94,14 +96,9 @@ class Sheet:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         return f"{digest.hexdigest()[:32]}.json.gz"
 
-    def _read(self, path: Path) -> Answers | None:
-        """What a file says; None if there is none, or it is damaged and has to be written anew."""
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                answers = [_decode(fields) for fields in json.load(file)]
-            return dict(zip(self.questions, answers, strict=True))
-        except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
-            return None
+    def _decode(self, content: list[dict[str, Any]]) -> Answers:
+        answers = [_decode(fields) for fields in content]
+        return dict(zip(self.questions, answers, strict=True))
 
 
 def make_sheets(planned: Sequence[PlannedTrial]) -> list[tuple[Sheet, ...]]:
@@ -151,14 +148,14 @@ def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Sheet]:
         yield Sheet(seed, ordered[start : start + _SHEET_SIZE])
 
 
-def _order(question: Question) -> tuple[str, str, str]:
+def _order(question: Question) -> tuple[str, str, str, str]:
     match question:
-        case Score(prompt, continuation):
-            return "score", prompt, continuation
-        case Generate(prompt, n_tokens):
-            return "generate", prompt, f"{n_tokens:06d}"
+        case Score(prompt, continuation, joiner, chat):
+            return "score", prompt, continuation, f"{joiner!r} {chat}"
+        case Generate(prompt, n_tokens, chat):
+            return "generate", prompt, f"{n_tokens:06d}", str(chat)
         case Read(text):
-            return "read", text, ""
+            return "read", text, "", ""
 
 
 def _decode(fields: dict[str, object]) -> Answer:
@@ -170,21 +167,13 @@ def _decode(fields: dict[str, object]) -> Answer:
     return ScoreAnswer(tuple(log_probs), tuple(argmax))
 
 
-def _write(path: Path, answers: Sequence[Answer]) -> None:
+def _write(entry: JsonEntry, answers: Sequence[Answer]) -> None:
     """Keep answers, whole or not at all; they are not worth a run."""
-    content = gzip.compress(json.dumps([asdict(answer) for answer in answers]).encode(), mtime=0)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
-            unfinished = Path(folder) / path.name
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+        entry.write([asdict(answer) for answer in answers])
     except OSError as error:
         warnings.warn(
-            f"answers of the unedited model: cannot be kept, got {str(path)!r} "
-            f"({error.strerror or error}). Free some space, or choose another folder with --cache.",
+            f"{_WHAT}: cannot be kept, got {str(entry.path)!r} ({error.strerror or error}). Free "
+            "some space, or choose another folder with --cache.",
             stacklevel=2,
         )

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from editbench.datasets.files import json_array_records, read_data_file
+from editbench.datasets.files import json_records, read_data_file
 from editbench.datasets.records import Record
 from editbench.errors import DataError
-from editbench.requests import EditCase
+from editbench.requests import EditCase, content_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class KnownFact:
         prompt: Complete text; the object is what comes next.
         subject_start: Character offset of the subject in `prompt`.
         object: o, without the space that joins it to the prompt.
+        joiner: What stands between prompt and object; see `EditRequest`.
+        chat: Whether the prompt is a user's message; see `EditRequest`.
     """
 
     fact_id: str
@@ -29,6 +31,8 @@ class KnownFact:
     prompt: str
     subject_start: int
     object: str
+    joiner: str | None = None
+    chat: bool = False
 
     @property
     def subject_end(self) -> int:
@@ -36,15 +40,17 @@ class KnownFact:
         return self.subject_start + len(self.subject)
 
 
-def read_known_facts(path: Path) -> list[KnownFact]:
+def read_known_facts(path: Path, left_out: list[DataError] | None = None) -> list[KnownFact]:
     """Read a file of known facts, as published with ROME (``known_1000.json``).
 
-    A JSON array of objects with `subject`, `attribute` and `prompt`, and optionally `known_id`;
-    other fields are left alone. The published `template` often differs from the prompt, so the
-    prompt is what is traced.
+    A JSON array, or JSON Lines, of objects with `subject`, `attribute` and `prompt`, and optionally
+    `known_id`; other fields are left alone. The published `template` often differs from the prompt,
+    so the prompt is what is traced.
 
     Args:
         path: The file.
+        left_out: Takes up why records are left out; without it, the first that cannot be used is an
+            error.
 
     Returns:
         The facts in file order.
@@ -52,10 +58,15 @@ def read_known_facts(path: Path) -> list[KnownFact]:
     Raises:
         DataError: The file cannot be read, or a record is malformed.
     """
-    facts = [
-        _read_fact(record, index)
-        for index, record in enumerate(json_array_records(read_data_file(path)))
-    ]
+    file = read_data_file(path, left_out)
+    facts: list[KnownFact] = []
+    for record in json_records(file):
+        try:
+            facts.append(_read_fact(record, len(facts) + len(left_out or ())))
+        except DataError as error:
+            file.leave_out(error)
+    if not facts and left_out:
+        raise DataError(f"{path}: no record can be used. The first: {left_out[0]}")
     if not facts:
         raise DataError(f"{path}: holds no records. Check the path.")
     return facts
@@ -77,6 +88,8 @@ def facts_of_cases(cases: Iterable[EditCase]) -> list[KnownFact]:
             prompt=case.request.text,
             subject_start=case.request.subject_start,
             object=case.target_true.strip(),
+            joiner=case.request.joiner,
+            chat=case.request.chat,
         )
         for case in cases
         if case.target_true is not None and case.target_true.strip()
@@ -85,7 +98,7 @@ def facts_of_cases(cases: Iterable[EditCase]) -> list[KnownFact]:
 
 def hash_facts(facts: Sequence[KnownFact]) -> str:
     """Content address of facts, in order: SHA-256, hexadecimal."""
-    content = json.dumps([asdict(fact) for fact in facts], ensure_ascii=False)
+    content = json.dumps([content_of(fact) for fact in facts], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 

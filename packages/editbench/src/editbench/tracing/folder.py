@@ -9,21 +9,23 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from editbench.errors import TraceError
-from editbench.result_folders import FolderKind
+from editbench.requests import content_of
+from editbench.result_folders import FolderKind, encode_sealed
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.manifest import TraceManifest
 from editbench.tracing.traces import PromptTrace, TracedPrompt
+from memit_core.checksums import check_tensors, seal_card, unseal_card
 
 _KIND = FolderKind("trace", "trace.json", TraceError)
 _METADATA_KEY = "editbench"
@@ -67,7 +69,8 @@ class TraceStore:
         """
         prompt = trace.prompt
         content = {
-            "fact": asdict(prompt.fact),
+            "number": number,
+            "fact": content_of(prompt.fact),
             "token_ids": list(prompt.token_ids),
             "texts": list(prompt.texts),
             "subject": [prompt.subject.start, prompt.subject.stop],
@@ -76,9 +79,12 @@ class TraceStore:
             "high_score": trace.high_score,
             "low_score": trace.low_score,
         }
-        # One key alone: safetensors writes several in random order.
-        metadata = {_METADATA_KEY: json.dumps(content, ensure_ascii=False)}
         tensors = {str(kind): scores for kind, scores in trace.scores.items()}
+        sealed = seal_card(
+            content, {name: torch.from_numpy(each) for name, each in tensors.items()}
+        )
+        # One key alone: safetensors writes several in random order.
+        metadata = {_METADATA_KEY: json.dumps(sealed, ensure_ascii=False)}
         write_file(_prompt_path(self.folder, number), save(tensors, metadata))
 
 
@@ -138,8 +144,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _begin(folder: Path, manifest: TraceManifest) -> TraceManifest:
     if not _KIND.is_begun(folder):
-        content = manifest.model_dump_json(indent=2) + "\n"
-        write_file(folder / _KIND.manifest, content.encode())
+        write_file(folder / _KIND.manifest, encode_sealed(manifest))
         return manifest
     refuse_other_trace(folder, manifest)
     return read_manifest(folder)
@@ -157,6 +162,10 @@ def _read_prompt(path: Path) -> PromptTrace:
                 name: np.asarray(file.get_tensor(name))
                 for name in file.keys()  # noqa: SIM118
             }
+        content, sums = unseal_card(content)
+        check_tensors(sums, _as_torch(scores))
+        if content.get("number", int(path.stem)) != int(path.stem):
+            raise ValueError(f"it is prompt {content['number']}")
         prompt = TracedPrompt(
             fact=KnownFact(**content["fact"]),
             token_ids=tuple(content["token_ids"]),
@@ -171,3 +180,7 @@ def _read_prompt(path: Path) -> PromptTrace:
             f"read trace: cannot read {str(path)!r} ({error}). Delete it, and resume the trace to "
             "compute it again."
         ) from error
+
+
+def _as_torch(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

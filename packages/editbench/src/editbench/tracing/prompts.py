@@ -61,7 +61,9 @@ def choose_known(
             if limit is not None and len(found) == limit:
                 break
             n_asked += 1
-            _, wanted = model.tokens.encode_continuation(fact.prompt, fact.object)
+            _, wanted = model.tokens.encode_continuation(
+                fact.prompt, fact.object, joiner=fact.joiner, chat=fact.chat
+            )
             if wanted[0] == choice:
                 found.append(_make_prompt(model, fact, ids, choice))
         if on_progress is not None:
@@ -78,7 +80,7 @@ def choose_known(
 
 def prompt_of(model: EditableModel, fact: KnownFact) -> TracedPrompt:
     """A fact's prompt with whatever the model completes it with, true or not."""
-    ids = tuple(model.tokens.encode(fact.prompt))
+    ids = tuple(model.tokens.encode(fact.prompt, chat=fact.chat))
     (choice,) = _first_choices(model, [ids])
     return _make_prompt(model, fact, ids, choice)
 
@@ -89,7 +91,9 @@ def _make_prompt(
     return TracedPrompt(
         fact=fact,
         token_ids=ids,
-        subject=model.tokens.locate_all(fact.prompt, fact.subject_start, fact.subject_end),
+        subject=model.tokens.locate_all(
+            fact.prompt, fact.subject_start, fact.subject_end, chat=fact.chat
+        ),
         answer=answer,
         texts=tuple(_show(model.tokens, token) for token in ids),
         answer_text=_show(model.tokens, answer),
@@ -106,7 +110,7 @@ def _make_batches(
     batch: list[tuple[KnownFact, tuple[int, ...]]] = []
     width = 0
     for fact in facts:
-        ids = tuple(model.tokens.encode(fact.prompt))
+        ids = tuple(model.tokens.encode(fact.prompt, chat=fact.chat))
         width = max(width, len(ids))
         if batch and (len(batch) + 1) * width > model.token_budget:
             yield batch

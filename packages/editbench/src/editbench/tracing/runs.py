@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editbench.errors import ModelError
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.tracing.settings import KINDS, Kind, SeveredKind
@@ -29,7 +31,7 @@ class Runs:
         corrupted: By kind of module and layer, what the output projections put out in the
             corrupted run, `[n_samples, n_tokens, d_model]`.
         keys_values: By layer, keys and values of the corrupted run, each
-            `[n_samples, n_heads, n_tokens, d_head]`.
+            `[n_samples, n_heads, n_tokens, d_head]`; none where the model keeps other things.
         kept: By name, what some other modules put out, `[1 + n_samples, n_tokens, d]`: in the clean
             run, and in the corrupted one.
     """
@@ -99,11 +101,16 @@ def run_clean_and_corrupted(
         prompt: The prompt.
         noise: `[n_samples, n_subject_tokens, d_embedding]`.
         keep: Names of further modules whose outputs to keep.
+
+    Raises:
+        ModelError: Blocks hand on more than one residual stream.
     """
     n_layers, n_rows = model.architecture.n_layers, 1 + len(noise)
-    paths = {kind: module_paths(model, kind) for kind in KINDS}
+    has_attention = all(model.architecture.own_attention)
+    kinds = [kind for kind in KINDS if kind != "attention" or has_attention]
+    paths = {kind: module_paths(model, kind) for kind in kinds}
     # Without a configuration, a sliding window is left to the masks, and nothing is forgotten.
-    cache = DynamicCache()
+    cache = DynamicCache() if find_continuing(model) == "padded" else None
     last = torch.full((n_rows,), -1)
     with (
         torch.no_grad(),
@@ -119,7 +126,12 @@ def run_clean_and_corrupted(
         select_head_positions(model, torch.arange(n_rows), last),
     ):
         inputs = stack_rows(model, prompt, len(noise))
-        output = model.model(**inputs, past_key_values=cache, use_cache=True)
+        output = model.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+    if seen.inputs[paths["hidden"][0]].dim() != 3:
+        raise ModelError(
+            f"tracing '{model.name}': its blocks hand on several residual streams, got states of "
+            f"shape {list(seen.inputs[paths['hidden'][0]].shape)}; expected one stream."
+        )
     probabilities = answer_probabilities(output.logits[0], prompt.answer)
 
     def rows_of(tensor: Tensor) -> Tensor:
@@ -139,7 +151,7 @@ def run_clean_and_corrupted(
             for kind, layers in outputs.items()
             if kind != "hidden"
         },
-        keys_values=[_without_first(layer) for layer in cache.layers],
+        keys_values=[] if cache is None else [_without_first(layer) for layer in cache.layers],
         kept={path: seen.outputs[path] for path in keep},
     )
 

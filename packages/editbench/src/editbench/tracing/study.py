@@ -96,7 +96,9 @@ def plan_trace(
         model={
             "name": model.name,
             "fingerprint": model.state,
-            "tokenizer_fingerprint": model.tokens.fingerprint,
+            "tokenizer_fingerprint": model.tokens.fingerprint_of(
+                chat=any(fact.chat for fact in facts)
+            ),
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "n_layers": n_layers,
         },

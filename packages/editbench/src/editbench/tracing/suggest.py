@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from editbench.cache_entries import JsonEntry
 from editbench.errors import TraceError
 from editbench.models.editable import EditableModel
 from editbench.tracing.facts import KnownFact, hash_facts
@@ -17,7 +17,7 @@ from editbench.tracing.settings import TraceSettings
 from editbench.tracing.suggestion import Suggestion, suggest_from_traces
 from editbench.tracing.tracer import Tracer
 
-_VERSION = 1  # raised whenever the same inputs give another suggestion
+_VERSION = 2  # raised whenever the same inputs give another suggestion, or it is kept otherwise
 
 
 def suggest_layers(
@@ -45,8 +45,8 @@ def suggest_layers(
         TraceError: The model predicts none of the facts; the traces show no site; or the cache
             cannot be written.
     """
-    path = None if cache is None else _cache_path(cache, model, facts, n_facts, seed, n_samples)
-    if path is not None and (kept := _read(path)) is not None:
+    entry = None if cache is None else _find_entry(cache, model, facts, n_facts, seed, n_samples)
+    if entry is not None and (kept := entry.read(_decode)) is not None:
         return kept
     known = choose_known(model, facts, limit=n_facts)
     settings = TraceSettings(
@@ -66,56 +66,46 @@ def suggest_layers(
     if on_progress is not None:
         on_progress("tracing for critical layers", len(known.prompts), len(known.prompts))
     suggestion = suggest_from_traces(traces)
-    if path is not None:
-        _write(path, suggestion)
+    if entry is not None:
+        _write(entry, suggestion)
     return suggestion
 
 
-def _cache_path(
+def _find_entry(
     cache: Path,
     model: EditableModel,
     facts: Sequence[KnownFact],
     n_facts: int,
     seed: int,
     n_samples: int,
-) -> Path:
+) -> JsonEntry:
     content = {
         "version": _VERSION,
         "model": model.state,
-        "tokenizer": model.tokens.fingerprint,
+        "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
         "facts": hash_facts(facts),
         "n_facts": n_facts,
         "seed": seed,
         "n_samples": n_samples,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return cache / "critical_layers" / f"{digest}.json"
+    return JsonEntry(cache / "critical_layers" / f"{digest}.json", "critical layers")
 
 
-def _read(path: Path) -> Suggestion | None:
+def _decode(content: dict[str, Any]) -> Suggestion:
+    return Suggestion(
+        layers=tuple(content["layers"]),
+        rule=content["rule"],
+        severed_effects=tuple(content["severed_effects"]),
+        n_prompts=content["n_prompts"],
+    )
+
+
+def _write(entry: JsonEntry, suggestion: Suggestion) -> None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Suggestion(
-            layers=tuple(content["layers"]),
-            rule=content["rule"],
-            severed_effects=tuple(content["severed_effects"]),
-            n_prompts=content["n_prompts"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: computed anew
-
-
-def _write(path: Path, suggestion: Suggestion) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(asdict(suggestion), indent=2), encoding="utf-8")
-        unfinished.replace(path)
+        entry.write(asdict(suggestion))
     except OSError as error:
         raise TraceError(
-            f"suggest layers: cannot write {str(path)!r} ({error.strerror or error}). Free space, "
-            "choose another folder with --cache, or go without by --no-cache."
+            f"suggest layers: cannot write {str(entry.path)!r} ({error.strerror or error}). Free "
+            "space, choose another folder with --cache, or go without by --no-cache."
         ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from editbench.errors import ModelError
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, is_out_of_memory
 from editbench.tracing.block_replay import ReplayArguments
@@ -15,9 +16,10 @@ from editbench.tracing.noise import draw_noise
 from editbench.tracing.plain import score_plainly
 from editbench.tracing.replay import PromptReplay
 from editbench.tracing.routes import Route
-from editbench.tracing.runs import Runs, run_clean_and_corrupted
+from editbench.tracing.runs import Runs, module_paths, run_clean_and_corrupted
 from editbench.tracing.settings import (
     SEVERED_KINDS,
+    SEVERED_MODULE,
     Kind,
     SeveredKind,
     TraceSettings,
@@ -41,10 +43,17 @@ class Tracer:
 
     Attributes:
         replay_failure: Why replay was given up; None where it was not.
+
+    Raises:
+        ModelError: Attention is traced, and a block has none.
     """
 
     def __init__(self, model: EditableModel, settings: TraceSettings) -> None:
+        for kind in settings.traced_kinds:
+            module_paths(model, SEVERED_MODULE.get(kind, kind))
         self.replay_failure: str | None = None
+        if find_continuing(model) != "padded":
+            self.replay_failure = "replay: rows do not go on from keys and values alone."
         self._model = model
         self._settings = settings
         self._n_layers = model.architecture.n_layers

@@ -1,13 +1,49 @@
 """Hyperparameters of the closed-form loop; an editor's name fixes their defaults, no more."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.dialect import (
+    TARGET_NAMES,
+    Convert,
+    read_fact_token,
+    read_prefix_lengths,
+    refuse_input_projection,
+)
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.architecture import ProjectionKind
 from memit_core import Spreading
+
+
+def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    lengths, number = read_prefix_lengths(value)
+    if len(lengths) != 1:
+        raise ValueError("must be one pair, since all prefixes have one length here")
+    return {"n_context_prefixes": number, "context_prefix_length": lengths[0]}
+
+
+def _read_module(value: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whose output projection is written to; which module that is, the model itself says."""
+    attention = values.get("attn_module_tmp")
+    inside = str(value).removesuffix(".weight")
+    if isinstance(attention, str) and inside.startswith(f"{attention}."):
+        return {"module": "attention"}
+    refuse_input_projection(inside)
+    return {"module": "mlp"}
+
+
+CLOSED_FORM_NAMES: Mapping[str, str | Convert] = {
+    **TARGET_NAMES,
+    "layers": "critical_layers",
+    "mom2_update_weight": "preservation_weight",
+    "context_template_length_params": _read_prefixes,
+    "rewrite_module_tmp": _read_module,
+    "fact_token": read_fact_token,
+}
+"""What other tools call the fields that all closed-form editors have."""
 
 
 class ClosedFormConfig(TargetSettings):

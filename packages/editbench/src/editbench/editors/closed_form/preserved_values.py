@@ -9,12 +9,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.second_moments.factors import obtain_factor, require_factor
+from editbench.editors.parts.second_moments.factors import (
+    find_live,
+    obtain_factor,
+    require_factor,
+)
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import make_dense
 from editbench.models.out_of_memory import else_on_cpu
-from memit_core import Preservation, Spreading, UpdateFactors, find_null_space, solve_edits
+from memit_core import (
+    IllPosedError,
+    Preservation,
+    Spreading,
+    UpdateFactors,
+    find_null_space,
+    solve_edits,
+)
 
 _CLOSED = 1e-3  # of a key's norm: with less of it where writing is allowed, a fact is lost
 
@@ -104,7 +115,13 @@ class PreservedValues:
                 error = error.to(device)
             return solve_edits(rows, residuals.to(device), price, slack=slack, error=error)
 
-        return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+        try:
+            return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+        except IllPosedError as error:
+            if not self._moments.source:
+                raise
+            message = f"{error} The second moments are those of {self._moments.source}."
+            raise IllPosedError(message) from error
 
     def add(self, layer: int, keys: Tensor) -> None:
         """Note that `keys` `[n_edits, d_key]` have been written to."""
@@ -150,7 +167,7 @@ class PreservedValues:
         if dials.ridge > 0:  # which is the price of axes that nothing uses
             ridge = self._ridge(layer)
             return Preservation(plain, weight=dials.weight, ridge=ridge, history=history)
-        axes = (plain.diagonal() > 0).to(keys.device) | rows.ne(0).any(dim=0)
+        axes = find_live(plain, layer).to(keys.device) | rows.ne(0).any(dim=0)
         return Preservation(plain, weight=dials.weight, basis=axes, history=history)
 
     def _ridge(self, layer: int) -> float:

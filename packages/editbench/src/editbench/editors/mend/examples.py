@@ -2,11 +2,12 @@
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from editbench.errors import DataError
+from editbench.errors import DataError, RequestError
 from editbench.models.tokens import Tokens
+from editbench.questions import Score
 from editbench.requests import EditCase, EditRequest, Probe
 
 
@@ -25,9 +26,9 @@ class Row:
     start: int
 
     @classmethod
-    def of(cls, tokens: Tokens, prompt: str, continuation: str) -> "Row":
+    def of(cls, tokens: Tokens, question: Score) -> "Row":
         """Tokenize a prompt and its continuation."""
-        prompt_ids, target_ids = tokens.encode_continuation(prompt, continuation)
+        prompt_ids, target_ids = tokens.encode_question(question)
         return cls((*prompt_ids, *target_ids[:-1]), tuple(target_ids), len(prompt_ids) - 1)
 
 
@@ -105,17 +106,39 @@ def draw_batch(
 
 def draw_example(tokens: Tokens, case: EditCase, n_neighbors: int, rng: random.Random) -> Example:
     """Draw one of a case's equivalent prompts, the request's own included, and some neighbors."""
-    request = case.request
-    prompts = [request.text, *(probe.prompt for probe in _probes(case, "paraphrase"))]
-    neighbors = _probes(case, "neighborhood")
+    equivalents, neighbors = _ask_equivalents(case), _ask_neighbors(case)
     return Example(
-        request,
-        equivalents=(Row.of(tokens, rng.choice(prompts), request.target),),
+        case.request,
+        equivalents=(Row.of(tokens, rng.choice(equivalents)),),
         neighbors=tuple(
-            Row.of(tokens, probe.prompt, probe.expected)
-            for probe in rng.sample(neighbors, min(n_neighbors, len(neighbors)))
+            Row.of(tokens, question)
+            for question in rng.sample(neighbors, min(n_neighbors, len(neighbors)))
         ),
     )
+
+
+def check_cases(tokens: Tokens, cases: Iterable[EditCase]) -> None:
+    """Find out before any training whether a model has the tokens of all that may be drawn.
+
+    Raises:
+        RequestError: A prompt or continuation cannot be put into tokens.
+    """
+    for case in cases:
+        for question in (*_ask_equivalents(case), *_ask_neighbors(case)):
+            try:
+                tokens.encode_question(question)
+            except RequestError as error:
+                raise RequestError(f"request '{case.request.case_id}': {error}") from error
+
+
+def _ask_equivalents(case: EditCase) -> list[Score]:
+    request = case.request
+    paraphrases = _probes(case, "paraphrase")
+    return [request.question, *(probe.question(request.target) for probe in paraphrases)]
+
+
+def _ask_neighbors(case: EditCase) -> list[Score]:
+    return [probe.question(probe.expected) for probe in _probes(case, "neighborhood")]
 
 
 def _probes(case: EditCase, kind: str) -> list[Probe]:

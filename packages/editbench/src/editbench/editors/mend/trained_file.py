@@ -23,6 +23,8 @@ from editbench.editors.mend.matrices import Matrix
 from editbench.editors.mend.training_config import MendTraining
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from memit_core import DamagedError
+from memit_core.checksums import check_tensors, seal_card, unseal_card
 
 METADATA_KEY = "editbench"
 FORMAT = "mend-hypernetwork-1"
@@ -85,8 +87,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sealed = seal_card(metadata, own)
         # One key alone: safetensors writes several in random order.
-        save_file(own, unfinished, metadata={METADATA_KEY: json.dumps(metadata)})
+        save_file(own, unfinished, metadata={METADATA_KEY: json.dumps(sealed)})
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         raise EditError(
@@ -107,11 +110,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if isinstance(metadata, dict):
+            metadata, sums = unseal_card(metadata)
+            check_tensors(sums, tensors)
     except (OSError, SafetensorError, ValueError) as error:
-        raise EditError(
-            f"mend: cannot read the trained hypernetwork, got {str(path)!r} ({error}). "
-            "Check the path, or train it again with 'editbench train mend'."
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(metadata, dict):
         raise _foreign(path)
     return tensors, metadata
@@ -134,8 +137,11 @@ def read_record(path: Path) -> TrainingRecord:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return _parse_record(path, json.loads((file.metadata() or {})[METADATA_KEY]))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+        return _parse_record(path, unseal_card(metadata)[0])
+    except DamagedError as error:
+        raise _unreadable(path, error) from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _foreign(path) from error
 
 
@@ -216,6 +222,13 @@ def _parse_record(path: Path, metadata: object) -> TrainingRecord:
         return TrainingRecord.model_validate(metadata)
     except ValidationError as error:
         raise _foreign(path) from error
+
+
+def _unreadable(path: Path, error: Exception) -> EditError:
+    return EditError(
+        f"mend: cannot read the trained hypernetwork, got {str(path)!r} ({error}). "
+        "Check the path, or train it again with 'editbench train mend'."
+    )
 
 
 def _foreign(path: Path) -> EditError:

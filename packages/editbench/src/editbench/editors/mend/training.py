@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.base import Progress
-from editbench.editors.mend.examples import draw_batch, draw_example, select_trainable
+from editbench.editors.mend.examples import (
+    check_cases,
+    draw_batch,
+    draw_example,
+    select_trainable,
+)
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.matrices import find_matrices
 from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
@@ -144,6 +149,7 @@ def train_hypernetwork(
 
     Raises:
         DataError: The cases lack what training needs.
+        RequestError: One of them cannot be put into the model's tokens.
         ConfigError: The settings are at odds, or the checkpoint is of another training.
         EditError: A loss is not finite, or the checkpoint cannot be read or written.
         ModelError: The model is edited.
@@ -156,6 +162,7 @@ def train_hypernetwork(
     model.check_unedited("train mend")
     cases = select_trainable(cases, data.dataset)
     validation_cases = select_trainable(validation_cases, data.validation or data.dataset)
+    check_cases(model.tokens, [*cases, *validation_cases])
     training = _Training(model, cases, validation_cases, config, data, seed)
     if checkpoint is not None and checkpoint.exists():
         training.restore(checkpoint)
@@ -339,6 +346,16 @@ class _Training:
                 f"train mend: {path} belongs to another training, {_describe_change(theirs, ours)}"
                 ". Repeat the command that began it, or remove the file to begin anew."
             )
+        try:
+            self._take_up(tensors, metadata)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise EditError(
+                f"train mend: {path} does not hold what a training keeps, got {reason}. Remove the "
+                "file to begin anew."
+            ) from error
+
+    def _take_up(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         parts: dict[str, dict[str, Any]] = {"network": {}, "best": {}, "adam": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

@@ -5,6 +5,7 @@ again whose worker has died. The process that asked keeps the plan and writes th
 """
 
 import copy
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ class _Shipment:
         Returns:
             What ends when the shares have; nothing, where nothing is divided.
         """
-        is_divisible = type(work.editor).prepare is not Editor.prepare
+        is_divisible = inspect.unwrap(type(work.editor).prepare) is not Editor.prepare
         if self._conditions.cache is None or not is_divisible:
             return []
         n_edits = max(len(batch.cases) for batch in work.batches)

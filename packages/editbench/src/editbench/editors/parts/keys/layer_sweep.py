@@ -84,10 +84,12 @@ class SweepChecks:
 
     Attributes:
         agrees: Whether rows behind shared contexts come to what whole ones come to.
+        runs_again: Whether blocks that run again come to what the model's own forward comes to.
         opens: Whether blocks can be kept open.
     """
 
     agrees: bool | None = None
+    runs_again: bool | None = None
     opens: bool | None = None
 
 
@@ -100,7 +102,8 @@ class LayerSweep:
     the stored states; nothing before them is. Rows of bare prompts go on to the last critical layer
     from each one, and so that they need not come back for it, the layer's block is kept open
     (`OpenBlock`). Where memory runs out, batches are divided, and stay so; the parts' own arguments
-    of the blocks are recorded anew, up to the first critical layer.
+    of the blocks are recorded anew, up to the first critical layer. Where blocks run again are not
+    what the model's own forward makes of them, every layer takes whole forwards.
 
     Args:
         model: The model; its weights may change between calls.
@@ -153,8 +156,15 @@ class LayerSweep:
             if not checks.agrees:
                 self._contexts = None
                 rows = make_rows(model, requests, prefixes, weighting, share=False)
-        batches = batch_rows(rows, model.token_budget)
         bare = [row for row in rows if row.is_bare]
+        self._whole: list[SweepRow] = []
+        if self._contexts is None:
+            if checks.runs_again is None:
+                checks.runs_again = self._agrees(bare)
+            if not checks.runs_again:
+                self._whole = rows
+                return
+        batches = batch_rows(rows, model.token_budget)
         if checks.opens is None:
             checks.opens = module == "mlp" and first < last and self._can_open(bare)
         self._opens = checks.opens
@@ -184,6 +194,8 @@ class LayerSweep:
         is_known = self._initial is not None and layer == self._first
         if self._initial is not None and is_known:
             hidden.copy_(self._initial)
+        if self._whole:
+            return self._measure_whole(layer, keys, hidden, with_hidden=not is_known)
         with torch.no_grad(), made_lean(self._wasteful):
             if self._contexts is not None:
                 self._contexts.advance(layer)
@@ -192,6 +204,23 @@ class LayerSweep:
                 keys.index_add_(0, edits, one.keys * weights[:, None])
                 if one.hidden is not None:
                     hidden[edits] = one.hidden
+        return keys, hidden
+
+    def _measure_whole(
+        self, layer: int, keys: Tensor, hidden: Tensor, *, with_hidden: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same by the model's own forwards, into `keys` and `hidden`."""
+        model, rows = self._model, self._whole
+        prompts = [PromptRow(row.own, len(row.own) - 1) for row in rows]
+        edits = torch.tensor([row.edit for row in rows], device=model.device)
+        weights = torch.tensor([row.weight for row in rows], device=model.device)
+        path = model.architecture.projection(layer, self._module)
+        found = read_at_subjects(model, prompts, keys.shape[1], self._operation, input_of=path)
+        keys.index_add_(0, edits, found * weights[:, None])
+        if with_hidden:
+            bare = [index for index, row in enumerate(rows) if row.is_bare]
+            some = [prompts[index] for index in bare]
+            hidden[edits[bare]] = read_hidden(model, some, self._last)
         return keys, hidden
 
     def _measure_all(self, layer: int, *, with_hidden: bool) -> Iterator[_Measured]:
@@ -282,7 +311,9 @@ class LayerSweep:
             return batch.calls.run(states, layer, layer)
 
     def _agrees(self, rows: Sequence[SweepRow]) -> bool:
-        """Whether rows run behind their contexts come to what the model's own forward comes to."""
+        """Whether rows, run block by block, come to what the model's own forward comes to."""
+        if not rows:
+            return True
         longest = max(range(len(rows)), key=lambda index: len(rows[index].own))
         halving = Halving(self._operation)
         return all(halving.run([rows[0], rows[longest]], self._agree))
@@ -294,6 +325,8 @@ class LayerSweep:
         ]
         expected = read_hidden(model, whole, last)
         batch = self._start(some)
+        if batch.states.dim() != 3:  # Gemma 3n has several residual streams
+            return False
         with torch.no_grad():
             states = batch.calls.run(batch.states, self._first, last)
         found = at_subjects(states, batch.last).to(expected)

@@ -69,11 +69,12 @@ class BlockCalls:
         calls: list[dict[str, Any]] = []
 
         def record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
+            is_named = _HIDDEN in kwargs
             if not entry:
-                entry.append(hidden)
+                entry.append(kwargs[_HIDDEN] if is_named else args[0])
             rest = {name: value for name, value in kwargs.items() if name != _HIDDEN}
-            calls.append({"args": args[1:], "kwargs": rest})
+            own = args if is_named else args[1:]
+            calls.append({"args": own, "kwargs": rest, "is_named": is_named})
             if stop and len(calls) == len(modules):
                 raise _Reached
 
@@ -103,7 +104,12 @@ class BlockCalls:
         """
         for layer in range(first, last + 1):
             call = self._calls[layer - self.first]
-            output = self._blocks[layer - self.first](hidden, *call["args"], **call["kwargs"])
+            args, kwargs = call["args"], call["kwargs"]
+            if call["is_named"]:
+                kwargs = {**kwargs, _HIDDEN: hidden}
+            else:
+                args = (hidden, *args)
+            output = self._blocks[layer - self.first](*args, **kwargs)
             hidden = output[0] if isinstance(output, tuple | list) else output
         return hidden
 
@@ -121,7 +127,11 @@ def _handing_on(model: EditableModel, modules: Sequence[nn.Module], first: int) 
 
     def hand_on(*args: Any, **kwargs: Any) -> object:
         hidden = kwargs[_HIDDEN] if _HIDDEN in kwargs else args[0]
-        return (hidden, *answers[0][1:]) if isinstance(answers[0], tuple | list) else hidden
+        if not isinstance(answers[0], tuple | list):
+            return hidden
+        handed_on = (hidden, *answers[0][1:])
+        # Reformer's answers have names.
+        return answers[0]._make(handed_on) if hasattr(answers[0], "_make") else handed_on
 
     before = model.model.get_submodule(model.architecture.block(max(0, first - 1)))
     silent = [module for module in modules if module is not before]

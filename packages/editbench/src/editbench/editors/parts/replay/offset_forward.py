@@ -75,6 +75,8 @@ class OffsetSite:
             ):
                 model.model(**inputs)
             states.append(seen.outputs[outer.module].float().cpu())
+            if states[0].dim() != 3:
+                return self
             offset = states[0][0, -1].roll(1)  # as large as what it is added to
         # In half precision rounding alone is more than this, and the site stays where it is.
         error = (states[1] - states[0] - offset).abs().max()
@@ -200,8 +202,14 @@ class FullForward(OffsetForward):
         """See `OffsetForward.logits`."""
 
         def add_offsets(output: Tensor) -> Tensor:
-            states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
-            places = (self._row_index.to(output.device), self._offset_index.to(output.device))
+            # OPT's MLP flattens; Gemma 3n has several residual streams, and an MLP moves them all.
+            width = self._inputs["input_ids"].shape[1]
+            states = output.reshape(-1, len(self.rows), width, output.shape[-1])
+            places = (
+                torch.arange(len(states), device=output.device)[:, None],
+                self._row_index.to(output.device),
+                self._offset_index.to(output.device),
+            )
             moved = states[places].float() + offsets.to(output.device)
             return states.index_put(places, moved.to(states.dtype)).reshape(output.shape)
 

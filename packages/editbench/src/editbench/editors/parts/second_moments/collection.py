@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from editbench.cache_entries import read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
 from editbench.editors.parts.placement import place_second_moments
@@ -21,8 +22,11 @@ from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.models.unedited import of_unedited
 from memit_core import (
+    DamagedError,
     MemitCoreError,
     SecondMoment,
+    SecondMomentFile,
+    SecondMoments,
     load_second_moments,
     save_second_moments,
 )
@@ -253,12 +257,9 @@ def _take_up(
     provenance: Mapping[str, Any],
 ) -> _Place:
     """Merge what an interrupted collection left; return how far that had come."""
-    if checkpoint is None or not checkpoint.exists():
+    stored = None if checkpoint is None else _read_checkpoint(checkpoint)
+    if stored is None:
         return _Place()
-    try:
-        stored = load_second_moments(checkpoint)
-    except MemitCoreError:
-        return _Place()  # it will be written anew
     left = dict(stored.provenance or {})
     place = {field.name: left.pop(field.name, None) for field in fields(_Place)}
     if left != provenance or None in place.values():
@@ -266,6 +267,17 @@ def _take_up(
     for number, moment in _number(parts).items():
         moment.merge(stored.moments[number])
     return _Place(**place)
+
+
+def _read_checkpoint(checkpoint: Path) -> SecondMoments | None:
+    """What is kept there; None if that is nothing, or damaged, and then it is begun anew."""
+
+    def read() -> SecondMoments:
+        if not SecondMomentFile(checkpoint).is_sealed:
+            raise DamagedError("it has no checksum")
+        return load_second_moments(checkpoint)
+
+    return read_kept(checkpoint, "what an interrupted collection left", read)
 
 
 def _count_tokens(moments: Mapping[int, SecondMoment]) -> int:

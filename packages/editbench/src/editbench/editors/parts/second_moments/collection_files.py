@@ -1,13 +1,14 @@
 """Collections in files: one collects what several want, and what is interrupted is taken up."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from editbench.cache_entries import put_aside, read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
 from editbench.editors.parts.second_moments.collection import (
@@ -21,7 +22,7 @@ from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from memit_core import SecondMoment
+from memit_core import DamagedError, SecondMoment, SecondMomentFile
 
 _SAY_AFTER_SECONDS = 10.0
 
@@ -40,6 +41,8 @@ def alone(path: Path, report_progress: Progress | None = None) -> Iterator[None]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
+        if Path(lock.lock_file).is_dir():
+            put_aside(Path(lock.lock_file), "a lock", "there is a folder in its place")
         try:
             lock.acquire(timeout=_SAY_AFTER_SECONDS)
         except Timeout:
@@ -55,6 +58,29 @@ def alone(path: Path, report_progress: Progress | None = None) -> Iterator[None]
         yield
     finally:
         lock.release()
+
+
+def is_collected(path: Path, provenance: Mapping[str, Any]) -> bool:
+    """Whether the cache holds a collection whole; what is damaged or of another is put aside.
+
+    All of the file is read, once in a process.
+
+    Args:
+        path: Where it is kept.
+        provenance: What it has to be, from `describe_collection`.
+    """
+
+    def check() -> bool:
+        file = SecondMomentFile(path)
+        if not file.is_sealed:
+            raise DamagedError("it has no checksum")
+        if file.provenance != provenance:
+            raise DamagedError("it is of another collection than its name says")
+        for layer in file.shapes:
+            file.check(layer)
+        return True
+
+    return read_kept(path, STAGE, check) is not None
 
 
 def collect_to_file(

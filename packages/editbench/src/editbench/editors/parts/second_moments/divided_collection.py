@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress, Share
@@ -12,14 +13,14 @@ from editbench.editors.parts.second_moments.collection import TokenCount, descri
 from editbench.editors.parts.second_moments.collection_files import (
     alone,
     collect_to_file,
+    is_collected,
     name_checkpoint,
 )
-from editbench.editors.parts.second_moments.corpus_reading import Shard
+from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
 from editbench.editors.parts.second_moments.shards import merge_shards
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from memit_core import MemitCoreError, SecondMomentFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class DividedCollection:
             SecondMomentError: A shard has no text, or nothing can be written.
             OSError: The folder cannot be made, or the corpus not be read.
         """
-        if self.path.exists():
+        if self.is_collected():
             return
         with alone(self.path, report_progress):
             n_shards = self._find_n_shards() or share.n
@@ -90,6 +91,10 @@ class DividedCollection:
         name_checkpoint(self.path).unlink(missing_ok=True)  # of an attempt without shards
         return True
 
+    def is_collected(self) -> bool:
+        """Whether the file of the whole is there, and is what was written."""
+        return is_collected(self.path, self._describe(WHOLE))
+
     def remove(self) -> None:
         """Remove the shards, and what interrupted ones have left."""
         for folder in self._list_folders():
@@ -99,7 +104,7 @@ class DividedCollection:
         """Collect a shard, unless it is there; wait for another worker that is just doing so."""
         path = self._folder(shard.n_shards) / f"{shard.index + 1}.safetensors"
         with alone(path, report_progress):
-            if not self.path.exists() and not self._is_whole(path, shard):
+            if not self.path.exists() and not is_collected(path, self._describe(shard)):
                 collect_to_file(
                     self.model,
                     self.corpus,
@@ -112,12 +117,8 @@ class DividedCollection:
                 )
         return path
 
-    def _is_whole(self, path: Path, shard: Shard) -> bool:
-        try:
-            provenance = SecondMomentFile(path).provenance
-        except MemitCoreError:
-            return False
-        return provenance == describe_collection(
+    def _describe(self, shard: Shard) -> dict[str, Any]:
+        return describe_collection(
             self.model, self.corpus, self.layers, self.n_tokens, self.module, shard=shard
         )
 

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editbench.cache_entries import JsonEntry, read_kept
 from editbench.editors.parts.second_moments.collection_files import alone
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
+    DamagedError,
     FactorizedSecondMoment,
     IllPosedError,
+    IndefiniteError,
     MemitCoreError,
     Preservation,
     load_factor,
@@ -47,7 +50,8 @@ def require_factor(
     try:
         return else_on_cpu(f"factorizing second moments of layer {layer}", device, make)
     except MemitCoreError as error:
-        raise SecondMomentError(f"second moments of layer {layer}: {error}") from error
+        where = f" of {moments.source}" if moments.source else ""
+        raise SecondMomentError(f"second moments{where}, layer {layer}: {error}") from error
 
 
 def obtain_factor(
@@ -75,21 +79,28 @@ def obtain_factor(
         return None
     moment = moments[layer]
     path = cache / "factors" / f"{_name(moment, layer, moments.provenance)}.safetensors"
-    is_singular = path.with_suffix(".singular")  # an empty file, so as not to try again
-    live = moment.diagonal() > 0
-    if (found := _read(path, live, device)) is not None or is_singular.exists():
+    singular = JsonEntry(path.with_suffix(".singular"), "a note on factors")  # do not try again
+    live = find_live(moment, layer)
+    if (found := _read(path, live, device)) is not None or singular.read(bool):
         return found
+    if path.exists():  # damaged, and cannot be put aside
+        return _factorize(moment, device)
     try:
         with alone(path):
-            if (found := _read(path, live, device)) is not None or is_singular.exists():
+            if (found := _read(path, live, device)) is not None or singular.read(bool):
                 return found
             try:
                 made = _factorize(moment, device)
+            except IndefiniteError:
+                raise
             except IllPosedError:
-                is_singular.touch()
+                singular.write(content=True)
                 return None
             assert isinstance(made.second_moment, FactorizedSecondMoment)
-            save_factor(path, made.second_moment, {"layer": layer, **(moments.provenance or {})})
+            origin = {**(moments.provenance or {}), "layer": layer, "name": path.name}
+            save_factor(path, made.second_moment, origin)
+    except IndefiniteError:
+        raise
     except (OSError, MemitCoreError, SecondMomentError) as error:
         reason = str(error).rstrip(".")
         raise SecondMomentError(
@@ -101,7 +112,10 @@ def obtain_factor(
 
 def _factorize(moment: Tensor, device: torch.device) -> Preservation:
     live = moment.diagonal() > 0
-    return Preservation(moment, basis=live.to(device)).factorized(device)
+    try:
+        return Preservation(moment, basis=live.to(device)).factorized(device)
+    except IndefiniteError as error:
+        raise error.at(int(live.nonzero()[error.row])) from error
 
 
 def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
@@ -113,11 +127,27 @@ def _name(moment: Tensor, layer: int, origin: Mapping[str, Any] | None) -> str:
 
 
 def _read(path: Path, live: Tensor, device: torch.device) -> Preservation | None:
-    """What a file holds; None if it is not there, or damaged, and then it is removed."""
-    if not path.exists():
-        return None
-    try:
-        return Preservation(load_factor(path, device=device).factorized, basis=live.to(device))
-    except MemitCoreError:
-        path.unlink(missing_ok=True)
-        return None
+    """What a file holds; None if it is not there, or damaged, and then it is put aside."""
+
+    def read() -> Preservation:
+        stored = load_factor(path, device=device)
+        if (stored.provenance or {}).get("name") != path.name:
+            raise DamagedError("it is of another second moment than its name says")
+        return Preservation(stored.factorized, basis=live.to(device))
+
+    return read_kept(path, "factors of second moments", read)
+
+
+def find_live(moment: Tensor, layer: int) -> Tensor:
+    """Which dimensions ordinary text uses, bool `[d_key]`.
+
+    Raises:
+        SecondMomentError: None of them.
+    """
+    live = moment.diagonal() > 0
+    if not bool(live.any()):
+        raise SecondMomentError(
+            f"second moments of layer {layer}: no dimension is ever used, got a diagonal of "
+            f"{len(live)} zeros. Collect them from other text, or edit another layer."
+        )
+    return live

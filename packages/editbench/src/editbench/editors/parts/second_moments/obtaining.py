@@ -25,6 +25,7 @@ from editbench.editors.parts.second_moments.collection import (
 )
 from editbench.editors.parts.second_moments.collection_files import alone, collect_to_file
 from editbench.editors.parts.second_moments.divided_collection import DividedCollection
+from editbench.editors.parts.second_moments.npz_files import is_npz, read_npz_moments
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
@@ -37,15 +38,18 @@ class LayerMoments(Mapping[int, Tensor]):
     Args:
         readers: For each layer what returns E[k kᵀ], `[d_key, d_key]`.
         provenance: What they are from; None if that is unknown.
+        source: Where they are read from, for messages.
     """
 
     def __init__(
         self,
         readers: Mapping[int, Callable[[], Tensor]],
         provenance: Mapping[str, Any] | None = None,
+        source: str = "",
     ) -> None:
         self._readers = readers
         self.provenance = provenance
+        self.source = source
 
     def __getitem__(self, layer: int) -> Tensor:
         return self._readers[layer]()
@@ -89,17 +93,20 @@ def obtain_second_moments(
             "Give --second-moments FILE (made by 'editbench stats') or --corpus FILE."
         )
     collection = (model, resources.corpus, layers, n_tokens)
-    if resources.cache is None:
-        found = collect_second_moments(*collection, resources.report_progress, module=module)
-        return LayerMoments({layer: moment.moment for layer, moment in found.items()})
-    path = cached_path(resources.cache, *collection, module)
-    divided = DividedCollection(path, *collection, module)
-    if not path.exists():
-        with alone(path, resources.report_progress):
-            if not path.exists() and not divided.join(resources.report_progress):
-                collect_to_file(*collection, path, resources.report_progress, module)
-    divided.remove()
-    return read_second_moments(model, layers, path, module)
+    if resources.cache is not None:
+        path = cached_path(resources.cache, *collection, module)
+        divided = DividedCollection(path, *collection, module)
+        if not divided.is_collected() and not path.exists():
+            with alone(path, resources.report_progress):
+                if not divided.is_collected() and not divided.join(resources.report_progress):
+                    collect_to_file(*collection, path, resources.report_progress, module)
+        if divided.is_collected():
+            divided.remove()
+            return read_second_moments(model, layers, path, module)
+    # There is no cache, or something stands in it that can be neither used nor put aside.
+    found = collect_second_moments(*collection, resources.report_progress, module=module)
+    readers = {layer: moment.moment for layer, moment in found.items()}
+    return LayerMoments(readers, source=f"corpus '{resources.corpus.name}'")
 
 
 def prepare_second_moments(
@@ -166,12 +173,21 @@ def cached_path(
 def read_second_moments(
     model: EditableModel, layers: Sequence[int], path: Path, module: ProjectionKind = "mlp"
 ) -> LayerMoments:
-    """Open a file of second moments and check that they are this model's.
+    """Open second moments and check that they are this model's, and can be second moments.
+
+    Args:
+        model: The model.
+        layers: The layers that are wanted.
+        path: A file as `save_second_moments` writes it; or memit's ``.npz``, or a folder of these.
+        module: Whose output projection's inputs the keys have to be.
 
     Raises:
-        SecondMomentError: The file cannot be read, lacks a layer, has another width, or states
-            another model's fingerprint or keys of another module.
+        SecondMomentError: A file cannot be read, is damaged, lacks a layer, has another width,
+            states another model's fingerprint or keys of another module, or holds numbers that are
+            no second moment.
     """
+    if is_npz(path):
+        return LayerMoments(read_npz_moments(model, layers, path, module), source=str(path))
     try:
         file = SecondMomentFile(path)
     except MemitCoreError as error:
@@ -202,12 +218,13 @@ def read_second_moments(
             f"second moments: {path} is one of {provenance['shard'][1]} shards of a collection. "
             "Merge all of them with 'editbench stats --merge'."
         )
+    if missing := [layer for layer in layers if layer not in file.shapes]:
+        noun = "layer" if len(missing) == 1 else "layers"
+        raise SecondMomentError(
+            f"second moments: {path} has no {noun} {', '.join(map(str, missing))}, got layers "
+            f"{sorted(file.shapes)}. Collect what is missing with 'editbench stats --layers'."
+        )
     for layer in layers:
-        if layer not in file.shapes:
-            raise SecondMomentError(
-                f"second moments: {path} has no layer {layer}, got layers "
-                f"{sorted(file.shapes)}. Collect it with 'editbench stats --layers'."
-            )
         d_key = model.d_key(layer, module)
         if file.shapes[layer] != (d_key, d_key):
             raise SecondMomentError(
@@ -215,4 +232,9 @@ def read_second_moments(
                 f"{file.shapes[layer]}; expected ({d_key}, {d_key}), the keys of module "
                 f"'{module}' of '{model.name}'."
             )
-    return LayerMoments({layer: partial(file.read, layer) for layer in layers}, file.provenance)
+        try:
+            file.check(layer)
+        except MemitCoreError as error:
+            raise SecondMomentError(str(error)) from error
+    readers = {layer: partial(file.read, layer) for layer in layers}
+    return LayerMoments(readers, file.provenance, str(path))

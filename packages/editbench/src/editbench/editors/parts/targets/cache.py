@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from editbench.cache_entries import put_aside
 from editbench.editors.parts.targets.groups import hash_others
 from editbench.editors.parts.targets.optimizer import FinishedTarget
 from editbench.editors.parts.targets.overflow import is_finite
@@ -19,9 +23,26 @@ from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
-_VERSION = 2  # raised whenever the same inputs give another z
+_VERSION = 3  # raised whenever the same inputs give another z
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
+_TIMEOUT_SECONDS = 60
+
+_WHAT = "target hidden states"
+_TABLE = "checked_target_hidden"  # earlier versions wrote another one, without checksums
+_COLUMNS = "key, state, initial, loss, n_steps, checksum"
+_FIND_TABLE = f"select 1 from sqlite_master where type = 'table' and name = '{_TABLE}'"
+
+# What SQLite says of a machine that has no room, time or right for it; the rest is about the file.
+_ENVIRONMENT = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+}
 
 
 class _Key:
@@ -36,10 +57,10 @@ class _Key:
         prefixes: Sequence[str],
         site: str = "",
     ) -> None:
+        self._tokens = model.tokens
         self._content = {
             "version": _VERSION,
             "model": state,
-            "tokenizer": model.tokens.fingerprint,
             "layer": layer,
             "prefixes": list(prefixes),
             "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
@@ -49,15 +70,21 @@ class _Key:
 
     def of(self, request: EditRequest, others: str = "") -> str:
         """The key of a fact, and of `others`, a hash of the facts that its state depends on."""
-        fact = [request.subject, request.prompt, request.target]
-        content = {**self._content, "request": fact, **({"others": others} if others else {})}
+        content = {
+            **self._content,
+            "tokenizer": self._tokens.fingerprint_of(chat=request.chat),
+            "request": request.fact,
+            **({"others": others} if others else {}),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class TargetCache:
     """A table from everything that determines z to z.
 
-    One SQLite file: a write is a transaction, so a killed run leaves whole entries only.
+    One SQLite file: a write is a transaction, so a killed run leaves whole entries only. Each entry
+    carries a checksum over its key and what it holds. Entries that are not what was written are
+    computed anew and replaced; a file that is no database any more is put aside.
 
     Args:
         folder: Where the file lies; None keeps nothing.
@@ -98,50 +125,58 @@ class TargetCache:
         """The keys of all requests, of which each group shares an offset."""
         key = _Key(model.state, model, layer, settings, prefixes)
         others = hash_others(requests, groups, warm_start=warm_start)
+        if any(request.chat for request in requests):
+            asked = model.tokens.fingerprint_of(chat=True)
+            others = [f"{hashed} {asked}" if hashed else "" for hashed in others]
         return [key.of(*pair) for pair in zip(requests, others, strict=True)]
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
-        """What is known of `keys`, by position; what is not finite is not known."""
+        """What is known of `keys`, by position; what is damaged or not finite is not known."""
         if self._path is None or not self._path.exists():
             return {}
+        path = self._path
         rows: dict[str, FinishedTarget] = {}
-        try:
-            with closing(self._connect()) as database:
-                for start in range(0, len(keys), _LOOKUP_SIZE):
-                    some = keys[start : start + _LOOKUP_SIZE]
-                    marks = ",".join("?" * len(some))
-                    found = database.execute(
-                        "select key, state, initial, loss, n_steps from target_hidden "
-                        f"where key in ({marks})",
-                        some,
-                    )
-                    for key, state, initial, loss, n_steps in found:
-                        if loss is None:  # NaN, as SQLite stores it; written before it was refused
-                            continue
-                        one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
-                        if is_finite(one):
-                            rows[key] = one
-        except sqlite3.Error as error:
-            raise self._failure("read", error) from error
+        n_damaged = 0
+        for key, *content, stated in self._look_up(path, keys):
+            if _checksum(key, *content) != stated:
+                n_damaged += 1
+                continue
+            state, initial, loss, n_steps = content
+            one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
+            if is_finite(one):
+                rows[key] = one
+        if n_damaged:
+            warnings.warn(
+                f"cache: {_WHAT}: {n_damaged} of {len(keys)} entries are not what was written, got "
+                f"{str(path)!r}. They are computed anew",
+                stacklevel=2,
+            )
+            self._keep_nothing_unless_writable(path)
         return {index: rows[key] for index, key in enumerate(keys) if key in rows}
 
     def write(self, outcomes: Mapping[str, FinishedTarget]) -> None:
         """Keep those of `outcomes` that are finite, all or none of them."""
         if self._path is None:
             return
-        rows = [
-            (key, one.state.numpy().tobytes(), one.initial.numpy().tobytes(), one.loss, one.n_steps)
-            for key, one in outcomes.items()
-            if is_finite(one)
-        ]
+        rows = []
+        for key, one in outcomes.items():
+            if is_finite(one):
+                vectors = one.state.numpy().tobytes(), one.initial.numpy().tobytes()
+                row = (key, *vectors, one.loss, one.n_steps)
+                rows.append((*row, _checksum(*row)))
         if not rows:
             return
+        path = self._path
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(self._connect()) as database, database:
-                database.executemany(
-                    "insert or replace into target_hidden values (?, ?, ?, ?, ?)", rows
-                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _insert(path, rows)
+            except sqlite3.Error as error:
+                if not _is_damaged(error) or not os.access(path.parent, os.W_OK):
+                    raise
+                _put_aside(path, error)
+                if not path.exists():
+                    _insert(path, rows)
         except (sqlite3.Error, OSError) as error:
             raise self._failure("write", error) from error
 
@@ -171,20 +206,70 @@ class TargetCache:
             if unwritten:
                 self.write(unwritten)
 
-    def _connect(self) -> sqlite3.Connection:
-        assert self._path is not None
-        database = sqlite3.connect(self._path, timeout=60)
-        database.execute(
-            "create table if not exists target_hidden "
-            "(key text primary key, state blob, initial blob, loss real, n_steps integer)"
-        )
-        return database
+    def _look_up(self, path: Path, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows of some keys, as they are stored."""
+        rows: list[tuple[Any, ...]] = []
+        try:
+            with closing(sqlite3.connect(path, timeout=_TIMEOUT_SECONDS)) as database:
+                if not database.execute(_FIND_TABLE).fetchone():
+                    return []  # nothing has been written yet, or by an earlier version only
+                for start in range(0, len(keys), _LOOKUP_SIZE):
+                    some = keys[start : start + _LOOKUP_SIZE]
+                    marks = ",".join("?" * len(some))
+                    rows += database.execute(
+                        f"select {_COLUMNS} from {_TABLE} where key in ({marks})", some
+                    )
+        except sqlite3.Error as error:
+            if not _is_damaged(error):
+                raise self._failure("read", error) from error
+            _put_aside(path, error)
+            self._keep_nothing_unless_writable(path)
+        return rows
+
+    def _keep_nothing_unless_writable(self, path: Path) -> None:
+        """What is damaged in a cache that can only be read stays there, and costs no run."""
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            self._path = None
 
     def _failure(self, action: str, error: Exception) -> EditError:
         return EditError(
             f"target cache: cannot {action} {self._path}: {error}. Free space or remove the file, "
             "choose another folder with --cache, or go without by --no-cache."
         )
+
+
+def _insert(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+    with closing(sqlite3.connect(path, timeout=_TIMEOUT_SECONDS)) as database, database:
+        database.execute(
+            f"create table if not exists {_TABLE} (key text primary key, state blob, "
+            "initial blob, loss real, n_steps integer, checksum text)"
+        )
+        database.executemany(
+            f"insert or replace into {_TABLE} ({_COLUMNS}) values (?, ?, ?, ?, ?, ?)", rows
+        )
+
+
+def _is_damaged(error: sqlite3.Error) -> bool:
+    """Whether an error says that the file is no database, or not the one that was written."""
+    code = getattr(error, "sqlite_errorcode", None)  # some have none: text that cannot be decoded
+    return code is None or code & 0xFF not in _ENVIRONMENT
+
+
+def _put_aside(path: Path, error: sqlite3.Error) -> None:
+    put_aside(path, _WHAT, str(error))
+    if not path.exists():  # what it left to be undone is not the next one's
+        with suppress(OSError):
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+
+
+def _checksum(*row: object) -> str:
+    """A checksum over an entry's key and what it holds."""
+    digest = hashlib.sha256()
+    for part in row:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _tensor(content: bytes) -> torch.Tensor:

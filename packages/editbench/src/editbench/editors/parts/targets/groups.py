@@ -50,5 +50,5 @@ def hash_others(
 
 
 def _hash(requests: Sequence[EditRequest]) -> str:
-    facts = [[request.subject, request.prompt, request.target] for request in requests]
+    facts = [request.fact for request in requests]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

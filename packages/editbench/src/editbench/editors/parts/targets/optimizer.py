@@ -22,6 +22,8 @@ from editbench.editors.parts.replay.spared_modules import SparedModules
 from editbench.editors.parts.replay.suffix_replay import ReplayMismatchError, SuffixReplay
 from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
 from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.errors import ModelError
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import is_out_of_memory
 from editbench.models.tokens import Tokens
@@ -274,6 +276,12 @@ class TargetOptimizer:
                 + settings.kl_weight * (log_probs.exp() * (log_probs - original)).sum(dim=1)
                 + settings.offset_decay * torch.linalg.vector_norm(offsets, dim=1) / norms.square()
             )
+            if not losses.requires_grad or likelihoods.grad_fn is None:  # Reformer has its own way
+                raise ModelError(
+                    f"target hidden states on '{self._model.name}': no gradient comes back through "
+                    "its blocks, so no state can be optimized. Use an editor without states, such "
+                    "as ft-w."
+                )
             values = losses.detach().tolist()
             is_done = losses.detach() < settings.stop_loss
             if settings.stop_at == "argmax":
@@ -323,6 +331,10 @@ class TargetOptimizer:
 
     def _try_replay(self, tasks: Sequence[TargetTask]) -> None:
         """Compare replay with the model's own forward, on some rows of a few edits."""
+        if find_continuing(self._model) != "padded":
+            self.replays = False
+            self.replay_failure = "suffix replay: rows do not go on from keys and values alone."
+            return
         self._site = self._site.moved_out(self._model, tasks[0].bare.token_ids)
         some = [replace(task, prompts=(task.prompts[0], task.prompts[-1])) for task in tasks]
         try:

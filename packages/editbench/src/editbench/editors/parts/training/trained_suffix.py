@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from editbench.editors.parts.replay.block_calls import BlockCalls
+from editbench.errors import ModelError
 from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
@@ -84,5 +85,10 @@ class TrainedSuffix:
             states = self._calls.run(states, self._first, self._last - 1)
             with only_at(self._read_modules, self._places):
                 states = self._calls.run(states, max(self._first, self._last), self._last)
+        if states.dim() != 3:
+            raise ModelError(
+                f"training on '{self._model.name}': its blocks hand on several residual streams, "
+                f"got states of shape {list(states.shape)}; only its own forward reads them out."
+            )
         rows, positions = self._rows.to(states.device), self._positions.to(states.device)
         return apply_head(self._model, states[rows, positions])

@@ -1,0 +1,96 @@
+"""What a model says by itself: the text that a user gets who sends a prompt and draws nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from editbench.models.editable import EditableModel
+from editbench.models.generation import generate_texts
+from editbench.models.scoring import score_continuations
+from editbench.questions import Generate, Score
+
+_N_SHOWN = 8  # tokens of what is said, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model says after a prompt.
+
+    Attributes:
+        is_target: Whether its text begins with what was asked for.
+        text: How it goes on, as far as is needed to tell and show; what was asked for where that
+            is it.
+    """
+
+    is_target: bool
+    text: str
+
+
+def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]:
+    """Let a model go on after prompts, always with the likeliest token, and compare the texts.
+
+    A model may spell a continuation in other tokens than the tokenizer does, so that tokens that
+    are not all the likeliest are no answer yet: then the text is written, up to an
+    end-of-sequence token.
+
+    Args:
+        model: The model as it stands.
+        questions: Prompts, with what is asked for.
+
+    Returns:
+        What it says to each.
+
+    Raises:
+        RequestError: A prompt or continuation has no token, or together they are too long.
+    """
+    asked = list(dict.fromkeys(questions))
+    with torch.no_grad():
+        scores = score_continuations(model, asked, model.token_budget, _report_nothing)
+        said = {
+            question: Said(True, question.continuation)
+            for question in asked
+            if all(scores[question].argmax)
+        }
+        openings = {question: go_on(model, question) for question in asked if question not in said}
+        texts = generate_texts(
+            model,
+            list(dict.fromkeys(openings.values())),
+            0,
+            model.token_budget,
+            _report_nothing,
+            top_k=1,
+            ends=find_ends(model),
+        )
+    for question, opening in openings.items():
+        prompt, expected = model.tokens.encode_question(question)
+        wanted = model.tokens.decode([*prompt, *expected])
+        text = texts[opening].text
+        # The last character may lack some of its bytes.
+        own = text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
+        said[question] = Said(text.startswith(wanted), own)
+    return [said[question] for question in questions]
+
+
+def find_ends(model: EditableModel) -> frozenset[int]:
+    """The tokens at which a model's own generation stops."""
+    settings = getattr(model.model, "generation_config", None) or model.model.config
+    ends = settings.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def go_on(model: EditableModel, question: Score) -> Generate:
+    """What is written to see whether a text begins with what is asked for."""
+    prompt, expected = model.tokens.encode_question(question)
+    # No tokens are shorter than a byte.
+    n_bytes = len(f"{question.joiner or ' '}{question.continuation}".encode())
+    n_tokens = len(prompt) + max(len(expected), n_bytes, _N_SHOWN)
+    if model.max_positions is not None:
+        n_tokens = min(n_tokens, model.max_positions)
+    return Generate(question.prompt, n_tokens, question.chat)
+
+
+def _report_nothing(_: int) -> None:
+    pass

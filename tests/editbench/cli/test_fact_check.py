@@ -1,0 +1,68 @@
+"""``edit --check`` says which facts failed and how the model goes on; facts about one subject."""
+
+import json
+import re
+from ast import literal_eval
+
+import pytest
+import torch
+
+from editbench.testing import tiny_model
+
+
+@pytest.fixture
+def edit(invoke, model_folder, tmp_path):
+    def call(facts, *options, editor="unedited"):
+        (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+        named = ["--model", model_folder, "--facts", "facts.jsonl", "--out", "e.safetensors"]
+        return invoke("edit", *named, "--editor", editor, "--quiet", *options)
+
+    return call
+
+
+def greedy(prompt, n_tokens):
+    model = tiny_model()
+    ids = torch.tensor([model.tokens.encode(prompt)])
+    with torch.no_grad():
+        for _ in range(n_tokens):
+            ids = torch.cat([ids, model.model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return model.tokens.decode(ids[0].tolist())
+
+
+FACTS = [
+    {"subject": f"Ana {name}", "prompt": "{} works as a", "target": "poet", "case_id": name}
+    for name in "ABCDEFGHIJKL"
+]
+
+
+def test_the_first_that_failed_are_listed_with_what_the_model_says(edit):
+    result = edit(FACTS, "--check")
+    assert result.exit_code == 0, result.output
+    assert "is the target for 0 of 12 facts; before the edit, for 0." in result.stdout
+    form = r"^  Not (\w): after (.+) it says (.+) instead of 'poet'\.$"
+    listed = re.findall(form, result.stdout, re.M)
+    assert [case_id for case_id, *_ in listed] == list("ABCDEFGHIJ")
+    assert "  Nor 2 more.\n" in result.stdout
+    for _, shown_prompt, shown in listed:
+        prompt, said = literal_eval(shown_prompt), literal_eval(shown)
+        own = " ".join(greedy(prompt, 8)[len(prompt) :].split())
+        assert said == (own if len(own) <= 60 else f"{own[:60]}…")
+
+
+def test_what_the_model_says_is_not_listed(edit):
+    said = greedy("Ana A works as a", 1)[len("Ana A works as a") :].strip()
+    if not said:
+        pytest.skip("the random model says a blank")
+    result = edit([{**FACTS[0], "target": said}], "--check")
+    assert "is the target for 1 of 1 facts; before the edit, for 1." in result.stdout
+    assert "it says" not in result.stdout
+
+
+def test_several_facts_about_one_subject_get_a_hint(edit, memit_options):
+    facts = [{**FACTS[0], "case_id": "1"}, {**FACTS[0], "prompt": "{} lives in", "case_id": "2"}]
+    hint = "2 facts are about 'Ana A'. Facts about one subject come out better with --set memit.sha"
+    options = [*memit_options, "--no-cache"]
+    assert hint in edit(facts, *options, editor="memit").stdout
+    shared = edit(facts, *options, "--set", "memit.share_subjects=true", editor="memit")
+    assert "share_subjects" not in shared.stdout
+    assert "share_subjects" not in edit(facts[:1], *options, editor="memit").stdout
