@@ -21,7 +21,7 @@ from memit_core.preservation import Preservation, find_null_space
 from memit_core.sampling import estimate_excess
 from memit_core.second_moment import SecondMoment
 from memit_core.solve import solve_edits, solve_update
-from memit_core.spread import Spreading, spread_residuals
+from memit_core.spread import spread_residuals
 from memit_core.update_factors import UpdateFactors
 from memit_core.weights import updated_weights
 
@@ -39,7 +39,6 @@ __all__ = [
     "SecondMomentFile",
     "SecondMoments",
     "ShapeError",
-    "Spreading",
     "StoredFactor",
     "UpdateFactors",
     "capture",

@@ -15,7 +15,7 @@ from editbench.editors.dialect import (
 )
 from editbench.editors.parts.targets.settings import TargetSettings
 from editbench.models.architecture import ProjectionKind
-from memit_core import Spreading
+from memit_core.spread import Spreading
 
 
 def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:

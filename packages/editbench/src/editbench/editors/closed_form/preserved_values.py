@@ -21,11 +21,11 @@ from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
     IllPosedError,
     Preservation,
-    Spreading,
     UpdateFactors,
     find_null_space,
     solve_edits,
 )
+from memit_core.spread import Spreading
 
 _CLOSED = 1e-3  # of a key's norm: with less of it where writing is allowed, a fact is lost
 
