@@ -22,9 +22,12 @@ from editbench.cli.main import build_cli
 from editbench.cli.settings import read_settings
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors.alphaedit import AlphaEditConfig
 from editbench.editors.base import EditorConfig
+from editbench.editors.closed_form.config import derive_closed_form_defaults
+from editbench.editors.emmet import EmmetConfig
 from editbench.editors.finetune import FineTuneConfig
-from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.rome import RomeConfig
@@ -146,13 +149,25 @@ class TestConfiguration:
         ]
         assert rows == expected
 
+    @pytest.mark.parametrize(
+        ("title", "config"), [("EMMET", EmmetConfig), ("AlphaEdit", AlphaEditConfig)]
+    )
+    def test_fields_that_differ_from_memit_s(self, title: str, config: type[EditorConfig]) -> None:
+        (rows,) = tables(section("reference/configuration.md", title))
+        expected = [
+            [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
+            for name, field in config.model_fields.items()
+            if field.default != MemitConfig.model_fields[name].default
+        ]
+        assert rows == expected
+
     def test_example(self) -> None:
         (example,) = blocks(DOCS / "reference/configuration.md", "yaml")
         assert set(re.findall(r"^(\w+):", example, flags=re.M)) <= set(MemitConfig.model_fields)
 
     def test_derived_defaults(self) -> None:
         text = section("how-to/edit-your-own-model.md", 'What "derived defaults" means')
-        assert set(first_column(tables(text)[0])) == set(derive_memit_defaults(28, 4096)) - {
+        assert set(first_column(tables(text)[0])) == set(derive_closed_form_defaults(28, 4096)) - {
             "learning_rate_unit"
         }
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -13,7 +13,9 @@ from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
+from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
@@ -238,3 +240,43 @@ class Editor(ABC):
         Returns:
             The edit, a value that can be applied, saved and merged.
         """
+
+    def edit_stream(
+        self,
+        model: EditableModel,
+        batches: Iterable[Sequence[EditRequest]],
+        resources: Resources,
+    ) -> Iterator[Edit]:
+        """Write batches of requests one after another, each into what those before it left.
+
+        Override it where something is worth carrying from batch to batch. As it stands, `edit` is
+        asked for each batch, with all earlier ones on the model.
+
+        Args:
+            model: The model to edit; between batches it is as it was.
+            batches: What to write, each batch free of conflicts.
+            resources: As for `edit`.
+
+        Yields:
+            After each batch, all that was written so far as one edit of the model as it was before
+            the first. A stream of one batch gives what `edit` gives.
+        """
+        total: Edit | None = None
+        requests: list[EditRequest] = []
+        cards: list[EditCard] = []
+        for batch in batches:
+            requests += batch
+            if total is None:
+                total = self.edit(model, batch, resources)
+                cards.append(total.card)
+            else:
+                with total.applied(model):
+                    found = self.edit(model, batch, resources)
+                cards.append(found.card)
+                changes = {
+                    "requests_hash": hash_requests(requests),
+                    "n_edits": len(requests),
+                    "extra": {"batches": [card.extra for card in cards]},
+                }
+                total = join_edits(total, found, cards[0].model_copy(update=changes))
+            yield total

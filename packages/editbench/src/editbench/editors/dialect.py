@@ -66,7 +66,8 @@ _EDITORS_OF: Mapping[str, str] = {
 
 _EDITOR_OF_METHOD: Mapping[str, str] = {
     "memit": "memit",
-    "alphaedit": "memit",
+    "alphaedit": "alphaedit",
+    "emmet": "emmet",
     "rome": "rome",
     "ft": "ft-w",
     "mend": "mend",
