@@ -331,3 +331,41 @@ def test_facts_of_one_subject_share_their_key_and_are_written_all_the_same() -> 
     for name in ("memit", "emmet", "alphaedit"):
         (edit,) = write(CLOSED_FORM[name], tiny_model(), [same])
         assert edit.changes_something
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "theirs", "ours"),
+    [
+        (
+            AlphaEditConfig,
+            "AlphaEdit",
+            {"nullspace_threshold": "2e-2", "L2": 10},
+            {
+                "null_space_threshold": 0.02,
+                "null_space_unit": "absolute",
+                "ridge": 10.0,
+                "ridge_unit": "absolute",
+                "history": True,
+            },
+        ),
+        (
+            EmmetConfig,
+            "EMMET",
+            {"emmet_lambda": 0.2, "update_norm_lambda": 3},
+            {"slack": 0.2, "ridge": 3.0, "ridge_unit": "absolute"},
+        ),
+    ],
+)
+def test_the_authors_files_are_read(
+    kind: type[AlphaEditConfig | EmmetConfig],
+    method: str,
+    theirs: dict[str, object],
+    ours: dict[str, object],
+) -> None:
+    values = {"alg_name": method, "layers": [1, 2], "mom2_update_weight": 15_000, **theirs}
+    assert kind.dialect is not None
+    translated = kind.dialect.translate(values, kind.model_fields, "theirs.json")
+    assert translated is not None
+    config = kind.parse(translated.values, "theirs.json")
+    assert config.critical_layers == (1, 2)
+    assert {name: getattr(config, name) for name in ours} == ours
