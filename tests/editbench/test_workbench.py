@@ -82,7 +82,7 @@ def test_a_dataset_is_named_as_on_the_command_line(model, edit):
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"facts": [{"subject": "A", "prompt": "B is", "target": "C"}]}, DataError, "record 1: field 'prompt'"),
+        ({"facts": [{"subject": "A", "prompt": "B is", "target": "C"}]}, DataError, "record 1"),
         ({"facts": [{"subject": "A", "prompt": "{} is", "target": {1}}]}, DataError, "JSON"),
         ({"facts": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ({"facts": FACTS, "editor": "memt"}, UnknownNameError, "Did you mean 'memit'"),

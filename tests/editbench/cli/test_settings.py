@@ -155,7 +155,7 @@ def test_file_for_one_of_several_editors_must_say_which(config_file):
         ("memit.mom2_update_weight", "Here it is called 'preservation_weight'."),
         ("memit.fact_token", "Not used: the token is always the subject's last one."),
         ("memit.rewrite_module_tmp", "Not used: found from the model."),
-        ("memit.mom2_dataset", "Not used: --second-moments or --corpus says where they come"),
+        ("memit.mom2_dataset", "Not used: of second moments: --second-moments, --corpus"),
         ("rome.layers", "Here it is called 'layer'."),
         ("rome.v_num_grad_steps", "Here it is called 'n_steps'."),
         ("ft-w.num_steps", "Here it is called 'n_epochs'."),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 
@@ -175,11 +175,15 @@ def evaluate(
 def _requests(
     facts: FactSource | Sequence[EditRequest], on_conflict: ConflictPolicy
 ) -> list[EditRequest]:
-    if not isinstance(facts, str | Path):
-        facts = list(facts)
-        if facts and all(isinstance(fact, EditRequest) for fact in facts):
-            return facts  # type: ignore[return-value]  # just looked at
-    cases, _ = resolve_conflicts(_facts(facts).cases(), on_conflict)
+    if isinstance(facts, str | Path):
+        source = _facts(facts)
+    else:
+        given = list(facts)
+        requests = [fact for fact in given if isinstance(fact, EditRequest)]
+        if requests and len(requests) == len(given):
+            return requests
+        source = _facts(cast("list[Mapping[str, object]]", given))
+    cases, _ = resolve_conflicts(source.cases(), on_conflict)
     if not cases:
         raise ConfigError(f"edit: no fact is left after on_conflict={on_conflict!r}.")
     return [case.request for case in cases]
