@@ -38,7 +38,7 @@ def find_continuing(model: EditableModel) -> Continuing:
         ModelError: Its forward cannot be used at all: what it says at a token depends on later
             ones or on padding, or is no row of logits; or MLPs write into no residual stream.
     """
-    if model.planned_device is not None:
+    if model.planned_device is not None or model.device.type == "meta":
         return _guess(model)
     if model.model not in _found:
         with torch.no_grad():
