@@ -116,8 +116,8 @@ class Tokens:
             continuation: What follows.
             joiner: What stands between them; see `join`.
             chat: Whether the prompt is a user's message, and the continuation the beginning of the
-                answer. Then nothing joins them but what the template puts there, if there is no
-                joiner.
+                answer. Then nothing joins them but what the template puts there: white space, as
+                after ``[/INST]``, or nothing.
 
         Returns:
             The prompt's ids (with what `encode` puts in front) and the continuation's.
@@ -127,7 +127,9 @@ class Tokens:
                 tokens; or as for `encode`.
         """
         laid = self._lay_out(prompt, chat)
-        joined = self.join(laid.text, continuation, joiner="" if chat and not joiner else joiner)
+        if chat and joiner is None and self._chat is not None:
+            joiner = self._chat.joiner
+        joined = self.join(laid.text, continuation, joiner)
         prompt_ids = [*laid.opening, *laid.encoding.ids]
         if not prompt_ids:
             raise RequestError(
@@ -171,9 +173,13 @@ class Tokens:
             joiner = " " if is_apart else ""
         return f"{prompt}{joiner}{body}"
 
-    def has_special(self, text: str) -> bool:
-        """Whether a text has a special token in it, such as those of a chat's header."""
-        return any(token in text for token in self._special)
+    def has_header(self, text: str) -> bool:
+        """Whether a text has a special token in it, or the chat template's header (``[INST]``)."""
+        header = "" if self._chat is None else self._chat.header
+        for token in self._special:
+            header = header.replace(token, "")
+        marks = (*self._special, header.strip())
+        return any(mark in text for mark in marks if mark)
 
     def locate(self, text: str, start: int, end: int, *, chat: bool = False) -> int:
         """Find the last token of a span of characters: the subject's last token.
