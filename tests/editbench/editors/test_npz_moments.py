@@ -58,6 +58,12 @@ def test_a_file_is_the_sum_over_the_count(tmp_path: Path) -> None:
     assert moments.source == str(path)
 
 
+def test_a_count_in_a_list_of_one_is_a_count(tmp_path: Path) -> None:
+    path = write(tmp_path, 2, **{"mom2.count": np.array([200])})
+    with pytest.warns(UserWarning, match="memit's format"):
+        assert torch.allclose(read(path, 2)[2], moment_of(2))
+
+
 def test_that_which_people_have_is_read(shared: Path) -> None:
     (path,) = (shared / "cases" / "05").glob("*.npz")
 

@@ -1,5 +1,7 @@
 """Rows of tokens: a subject lies in its prompt, and a header comes before everything."""
 
+from dataclasses import replace
+
 import pytest
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer

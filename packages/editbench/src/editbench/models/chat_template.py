@@ -1,6 +1,7 @@
 """A chat template: what goes around a user's message before a model gets it."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -53,9 +54,15 @@ class ChatTemplate:
             f"{message!r}, which becomes {text!r}. Word it otherwise."
         )
 
+    def header_without(self, tokens: Iterable[str]) -> str:
+        """What the template puts before a message, less `tokens`; nothing where it fails."""
+        header = self._header
+        for token in tokens:
+            header = header.replace(token, "")
+        return header.strip()
+
     @cached_property
-    def header(self) -> str:
-        """What the template puts before a message; nothing where it fails."""
+    def _header(self) -> str:
         try:
             return self._render(_ANY_MESSAGE).partition(_ANY_MESSAGE)[0]
         except RequestError:

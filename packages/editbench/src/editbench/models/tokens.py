@@ -116,8 +116,7 @@ class Tokens:
             continuation: What follows.
             joiner: What stands between them; see `join`.
             chat: Whether the prompt is a user's message, and the continuation the beginning of the
-                answer. Then nothing joins them but what the template puts there: white space, as
-                after ``[/INST]``, or nothing.
+                answer. Then what the template puts there joins them, as after ``[/INST]``.
 
         Returns:
             The prompt's ids (with what `encode` puts in front) and the continuation's.
@@ -175,11 +174,8 @@ class Tokens:
 
     def has_header(self, text: str) -> bool:
         """Whether a text has a special token in it, or the chat template's header (``[INST]``)."""
-        header = "" if self._chat is None else self._chat.header
-        for token in self._special:
-            header = header.replace(token, "")
-        marks = (*self._special, header.strip())
-        return any(mark in text for mark in marks if mark)
+        header = "" if self._chat is None else self._chat.header_without(self._special)
+        return any(mark in text for mark in (*self._special, header) if mark)
 
     def locate(self, text: str, start: int, end: int, *, chat: bool = False) -> int:
         """Find the last token of a span of characters: the subject's last token.
