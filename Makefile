@@ -21,7 +21,7 @@ GALLERY_FIGURES := prompt-00000 average profiles severed
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(INSTALLED)  ## Run the whole default suite (under ten minutes).
+test: $(INSTALLED)  ## Run the default suite.
 	$(PYTEST)
 
 test-cluster: $(INSTALLED)  ## Run the tests that start Ray clusters (a few minutes).

@@ -49,6 +49,7 @@ from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusR
 from editbench.editors.parts.second_moments.text_keys import snug_batches
 from editbench.editors.parts.subject_tokens import target_row
 from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
+from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -90,6 +91,7 @@ def extrapolate(measured: Sequence[int], n_steps: int) -> int:
 def count_target(work: SpeedWork, n: int) -> dict[str, Any]:
     """Operations of z of `n` edits on both sides, if none of them stops early."""
     requests = work.more_requests(n)
+    find_continuing(work.model)  # once for a model, whatever is done with it
     n_steps = work.config.n_steps
     configs = [
         work.config.updated({"n_steps": few, "stop_loss": -1e9}, "benchmark") for few in (1, 2)

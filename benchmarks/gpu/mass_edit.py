@@ -24,21 +24,24 @@ from measures import StageClock, measure_peak
 from random_model import SHAPES, make_config, make_corpus, make_model, make_requests
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors import memit
 from editbench.editors.base import Progress, Resources
+from editbench.editors.closed_form import editor as closed_form
+from editbench.editors.closed_form import hidden_goals
+from editbench.editors.closed_form.preserved_values import PreservedValues
 from editbench.editors.memit import Memit
+from editbench.editors.parts.keys.layer_sweep import LayerSweep
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.parts.targets.optimizer import TargetOptimizer
 
 # The editor's stages, as its plan names them, and the functions that do their work.
 STAGES = {
-    "context prefixes": [(memit, "sample_context_prefixes")],
-    "second moments": [(memit, "obtain_second_moments")],
+    "context prefixes": [(closed_form, "sample_context_prefixes")],
+    "second moments": [(closed_form, "obtain_second_moments")],
     # The whole, and each chunk of edits within it.
-    "target hidden states": [(memit, "optimize_target_hidden"), (TargetOptimizer, "run")],
-    "keys": [(memit.LayerSweep, "__init__"), (memit.LayerSweep, "measure")],
+    "target hidden states": [(hidden_goals, "optimize_target_hidden"), (TargetOptimizer, "run")],
+    "keys": [(LayerSweep, "__init__"), (LayerSweep, "measure")],
     "second moments read": [(LayerMoments, "__getitem__")],
-    "solve": [(memit, "solve_layer")],
+    "solve": [(PreservedValues, "solve")],
 }
 IN_PARTS = ("keys", "solve")  # called for one layer after the other
 ASKED = ("target hidden states", "keys", "second moments read", "solve")
@@ -101,7 +104,7 @@ def profiling(device: torch.device) -> Iterator[None]:
     activity = (
         torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     )
-    optimize = memit.optimize_target_hidden
+    optimize = hidden_goals.optimize_target_hidden
 
     def optimize_profiled(*args: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -115,11 +118,11 @@ def profiling(device: torch.device) -> Iterator[None]:
         print(f"z: {seconds:.2f} s, of which kernels run {busy:.2f} s", flush=True)
         return found
 
-    memit.optimize_target_hidden = optimize_profiled
+    hidden_goals.optimize_target_hidden = optimize_profiled
     try:
         yield
     finally:
-        memit.optimize_target_hidden = optimize
+        hidden_goals.optimize_target_hidden = optimize
 
 
 def main() -> None:

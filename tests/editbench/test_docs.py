@@ -8,10 +8,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import torch
+from click.testing import CliRunner
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from editbench.atlas import default_world
 from editbench.cli import group
@@ -19,9 +22,12 @@ from editbench.cli.main import build_cli
 from editbench.cli.settings import read_settings
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors.alphaedit import AlphaEditConfig
 from editbench.editors.base import EditorConfig
+from editbench.editors.closed_form.config import derive_closed_form_defaults
+from editbench.editors.emmet import EmmetConfig
 from editbench.editors.finetune import FineTuneConfig
-from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.rome import RomeConfig
@@ -35,12 +41,14 @@ from editbench.results.manifest import MetricDescription, RunManifest, TrialDesc
 from editbench.results.report import SummaryLine
 from editbench.results.row import Row
 from editbench.results.store import TrialRecord
+from editbench.testing import tiny_tokenizer, toy_corpus
 from editbench.tracing.effects import EffectLine
 from editbench.tracing.manifest import TraceManifest
 from editbench.tracing.settings import TraceSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+EXAMPLE = DOCS / "examples/editbench-example-plugin/src"
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "examples"} & set(page.parts))
 PLUGINS = PluginManager()
@@ -79,6 +87,13 @@ def codes(cell: str) -> list[str]:
 
 def first_column(rows: list[list[str]]) -> list[str]:
     return [code for row in rows for code in codes(row[0])]
+
+
+def sealed(rows: list[list[str]]) -> list[str]:
+    """The first column of a file that carries a checksum of itself, without that."""
+    columns = first_column(rows)
+    columns.remove("checksum")
+    return columns
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -134,13 +149,25 @@ class TestConfiguration:
         ]
         assert rows == expected
 
+    @pytest.mark.parametrize(
+        ("title", "config"), [("EMMET", EmmetConfig), ("AlphaEdit", AlphaEditConfig)]
+    )
+    def test_fields_that_differ_from_memit_s(self, title: str, config: type[EditorConfig]) -> None:
+        (rows,) = tables(section("reference/configuration.md", title))
+        expected = [
+            [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
+            for name, field in config.model_fields.items()
+            if field.default != MemitConfig.model_fields[name].default
+        ]
+        assert rows == expected
+
     def test_example(self) -> None:
         (example,) = blocks(DOCS / "reference/configuration.md", "yaml")
         assert set(re.findall(r"^(\w+):", example, flags=re.M)) <= set(MemitConfig.model_fields)
 
     def test_derived_defaults(self) -> None:
         text = section("how-to/edit-your-own-model.md", 'What "derived defaults" means')
-        assert set(first_column(tables(text)[0])) == set(derive_memit_defaults(28, 4096)) - {
+        assert set(first_column(tables(text)[0])) == set(derive_closed_form_defaults(28, 4096)) - {
             "learning_rate_unit"
         }
 
@@ -206,16 +233,17 @@ class TestFileFormats:
 
     def test_facts(self) -> None:
         assert first_column(tables(section(self.PAGE, "Facts"))[0]) == list(FIELDS)
-        assert len(COLUMNS) == 6
-        assert "only the first six fields" in section(self.PAGE, "Facts")
+        assert len(COLUMNS) == 7
+        assert "only the first seven fields" in section(self.PAGE, "Facts")
 
     def test_card(self) -> None:
         card = tables(section(self.PAGE, "Edit file"))[-1]
+        assert card.pop()[0] == "`checksums`, `checksum`"
         assert first_column(card) == list(EditCard.model_fields)
 
     def test_manifest(self) -> None:
         manifest, description = tables(section(self.PAGE, "run.json"))
-        assert first_column(manifest) == list(RunManifest.model_fields)
+        assert sealed(manifest) == list(RunManifest.model_fields)
         assert first_column(description) == list(TrialDescription.model_fields)
         (metrics,) = (row for row in manifest if row[0] == "`metrics`")
         assert codes(metrics[1]) == list(MetricDescription.model_fields)
@@ -226,7 +254,7 @@ class TestFileFormats:
 
     def test_trials(self) -> None:
         trial = tables(section(self.PAGE, "trial.json"))[0]
-        assert first_column(trial) == list(TrialRecord.model_fields)
+        assert sealed(trial) == list(TrialRecord.model_fields)
 
     def test_report(self) -> None:
         for heading, kind in (
@@ -261,10 +289,13 @@ class TestFileFormats:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    for page in [*PAGES, *READMES]:
-        for block in blocks(page, "console"):
-            for line in block.splitlines():
-                if found := re.match(r"\$ (?:\S*/)?(editbench .*)", line):
+    """Every command line of ours, behind a prompt or at the beginning of a line."""
+    for page in [*PAGES, *READMES, *sorted(DOCS.glob("examples/*/README.md"))]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for language, block in re.findall(r"^```([^\n]*)\n(.*?)^```", text, flags=re.DOTALL | re.M):
+            is_shell = language in ("", "console", "bash", "sh")
+            for line in block.splitlines() if is_shell else ():
+                if found := re.match(r"(?:\$ )?(?:\S*/)?(editbench [a-z-].*)", line):
                     yield named(page), found[1]
 
 
@@ -280,38 +311,97 @@ def test_commands_are_well_formed(page: str, line: str) -> None:
         read_settings({"memit": Memit}, [], chosen)
 
 
-def snippets() -> Iterator[tuple[str, int, str]]:
-    for page in [*PAGES, *READMES]:
-        for number, block in enumerate(blocks(page, "python")):
-            yield named(page), number, block
+NOT_RUN = {("docs/how-to/run-on-many-machines.md", "needs a Ray cluster with a GPU")}
+"""All snippets that a page says are not run, and why."""
 
 
-@pytest.mark.parametrize(("page", "number", "code"), list(snippets()))
-def test_imports_of_snippets_resolve(page: str, number: int, code: str) -> None:
-    ours = {"editbench", "memit_core"}
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ours:
-            module = importlib.import_module(node.module or "")
-            for alias in node.names:
-                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+def snippets(page: Path) -> list[tuple[str, str]]:
+    """Each snippet, and why it is not run; empty if it is."""
+    text = page.read_text(encoding="utf-8")
+    form = r"^(?:<!-- not run: ([^\n]+) -->\n)?```python\n(.*?)^```"
+    found = re.findall(form, text, flags=re.DOTALL | re.M)
+    assert len(found) == len(re.findall("^ *```python", text, flags=re.M))
+    return [(code, reason) for reason, code in found]
 
 
-@pytest.mark.parametrize(
-    ("page", "numbers"),
-    [
-        ("docs/how-to/use-memit-core-alone.md", (0, 1, 2)),
-        ("docs/how-to/resolve-conflicts.md", (0,)),
-        ("README.md", (1,)),
-        ("packages/editbench/README.md", (0,)),
-    ],
-)
-def test_snippets_run(page: str, numbers: tuple[int, ...], capsys) -> None:
-    code = blocks(ROOT / page, "python")
-    names: dict[str, object] = {"__name__": "snippet"}
+WITH_SNIPPETS = [page for page in [*PAGES, *READMES] if snippets(page)]
+
+
+def test_what_is_not_run_says_why() -> None:
+    marked = [
+        (named(page), reason) for page in WITH_SNIPPETS for _, reason in snippets(page) if reason
+    ]
+    assert set(marked) == NOT_RUN
+    assert len(marked) == len(NOT_RUN)
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=named)
+def test_imports_of_snippets_resolve(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    ours = {"editbench", "memit_core", "editbench_example_plugin"}
+    for code, _ in snippets(page):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ours:
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+def call(*arguments: str) -> None:
+    result = CliRunner().invoke(CLI, arguments)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where snippets run: with the files that their pages have made or ask for by then."""
+    folder = tmp_path_factory.mktemp("workshop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EDITBENCH_CACHE", str(folder / "cache"))
+        tokenizer = tiny_tokenizer()
+        sizes = {"n_embd": 24, "n_layer": 4, "n_head": 2, "rotary_dim": 4, "n_positions": 128}
+        tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+        config = GPTJConfig(**sizes, **tokens, tie_word_embeddings=False)
+        GPTJForCausalLM(config).save_pretrained("my-model")
+        tokenizer.save_pretrained("my-model")
+        Path("wiki.txt").write_text("\n".join(toy_corpus().texts()), encoding="utf-8")
+        shown_facts("tutorial/first-edit.md", folder)
+        made = ("--facts", "facts.jsonl", "--out", "edit.safetensors", "--quiet")
+        call("edit", "--model", "atlas", *made)
+        call("apply", "--model", "atlas", "--edit", "edit.safetensors", "--out", "edited-atlas")
+        settings = ("critical_layers=[1]", "n_steps=2", "second_moment_tokens=1000")
+        settings += ("preservation_weight=10", "preservation_weight=20", "n_context_prefixes=0")
+        options = [part for setting in settings for part in ("--set", f"memit.{setting}")]
+        options += ["--model", "my-model", "--dataset", "facts=facts.jsonl", "--n-edits", "2"]
+        call("run", *options, "--metrics", "accuracy", "--out", "runs/lambda", "--quiet")
+    return folder
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=named)
+def test_snippets_run(page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    names: dict[str, Any] = {"__name__": "snippet"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for number in numbers:
-            exec(compile(code[number], page, "exec"), names)
+        for code, reason in snippets(page):
+            if not reason:
+                exec(compile(code, str(page), "exec"), names)
+    for name, test in names.items():
+        if name.startswith("test_"):
+            test()
+
+
+def test_the_edited_model_of_the_tutorial_says_what_the_page_says(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workshop)
+    code, _ = snippets(DOCS / "tutorial/first-edit.md")[0]
+    exec(compile(code, "first-edit.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert ["tailor" in line for line in said] == [True, True, False]
+    assert "painter" in said[2]
 
 
 def shown_facts(page: str, folder: Path) -> list[EditRequest]:

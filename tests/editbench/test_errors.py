@@ -1,7 +1,7 @@
 """What an error about an unknown name suggests, and what it never does."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editbench.errors import UnknownNameError, find_nearest
@@ -36,6 +36,7 @@ def test_a_suggestion_is_a_slip_and_never_the_opposite(name, available, nearest)
     assert find_nearest(name, available) == nearest
 
 
+@settings(deadline=None)
 @given(st.sampled_from(FACTS), st.data())
 def test_a_slip_of_one_letter_is_mended(name, data):
     places = [i for i, letter in enumerate(name) if letter != "_"]
@@ -44,6 +45,7 @@ def test_a_slip_of_one_letter_is_mended(name, data):
     assert find_nearest(slip, FACTS) == name
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.text(), max_size=5))
 def test_any_names_can_be_compared(name, available):
     assert find_nearest(name, available) in {None, *available}

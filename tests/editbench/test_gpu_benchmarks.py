@@ -104,15 +104,15 @@ def test_an_edit_that_is_ended_early_leaves_what_it_has_measured(
     out = tmp_path / "gpu" / "tiny.json"
     solved = []
 
-    def solve_layer(*args: object) -> object:
+    def solve(*args: object) -> object:
         if solved:
             raise KeyboardInterrupt
         solved.append(args)
         return plain(*args)
 
-    memit = load("mass_edit").memit
-    plain = memit.solve_layer
-    monkeypatch.setattr(memit, "solve_layer", solve_layer)
+    preserved_values = load("mass_edit").PreservedValues
+    plain = preserved_values.solve
+    monkeypatch.setattr(preserved_values, "solve", solve)
     monkeypatch.setattr(load("growing_record"), "_SECONDS_BETWEEN", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run("mass_edit", *MASS_EDIT, "--out", out)

@@ -41,4 +41,4 @@ def test_an_edit_survives_the_way_through_files(editbench, cache, tmp_path) -> N
     prompt = tokenizer(request.text, return_tensors="pt")
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0])
     assert text.startswith(f"{request.text} {request.target}")
-    assert model.dtype == torch.float32
+    assert model.dtype == torch.float16  # as the files of the source hold it

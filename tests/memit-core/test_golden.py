@@ -10,10 +10,11 @@ from torch import Tensor
 
 from memit_core import (
     FactorizedSecondMoment,
+    Preservation,
     SecondMoment,
-    solve_equality_factors,
+    UpdateFactors,
+    solve_edits,
     solve_update,
-    solve_update_factors,
     spread_residuals,
 )
 
@@ -40,14 +41,12 @@ def test_exact_rational_arithmetic(case: dict[str, list[list[float]]], dtype: to
 
     weight = case["preservation_weight"]
     for moment in (exact["second_moment"], FactorizedSecondMoment(exact["second_moment"])):
-        for form in ("primal", "dual"):
-            factors = solve_update_factors(
-                keys, residuals, moment, preservation_weight=weight, form=form
-            )
-            assert relative_gap(factors.dense(), exact["update"]) < 1e-12
+        update = solve_update(keys, residuals, moment, preservation_weight=weight)
+        assert relative_gap(update, exact["update"]) < 1e-12
         if "equality_update" in exact:
-            factors = solve_equality_factors(keys, residuals, moment)
-            assert relative_gap(factors.dense(), exact["equality_update"]) < 1e-12
+            exactly = solve_edits(keys, residuals, Preservation(moment), slack=0)
+            update = exactly if isinstance(exactly, Tensor) else exactly.dense()
+            assert relative_gap(update, exact["equality_update"]) < 1e-12
 
 
 @pytest.mark.parametrize(("model", "stored_transposed"), [("gpt2", True), ("gptj", False)])
@@ -70,13 +69,9 @@ def test_reference_implementation(shared: Path, model: str, stored_transposed: b
             expected = expected.mT
         update = solve_update(keys, residuals, moment, preservation_weight=weight)
         assert relative_gap(update, expected) < 1e-8
-        for form in ("primal", "dual"):
-            factors = solve_update_factors(
-                keys,
-                residuals,
-                FactorizedSecondMoment(moment),
-                preservation_weight=weight,
-                form=form,
-            )
+        plain = Preservation(moment, weight=weight)
+        for preservation in (plain, plain.factorized()):
+            factors = solve_edits(keys, residuals, preservation)
+            assert isinstance(factors, UpdateFactors)
             assert relative_gap(factors.dense(), expected) < 1e-8
             assert relative_gap(factors.right, tensors[f"layer.{layer}.adj_k"]) < 1e-8

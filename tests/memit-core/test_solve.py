@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
-from typing import Literal
 
 import pytest
 import torch
@@ -18,17 +17,20 @@ from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,
     MemitCoreError,
+    Preservation,
     ShapeError,
     UpdateFactors,
     _float64,
     _systems,
-    solve_equality_factors,
+    solve_edits,
     solve_update,
-    solve_update_factors,
 )
 
 law = settings(derandomize=True, deadline=None, max_examples=40)
-FORMS: tuple[Literal["auto", "primal", "dual"], ...] = ("auto", "primal", "dual")
+
+
+def dense(update: UpdateFactors | Tensor) -> Tensor:
+    return update.dense() if isinstance(update, UpdateFactors) else update
 
 
 @dataclass
@@ -46,6 +48,15 @@ class Problem:
         return solve_update(
             self.keys, self.residuals, self.second_moment, preservation_weight=self.weight
         )
+
+    @property
+    def preservations(self) -> tuple[Preservation, Preservation]:
+        """The same price, with C plain and factorized: n_edits decide what the second solves."""
+        plain = Preservation(self.second_moment, weight=self.weight)
+        return plain, plain.factorized()
+
+    def solve_exactly(self) -> Tensor:
+        return dense(solve_edits(self.keys, self.residuals, self.preservations[0], slack=0))
 
 
 def make_problem(
@@ -128,21 +139,26 @@ def test_infinite_preservation_gives_zero_update(problem: Problem) -> None:
 
 
 @law
-@given(problems(few_edits=True), st.sampled_from(FORMS))
-def test_vanishing_preservation_interpolates(
-    problem: Problem, form: Literal["auto", "primal", "dual"]
-) -> None:
-    factors = solve_update_factors(
-        problem.keys,
-        problem.residuals,
-        problem.second_moment,
-        preservation_weight=1e-7,
-        form=form,
-    )
-    reached = problem.keys @ factors.dense().mT
-    assert_close(reached, problem.residuals, 1e-3)
-    exact = solve_equality_factors(problem.keys, problem.residuals, problem.second_moment)
-    assert_close(factors.dense(), exact.dense(), 1e-3)
+@given(problems(few_edits=True))
+def test_vanishing_slack_meets_residuals(problem: Problem) -> None:
+    problem.weight = 1.0
+    exact = problem.solve_exactly()
+    for preservation in problem.preservations:
+        update = dense(solve_edits(problem.keys, problem.residuals, preservation, slack=1e-7))
+        assert_close(problem.keys @ update.mT, problem.residuals, 1e-3)
+        assert_close(update, exact, 1e-3)
+
+
+@law
+@given(problems())
+def test_slack_and_weight_are_one_dial_without_history(problem: Problem) -> None:
+    for preservation in problem.preservations:
+        update = dense(solve_edits(problem.keys, problem.residuals, preservation, slack=0.1))
+        system = problem.weight * problem.second_moment + 10 * problem.keys.mT @ problem.keys
+        assert_close(update @ system, 10 * problem.residuals.mT @ problem.keys, 1e-8)
+        problem.weight *= 0.1
+        assert_close(update, problem.solve(), 1e-8)
+        problem.weight /= 0.1
 
 
 @law
@@ -160,17 +176,13 @@ def test_scaling_and_rotating_values_commute_with_solving(problem: Problem, scal
 @given(problems())
 def test_all_forms_agree(problem: Problem) -> None:
     expected = problem.solve()
-    for second_moment in (problem.second_moment, FactorizedSecondMoment(problem.second_moment)):
-        for form in FORMS:
-            factors = solve_update_factors(
-                problem.keys,
-                problem.residuals,
-                second_moment,
-                preservation_weight=problem.weight,
-                form=form,
-            )
-            assert factors.rank == len(problem.keys)
-            assert_close(factors.dense(), expected, 1e-8)
+    for preservation in problem.preservations:
+        update = solve_edits(problem.keys, problem.residuals, preservation)
+        n_edits, d_value, d_key = len(problem.keys), *expected.shape
+        assert isinstance(update, UpdateFactors) == (n_edits < min(d_value, d_key))
+        assert_close(dense(update), expected, 1e-8)
+    plain = solve_edits(problem.keys, problem.residuals, problem.preservations[0])
+    assert torch.equal(dense(plain), expected) or isinstance(plain, UpdateFactors)
 
 
 @law
@@ -190,14 +202,13 @@ def test_an_edit_given_twice_weighs_as_much_as_half_the_preservation(problem: Pr
 @law
 @given(problems(few_edits=True))
 def test_equality_form_meets_every_residual(problem: Problem) -> None:
-    factors = solve_equality_factors(problem.keys, problem.residuals, problem.second_moment)
-    assert_close(problem.keys @ factors.dense().mT, problem.residuals, 1e-8)
+    assert_close(problem.keys @ problem.solve_exactly().mT, problem.residuals, 1e-8)
 
 
 @law
 @given(problems(few_edits=True), st.integers(0, 2**31))
 def test_equality_form_disturbs_ordinary_keys_least(problem: Problem, seed: int) -> None:
-    update = solve_equality_factors(problem.keys, problem.residuals, problem.second_moment).dense()
+    update = problem.solve_exactly()
 
     def disturbance(candidate: Tensor) -> Tensor:
         return (candidate @ problem.second_moment @ candidate.mT).trace()
@@ -215,8 +226,9 @@ def test_equality_form_of_one_edit_is_rank_one_update_of_rome() -> None:
     key, value = problem.keys[0], problem.residuals[0]
     direction = torch.linalg.solve(problem.second_moment, key)
     rome = torch.outer(value, direction) / (direction @ key)
-    for second_moment in (problem.second_moment, FactorizedSecondMoment(problem.second_moment)):
-        factors = solve_equality_factors(problem.keys, problem.residuals, second_moment)
+    for preservation in problem.preservations:
+        factors = solve_edits(problem.keys, problem.residuals, preservation, slack=0)
+        assert isinstance(factors, UpdateFactors)
         assert factors.rank == 1
         assert_close(factors.dense(), rome)
 
@@ -226,9 +238,8 @@ def test_equality_form_of_one_edit_is_rank_one_update_of_rome() -> None:
 
 def test_factors_are_the_transposed_residuals_and_the_preconditioned_keys() -> None:
     problem = make_problem(3, 7, 5, weight=2.0)
-    factors = solve_update_factors(
-        problem.keys, problem.residuals, problem.second_moment, preservation_weight=2.0
-    )
+    factors = solve_edits(problem.keys, problem.residuals, problem.preservations[0])
+    assert isinstance(factors, UpdateFactors)
     assert torch.equal(factors.left, problem.residuals.mT)
     assert_close(factors.right, torch.linalg.solve(problem.system, problem.keys.mT))
     assert (factors.d_value, factors.d_key, factors.rank) == (5, 7, 3)
@@ -253,19 +264,12 @@ def test_narrow_inputs_are_solved_in_float64(dtype: torch.dtype) -> None:
 def test_inputs_stay_untouched_and_unshared() -> None:
     problem = make_problem(3, 7, 5)
     before = copy.deepcopy(problem)
-    factorized = FactorizedSecondMoment(problem.second_moment)
-    for second_moment in (problem.second_moment, factorized):
-        for form in FORMS:
-            factors = solve_update_factors(
-                problem.keys,
-                problem.residuals,
-                second_moment,
-                preservation_weight=1.0,
-                form=form,
-            )
+    for preservation in problem.preservations:
+        for n_edits in (3, 1):
+            factors = solve_edits(problem.keys[:n_edits], problem.residuals[:n_edits], preservation)
+            assert isinstance(factors, UpdateFactors)
             factors.left.zero_()
             factors.right.zero_()
-    factorized.factor.zero_()
     assert torch.equal(problem.keys, before.keys)
     assert torch.equal(problem.residuals, before.residuals)
     assert torch.equal(problem.second_moment, before.second_moment)
@@ -302,29 +306,26 @@ def test_layout_of_the_inputs_does_not_matter() -> None:
 
 def test_no_edits_give_an_update_of_rank_zero() -> None:
     problem = make_problem(0, 7, 5)
-    for second_moment in (problem.second_moment, FactorizedSecondMoment(problem.second_moment)):
-        least_squares = solve_update_factors(
-            problem.keys, problem.residuals, second_moment, preservation_weight=1.0
-        )
-        equality = solve_equality_factors(problem.keys, problem.residuals, second_moment)
-        for factors in (least_squares, equality):
+    for preservation in problem.preservations:
+        for slack in (0.0, 1.0):
+            factors = solve_edits(problem.keys, problem.residuals, preservation, slack=slack)
+            assert isinstance(factors, UpdateFactors)
             assert factors.rank == 0
             assert torch.equal(factors.dense(), torch.zeros(5, 7, dtype=torch.float64))
 
 
 def test_many_edits_are_solved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(23, 7, 5)
-    factorized = FactorizedSecondMoment(problem.second_moment)
+    history = make_problem(11, 7, 5, seed=1).keys
     monkeypatch.setattr(_systems, "_ENTRIES_PER_CHUNK", 5 * 7)
-    for second_moment in (problem.second_moment, factorized):
-        update = solve_update(
-            problem.keys, problem.residuals, second_moment, preservation_weight=problem.weight
-        )
-        factors = solve_update_factors(
-            problem.keys, problem.residuals, second_moment, preservation_weight=problem.weight
-        )
-        assert_close(update, factors.dense())
+    for preservation in problem.preservations:
+        update = dense(solve_edits(problem.keys, problem.residuals, preservation))
         assert_close(update @ problem.system, problem.residuals.mT @ problem.keys)
+        update = dense(
+            solve_edits(problem.keys, problem.residuals, preservation.with_history(history))
+        )
+        system = problem.system + history.mT @ history
+        assert_close(update @ system, problem.residuals.mT @ problem.keys)
 
 
 def test_memory_does_not_grow_with_the_edits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,28 +345,25 @@ def test_wide_matrices_are_summed_in_strips() -> None:
     keys = torch.randn(40, 700, generator=generator, dtype=torch.float64)
     residuals = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     moment = torch.eye(700, dtype=torch.float64)
-    expected = residuals.mT @ torch.linalg.solve(2 * moment + keys.mT @ keys, keys.mT).mT
-    for second_moment in (moment, FactorizedSecondMoment(moment)):
-        for form in FORMS:
-            factors = solve_update_factors(
-                keys, residuals, second_moment, preservation_weight=2.0, form=form
-            )
-            assert_close(factors.dense(), expected)
+    plain = Preservation(moment, weight=2.0)
+    for preservation in (plain, plain.factorized()):
+        for slack in (1.0, 1e-3):
+            update = dense(solve_edits(keys, residuals, preservation, slack=slack))
+            system = 2 * slack * moment + keys.mT @ keys
+            expected = residuals.mT @ torch.linalg.solve(system, keys.mT).mT
+            assert_close(update, expected)
 
 
-def test_auto_takes_the_cheaper_form() -> None:
-    for n_edits, expected in ((6, "dual"), (40, "primal")):
-        problem = make_problem(n_edits, 20, 5)
-        factorized = FactorizedSecondMoment(problem.second_moment)
-        update = {
-            form: solve_update_factors(
-                problem.keys, problem.residuals, factorized, preservation_weight=1.0, form=form
-            ).right
-            for form in FORMS
-        }
-        other = "primal" if expected == "dual" else "dual"
-        assert torch.equal(update["auto"], update[expected])
-        assert not torch.equal(update["auto"], update[other])
+@pytest.mark.parametrize(("n_edits", "name"), [(6, "_solve_dual"), (40, "_solve_primal")])
+def test_the_cheaper_system_is_solved(
+    n_edits: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(n_edits, 20, 5)
+    expected = problem.solve()
+    other = ({"_solve_dual", "_solve_primal"} - {name}).pop()
+    monkeypatch.delattr(_systems.System, other)
+    update = solve_edits(problem.keys, problem.residuals, problem.preservations[1])
+    assert_close(dense(update), expected)
 
 
 def test_devices_without_float64_are_served_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,16 +391,14 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-@pytest.mark.parametrize("form", ["primal", "dual"])
-def test_at_most_three_float64_matrices_are_alive(form: Literal["primal", "dual"]) -> None:
+@pytest.mark.parametrize("slack", [0.0, 1.0])
+def test_at_most_three_float64_matrices_are_alive(slack: float) -> None:
+    """With a slack the primal, without the factors of C and a tiny system."""
     d_key = 1024
     keys, residuals = torch.eye(3, d_key), torch.ones(3, 5)
     second_moment = 2 * torch.eye(d_key, dtype=torch.float64)
-    peak = peak_bytes(
-        lambda: solve_update_factors(
-            keys, residuals, second_moment, preservation_weight=1.0, form=form
-        )
-    )
+    preservation = Preservation(second_moment)
+    peak = peak_bytes(lambda: solve_edits(keys, residuals, preservation, slack=slack))
     matrix = 8 * d_key**2
     assert peak > matrix, "the profiler saw nothing"
     assert matrix + peak <= 3 * matrix  # the caller's own second moment is the first
@@ -466,17 +462,38 @@ def test_asymmetry_beyond_the_first_tile_is_found() -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("form", ["primal", "dual", "equality"])
+@pytest.mark.parametrize("slack", [0.0, 1.0])
 def test_bad_numbers_are_refused(
-    form: str, name: str, value: float, at: tuple[int, int], message: str
+    slack: float, name: str, value: float, at: tuple[int, int], message: str
 ) -> None:
     problem = make_problem(3, 7, 5)
     getattr(problem, name)[at] = value
-    solve: Callable[..., UpdateFactors] = solve_equality_factors
-    if form != "equality":
-        solve = partial(solve_update_factors, preservation_weight=1.0, form=form)  # type: ignore[call-arg]
     with pytest.raises(IllPosedError, match=message):
-        solve(problem.keys, problem.residuals, problem.second_moment)
+        solve_edits(problem.keys, problem.residuals, problem.preservations[0], slack=slack)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": 0.0}, r"`weight` must be positive and finite, got 0\.0"),
+        ({"ridge": -1.0}, r"`ridge` must not be negative, got -1\.0"),
+        ({"second_moment": None}, r"a ridge goes with a plain second moment or with none, got"),
+        ({"basis": torch.arange(6) > 0}, r"`basis` does not fit, got bool \[6\]; expected Float"),
+    ],
+)
+def test_prices_that_are_none_are_refused(arguments: dict[str, object], message: str) -> None:
+    problem = make_problem(3, 7, 5)
+    with pytest.raises(MemitCoreError, match=f"^Preservation: {message}"):
+        Preservation(**{"second_moment": problem.second_moment, **arguments})  # type: ignore[arg-type]
+    with pytest.raises(MemitCoreError, match="ridge goes with a plain"):
+        Preservation(FactorizedSecondMoment(problem.second_moment), ridge=1.0)
+
+
+@pytest.mark.parametrize("slack", [-1.0, math.nan, math.inf])
+def test_slack_must_be_finite_and_not_negative(slack: float) -> None:
+    problem = make_problem(3, 7, 5)
+    with pytest.raises(MemitCoreError, match=r"^solve_edits: `slack` must not be negative, got"):
+        solve_edits(problem.keys, problem.residuals, problem.preservations[0], slack=slack)
 
 
 @pytest.mark.parametrize("weight", [0, 0.0, -1.0, math.nan, math.inf])
@@ -487,17 +504,12 @@ def test_preservation_weight_must_be_positive_and_finite(weight: float) -> None:
         problem.solve()
 
 
-@pytest.mark.parametrize(("form", "n_edits"), [("dual", 3), ("primal", 3), ("primal", 20)])
-def test_preservation_weight_that_rounding_swallows_is_refused(
-    form: Literal["dual", "primal"], n_edits: int
-) -> None:
-    problem = make_problem(n_edits, 7, 5)
+@pytest.mark.parametrize("n_edits", [3, 20])
+def test_preservation_weight_that_rounding_swallows_is_refused(n_edits: int) -> None:
+    problem = make_problem(n_edits, 7, 5, weight=1e-18)
     problem.keys[1:] = problem.keys[:1]
-    factorized = FactorizedSecondMoment(problem.second_moment)
-    with pytest.raises(IllPosedError, match="`preservation_weight` vanishes next to"):
-        solve_update_factors(
-            problem.keys, problem.residuals, factorized, preservation_weight=1e-18, form=form
-        )
+    with pytest.raises(IllPosedError, match="the weight of what is preserved vanishes next to"):
+        solve_edits(problem.keys, problem.residuals, problem.preservations[1])
 
 
 @pytest.mark.parametrize("row", [0.0, 1.0])
@@ -505,30 +517,29 @@ def test_dependent_keys_have_no_equality_solution(row: float) -> None:
     problem = make_problem(3, 7, 5)
     problem.keys[2] = row * (problem.keys[0] - 3 * problem.keys[1])
     with pytest.raises(IllPosedError, match="row 2 of `keys` is zero or a linear combination"):
-        solve_equality_factors(problem.keys, problem.residuals, problem.second_moment)
+        problem.solve_exactly()
 
 
 def test_more_keys_than_dimensions_have_no_equality_solution() -> None:
     problem = make_problem(8, 7, 5)
-    with pytest.raises(IllPosedError, match="got n_edits=8; expected at most d_key=7"):
-        solve_equality_factors(problem.keys, problem.residuals, problem.second_moment)
+    with pytest.raises(IllPosedError, match="got n_edits=8; expected at most 7"):
+        problem.solve_exactly()
 
 
 def test_transposed_arguments_are_refused() -> None:
     problem = make_problem(3, 7, 5)
     keys, residuals, second_moment = problem.keys, problem.residuals, problem.second_moment
     factorized = FactorizedSecondMoment(second_moment)
-    for solve in (solve_update, solve_update_factors):
-        with pytest.raises(ShapeError, match=r"`residuals` does not fit, got float64 \[3, 5\]"):
-            solve(keys.mT, residuals, second_moment, preservation_weight=1.0)
-        with pytest.raises(ShapeError, match=r"`residuals` does not fit, got float64 \[5, 3\]"):
-            solve(keys, residuals.mT, second_moment, preservation_weight=1.0)
-        with pytest.raises(ShapeError, match=r"got float64 \[7, 7\]; expected Float \[d_key=3"):
-            solve(keys.mT, residuals.mT.repeat(7, 1)[:7], second_moment, preservation_weight=1.0)
+    with pytest.raises(ShapeError, match=r"`residuals` does not fit, got float64 \[3, 5\]"):
+        solve_update(keys.mT, residuals, second_moment, preservation_weight=1.0)
+    with pytest.raises(ShapeError, match=r"`residuals` does not fit, got float64 \[5, 3\]"):
+        solve_update(keys, residuals.mT, second_moment, preservation_weight=1.0)
+    with pytest.raises(ShapeError, match=r"got float64 \[7, 7\]; expected Float \[d_key=3"):
+        solve_update(keys.mT, residuals.mT.repeat(7, 1)[:7], second_moment, preservation_weight=1.0)
     with pytest.raises(ShapeError, match=r"got d_key=7; expected d_key=6"):
         solve_update(keys[:, :6], residuals, factorized, preservation_weight=1.0)
     with pytest.raises(ShapeError, match=r"got d_key=7; expected d_key=6"):
-        solve_equality_factors(keys[:, :6], residuals, factorized)
+        solve_edits(keys[:, :6], residuals, Preservation(factorized), slack=0)
 
 
 def test_factors_of_different_rank_are_refused() -> None:

@@ -77,8 +77,9 @@ def describe(rows: Sequence[tuple[str, Outcome]]) -> Iterator[str]:
     yield "# Architectures"
     yield ""
     yield (
-        f"Of {len(rows)} kinds of causal language models that transformers {hf.__version__} has, "
-        f"{n_works} are edited and asked exactly, {counts['refused']} are refused in one line, "
+        f"Of {len(rows)} kinds and variants of causal language models in transformers "
+        f"{hf.__version__}, {n_works} are edited and asked exactly, "
+        f"{counts['refused']} are refused in one line, "
         f"{counts['broken']} are broken, and {counts['not made']} were not tried."
     )
     yield ""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_resumed_run_counts_what_is_left(invoke, run_options, tmp_path):
     edited = [each["trial"] for each in trials if each["edits"][0]["editor"] == "memit"]
     resume = [*run_options, "--n-edits", 2, "--n-edits", 4, "--resume", "--no-cache"]
     assert stages_of(invoke(*resume).output) == []
-    (tmp_path / "here" / "trials" / edited[0] / "trial.json").unlink()
+    shutil.rmtree(tmp_path / "here" / "trials" / edited[0])
     output = invoke(*resume).output
     assert stages_of(output) == [*MEMIT, "answers: scores"]
     tokens = re.search(r"Plan for .*: ([\d.]+k?) tokens", output)[1]

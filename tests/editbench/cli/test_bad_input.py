@@ -153,7 +153,8 @@ class TestSecondMoments:
         def check(model, moments, *options, says):
             options = ["--model", model, "--second-moments", moments, *options]
             refuses("edit", *options, "--facts", facts_file, "--out", "e.safetensors", says=says)
-            refuses("run", *options, "--dataset", f"facts={facts_file}", "--out", "x", says=says)
+            run = ["run", *options, "--dataset", f"facts={facts_file}", "--out", "x"]
+            return refuses(*run, says=says)
 
         return check
 
@@ -183,6 +184,35 @@ class TestSecondMoments:
         damaged = tmp_path / "damaged.safetensors"
         damaged.write_bytes(moments_file.read_bytes()[:-100])
         refuses_moments(model_folder, damaged, says="damaged.safetensors")
+
+    @pytest.mark.parametrize("is_sealed", [True, False])
+    @pytest.mark.parametrize(
+        ("entry", "value", "says"),
+        [
+            ((slice(None), slice(None)), float("nan"), "finite, got nan at [0, 0]"),
+            ((3, 5), float("nan"), "finite, got nan at [3, 5]"),
+            ((7, 7), float("inf"), "finite, got inf at [7, 7]"),
+            ((slice(None), slice(None)), 0.0, "no positive diagonal entry"),
+            ((4, 4), -1.0, "negative diagonal entry, got -1.000e+00 at [4, 4]"),
+            ((2, 6), 1e3, "not symmetric, got"),
+        ],
+    )
+    @pytest.mark.filterwarnings("default")  # that the file does not say what it was collected from
+    def test_that_is_none(
+        self, refuses_moments, model_folder, moments_file, tmp_path, entry, value, says, is_sealed
+    ):
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        moments = load_file(moments_file)
+        moments["layers.2"][entry] = value
+        with safe_open(moments_file, framework="pt") as file:
+            metadata = file.metadata() if is_sealed else None
+        save_file(moments, tmp_path / "spoiled.safetensors", metadata=metadata)
+        said = refuses_moments(
+            model_folder, "spoiled.safetensors", says=["spoiled.safetensors: layer 2", says]
+        )
+        assert ("The file was damaged" in said) == is_sealed
 
     def test_for_a_layer_that_the_model_lacks(self, refuses_moments, model_folder, moments_file):
         layers = ["--set", "memit.critical_layers=[1,9]"]
@@ -319,7 +349,7 @@ def test_report_of_a_damaged_run(invoke, refuses, run_options, tmp_path):
     invoke(*run_options, "--editor", "unedited", "--n-edits", 1)
     (rows,) = (tmp_path / "here").glob("trials/*/rows.jsonl")
     rows.write_text(rows.read_text()[:-20])
-    refuses("report", "here", says=["rows.jsonl", "no row"])
+    refuses("report", "here", says=["rows.jsonl", "its checksum is another"])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 
 import pytest
@@ -10,7 +11,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editbench.edits.weight_edit import WeightEdit
+from editbench.models.spec import ModelSpec
 from editbench.plugins import hookimpl
+from editbench.testing import tiny_model, tiny_tokenizer
 from memit_core import load_second_moments
 
 
@@ -139,6 +142,67 @@ def test_apply_saves_an_ordinary_folder(invoke, edit_options, model_folder, tmp_
             expected = before
         torch.testing.assert_close(parameters[name], expected, rtol=1e-6, atol=1e-7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "e.safetensors", "edited"]
+
+
+def test_apply_keeps_the_precision_of_the_files_and_says_what_rounding_does(
+    invoke, model_folder, facts_file, nudging, tmp_path
+):
+    half = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    shutil.copytree(model_folder, tmp_path / "half")
+    half.save_pretrained(tmp_path / "half")
+    (tmp_path / "half" / "pytorch_model.bin").write_text("the same weights once more")
+    edit = ["--model", "half", "--facts", facts_file, "--editor", "nudge", "--out", "e"]
+    assert invoke("edit", *edit, plugins=[nudging]).exit_code == 0
+    options = ["apply", "--model", "half", "--edit", "e"]
+    result = invoke(*options, "--out", "kept")
+    assert result.exit_code == 0, result.output
+    replaced, left_out, wrote = result.stdout.splitlines()
+    said = (
+        r"Replaced 1 of \d+ tensors, in bfloat16: rounding moves the update by 0.\d+ % of its norm"
+    )
+    assert re.fullmatch(said, replaced)
+    assert left_out.endswith("hold the weights without the edit: pytorch_model.bin")
+    assert wrote == "Wrote kept: half with 6 fact(s) by nudge"
+    source, kept = (tmp_path / name / "config.json" for name in ("half", "kept"))
+    assert source.read_bytes() == kept.read_bytes()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "kept").dtype == torch.bfloat16
+    result = invoke(*options, "--out", "whole", "--dtype", "float32")
+    assert "in float32: rounding" in result.stdout
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole").dtype == torch.float32
+
+
+def test_apply_warns_where_rounding_takes_the_update(
+    invoke, model_folder, facts_file, nudging, tmp_path
+):
+    edit = ["--model", model_folder, "--facts", facts_file, "--editor", "nudge", "--out", "e"]
+    assert invoke("edit", *edit, "--set", "nudge.size=1e-6", plugins=[nudging]).exit_code == 0
+    options = ["apply", "--model", model_folder, "--edit", "e", "--dtype", "bfloat16"]
+    result = invoke(*options, "--out", "x")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Warning: little of the update is left in this precision.")
+
+
+class InMemory:
+    @hookimpl
+    def editbench_register_models(self):
+        return [ModelSpec("made", load=lambda: (tiny_model().model, tiny_tokenizer()))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_apply_to_a_model_without_a_folder(
+    invoke, facts_file, nudging, make_plugin, tmp_path, dtype
+):
+    plugins = [nudging, make_plugin("in-memory", InMemory())]
+    edit = ["--model", "made", "--facts", facts_file, "--editor", "nudge", "--dtype", dtype]
+    assert invoke("edit", *edit, "--out", "e", plugins=plugins).exit_code == 0
+    result = invoke("apply", "--model", "made", "--edit", "e", "--out", "x", plugins=plugins)
+    assert result.exit_code == 0, result.output
+    assert f"in {dtype}: rounding" in result.stdout
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
+    plain = tiny_model().model.to(edited.dtype)
+    changed = "transformer.h.1.mlp.c_proj.weight"
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, edited.get_parameter(name)) == (name != changed)
 
 
 def test_apply_adds_edits_up(invoke, model_folder, facts_file, nudging, tmp_path):

@@ -180,6 +180,11 @@ def test_our_own_file_needs_no_remark(tmp_path):
             {**ROME, "context_template_length_params": [[5, 10], [10, 3]]},
             "must be pairs of a length and a number, which is the same in all",
         ),
+        (
+            "rome",
+            {**ROME, "context_template_length_params": [[5, [10]], [10, [3]]]},
+            "must be pairs of a length and a number, which is the same in all",
+        ),
         ("ft-w", {**FT, "wd_power_law": [-1, 1]}, "'wd_power_law' must be the authors'"),
         ("ft-w", {**FT, "objective_optimization": "all"}, "must be one of prompt_last, target_new"),
         ("ft-w", {**FT, "rewrite_module_tmp": "transformer.h.{}.attn.c_attn"}, "is in attention"),

@@ -68,6 +68,21 @@ def test_csv_has_the_first_six_fields(write, tmp_path: Path) -> None:
     assert read_facts(path) == read_facts(same)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_has_lines_of_any_kind(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_bytes(end.join(["subject;prompt;target", "Max;{} is;old", ""]).encode())
+    (case,) = read_facts(path)
+    assert case.request.target == "old"
+
+
+def test_an_open_quote_in_the_header_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text('"subject,prompt,target\nMax,{} is,old\n')
+    with pytest.raises(DataError, match="is not valid CSV"):
+        read_facts(path)
+
+
 def test_the_dataset_needs_a_path(cache: Path) -> None:
     assert Facts.needs_path
     with pytest.raises(ConfigError, match=r"dataset 'facts': needs a file, .*--dataset facts=PATH"):

@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from editbench.editors.base import Resources, report_nothing
-from editbench.editors.memit import Memit, MemitConfig, derive_memit_defaults
+from editbench.editors.closed_form.config import derive_closed_form_defaults
+from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.editors.parts.keys.layer_sweep import LayerSweep
 from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
@@ -179,7 +180,7 @@ def test_published_hyperparameters_are_the_paper_s() -> None:
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5, 6, 12, 24, 28, 32, 44, 48, 80])
 def test_derived_layers_exist_and_end_above_a_quarter_of_the_depth(n_layers: int) -> None:
-    config = MemitConfig.parse(derive_memit_defaults(n_layers, 1_024), "test")
+    config = MemitConfig.parse(derive_closed_form_defaults(n_layers, 1_024), "test")
     layers = config.critical_layers
     assert 0 <= layers[0] <= layers[-1] < n_layers
     if n_layers >= 12:

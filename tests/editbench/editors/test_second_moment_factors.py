@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from editbench.editors import memit
 from editbench.editors.base import Resources
+from editbench.editors.closed_form import preserved_values
+from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.parts.second_moments import factors as second_moment_factors
-from editbench.editors.parts.second_moments.factors import obtain_factor, solve_layer
+from editbench.editors.parts.second_moments.factors import obtain_factor
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.errors import SecondMomentError
 from editbench.testing import tiny_model, toy_cases, toy_corpus
-from memit_core import FactorizedSecondMoment, UpdateFactors
+from memit_core import FactorizedSecondMoment, Preservation, UpdateFactors, solve_edits
 
 ORIGIN = {"model_fingerprint": "m", "corpus_fingerprint": "c", "n_tokens": 9}
 REQUESTS = [case.request for case in toy_cases(3)]
@@ -43,14 +44,31 @@ def dense(update: UpdateFactors | torch.Tensor) -> torch.Tensor:
     return update.dense() if isinstance(update, UpdateFactors) else update
 
 
+def factor_of(found: Preservation | None) -> torch.Tensor:
+    assert found is not None
+    assert isinstance(found.second_moment, FactorizedSecondMoment)
+    return found.second_moment.factor
+
+
+def solve_layer(
+    keys: torch.Tensor,
+    residuals: torch.Tensor,
+    moments: LayerMoments,
+    weight: float,
+    cache: Path | None,
+) -> torch.Tensor:
+    preserved = PreservedValues(moments, Dials(weight=weight), cache)
+    return dense(preserved.solve(3, keys, residuals))
+
+
 @pytest.mark.parametrize("n_edits", [2, 9])
 def test_cached_factors_give_the_same_update(tmp_path, monkeypatch, n_edits: int) -> None:
     moments = moments_of(draw(100, 12))
     keys, residuals = draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2)
-    expected = dense(solve_layer(keys, residuals, moments, 3, 2.0, None))
-    first = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
-    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", refuse_to_factorize)
-    second = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
+    expected = solve_layer(keys, residuals, moments, 2.0, None)
+    first = solve_layer(keys, residuals, moments, 2.0, tmp_path)
+    monkeypatch.setattr(FactorizedSecondMoment, "__init__", refuse_to_factorize)
+    second = solve_layer(keys, residuals, moments, 2.0, tmp_path)
     for found in (first, second):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     # Many edits are solved without factors, at the same cost, and leave no file.
@@ -62,10 +80,11 @@ def test_exact_updates_say_nothing_about_dimensions_that_text_never_uses(tmp_pat
     tokens[:, [2, 7]] = 0
     keys, residuals = draw(3, 12, seed=1), draw(3, 5, seed=2)  # the keys use them
     factor = second_moment_factors.require_factor(moments_of(tokens), 3, tmp_path, CPU)
-    update = second_moment_factors.solve_equality_layer(keys, residuals, factor).dense()
+    update = dense(solve_edits(keys, residuals, factor, slack=0))
     torch.testing.assert_close(keys @ update.T, residuals)
     assert not update[:, [2, 7]].any()
-    live = factor.live
+    live = factor.basis
+    assert live is not None
     # Of all that map the keys so, it moves ordinary values least: Δ C is spanned by the keys.
     moment = (tokens.T @ tokens / len(tokens))[live][:, live]
     rest = torch.linalg.lstsq(keys[:, live].T, (update[:, live] @ moment).T)
@@ -76,9 +95,8 @@ def test_exact_updates_say_nothing_about_dimensions_that_text_never_uses(tmp_pat
 def test_updates_of_many_edits_are_dense() -> None:
     moments = moments_of(draw(100, 12))
     for n_edits, is_factored in ((4, True), (5, False), (40, False)):
-        update = solve_layer(
-            draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2), moments, 3, 2.0, None
-        )
+        preserved = PreservedValues(moments, Dials(weight=2.0), None)
+        update = preserved.solve(3, draw(n_edits, 12, seed=1), draw(n_edits, 5, seed=2))
         assert isinstance(update, UpdateFactors) == is_factored
 
 
@@ -89,11 +107,9 @@ def test_dimensions_that_nothing_uses_stay_untouched(tmp_path, n_edits: int) -> 
     keys[:, [3, 7]] = 0
     residuals = draw(n_edits, 5, seed=2)
     rest = [place for place in range(12) if place not in (3, 7)]
-    expected = dense(
-        solve_layer(keys[:, rest], residuals, moments_of(tokens[:, rest]), 3, 2.0, None)
-    )
+    expected = solve_layer(keys[:, rest], residuals, moments_of(tokens[:, rest]), 2.0, None)
     for cache in (None, tmp_path, tmp_path):
-        found = dense(solve_layer(keys, residuals, moments_of(tokens), 3, 2.0, cache))
+        found = solve_layer(keys, residuals, moments_of(tokens), 2.0, cache)
         torch.testing.assert_close(found[:, rest], expected, rtol=1e-10, atol=1e-12)
         assert not found[:, [3, 7]].any()
 
@@ -104,7 +120,7 @@ def test_an_edit_may_use_what_ordinary_text_does_not(tmp_path) -> None:
     residuals = draw(2, 5, seed=2)
     moments = moments_of(tokens)
     assert obtain_factor(moments, 3, tmp_path, CPU) is not None
-    found = dense(solve_layer(keys, residuals, moments, 3, 2.0, tmp_path))
+    found = solve_layer(keys, residuals, moments, 2.0, tmp_path)
     system = 2.0 * moments[3] + keys.T @ keys
     torch.testing.assert_close(found @ system, residuals.T @ keys)
     assert found[:, 3].any()
@@ -113,7 +129,7 @@ def test_an_edit_may_use_what_ordinary_text_does_not(tmp_path) -> None:
 def test_singular_moments_are_tried_once(tmp_path, monkeypatch) -> None:
     moments = moments_of(draw(5, 12))
     assert obtain_factor(moments, 3, tmp_path, CPU) is None
-    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", refuse_to_factorize)
+    monkeypatch.setattr(FactorizedSecondMoment, "__init__", refuse_to_factorize)
     assert obtain_factor(moments, 3, tmp_path, CPU) is None
 
 
@@ -142,26 +158,24 @@ def test_without_an_origin_factors_are_of_all_bits(
         for each in (moment, other)
     )
     assert len(files_of(tmp_path)) == 2
-    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", refuse_to_factorize)
+    monkeypatch.setattr(FactorizedSecondMoment, "__init__", refuse_to_factorize)
     for each, expected in ((moment, first), (other, second)):
         found = obtain_factor(LayerMoments({3: lambda each=each: each}, origin), 3, tmp_path, CPU)
-        assert found is not None
-        assert expected is not None
-        assert torch.equal(found.factorized.factor, expected.factorized.factor)
+        assert torch.equal(factor_of(found), factor_of(expected))
 
 
 def test_who_wants_the_same_factors_waits_for_them(tmp_path, monkeypatch) -> None:
     moments = moments_of(draw(100, 12))
     n_factorized = 0
-    factorize = second_moment_factors.FactorizedSecondMoment
+    factorize = FactorizedSecondMoment.__init__
 
-    def count(moment: torch.Tensor) -> FactorizedSecondMoment:
+    def count(self: FactorizedSecondMoment, moment: torch.Tensor) -> None:
         nonlocal n_factorized
         n_factorized += 1
         time.sleep(0.3)
-        return factorize(moment)
+        factorize(self, moment)
 
-    monkeypatch.setattr(second_moment_factors, "FactorizedSecondMoment", count)
+    monkeypatch.setattr(FactorizedSecondMoment, "__init__", count)
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: obtain_factor(moments, 3, tmp_path, CPU), range(3)))
     assert n_factorized == 1
@@ -175,9 +189,7 @@ def test_damaged_factors_are_made_anew(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.warns(UserWarning, match="factors of second moments: .* computed anew"):
         found = obtain_factor(moments, 3, tmp_path, CPU)
-    assert expected is not None
-    assert found is not None
-    assert torch.equal(found.factorized.factor, expected.factorized.factor)
+    assert torch.equal(factor_of(found), factor_of(expected))
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path) -> None:
@@ -235,14 +247,16 @@ def test_insertion_holds_at_most_three_matrices(tmp_path, factors: str, monkeypa
         for path in files_of(tmp_path):
             path.unlink()
     if factors == "none":
-        monkeypatch.setattr(second_moment_factors, "obtain_factor", lambda *_: None)
+        monkeypatch.setattr(preserved_values, "obtain_factor", lambda *_: None)
     counted = CountMatrices(model.d_key(0))
+
+    plain = PreservedValues.solve
 
     def solve_and_count(*arguments: object) -> object:
         with counted:
-            return solve_layer(*arguments)  # type: ignore[arg-type]
+            return plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(memit, "solve_layer", solve_and_count)
+    monkeypatch.setattr(PreservedValues, "solve", solve_and_count)
     gc.freeze()  # leaves fewer objects to look through
     try:
         Memit(CONFIG).edit(model, REQUESTS[:1], resources)
@@ -277,7 +291,7 @@ def test_editors_use_cached_factors(tmp_path, monkeypatch) -> None:
         plain = editor.edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))
         first = editor.edit(model, REQUESTS, with_cache)
         with monkeypatch.context() as later:
-            later.setattr(second_moment_factors, "FactorizedSecondMoment", refuse_to_factorize)
+            later.setattr(FactorizedSecondMoment, "__init__", refuse_to_factorize)
             again = editor.edit(model, REQUESTS, with_cache)
         for name, update in plain.updates.items():
             for other in (first, again):

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from editbench.editors.parts.second_moments.factors import (
-    require_factor,
-    solve_equality_layer,
-    solve_layer,
-)
+from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.parts.second_moments.factors import require_factor
 from editbench.editors.parts.second_moments.obtaining import LayerMoments
-from memit_core import UpdateFactors
+from memit_core import FactorizedSecondMoment, UpdateFactors, solve_edits
 
 
 class SmallAccelerator(TorchFunctionMode):
@@ -75,18 +72,18 @@ def test_solves_go_on_on_the_cpu(n_edits: int, with_cache: bool, tmp_path: Path)
     generator = torch.Generator().manual_seed(1)
     keys = torch.randn(n_edits, 12, generator=generator)
     residuals = torch.randn(n_edits, 5, generator=generator)
-    cache = tmp_path if with_cache else None
-    expected = make_dense(solve_layer(keys, residuals, moments, 3, 2.0, None))
+    cache, dials = tmp_path if with_cache else None, Dials(weight=2.0)
+    expected = make_dense(PreservedValues(moments, dials, None).solve(3, keys, residuals))
     with SmallAccelerator(12 * 12) as roomy:
         there = keys.to(roomy.device), residuals.to(roomy.device)
-        found = make_dense(solve_layer(*there, moments, 3, 2.0, None))
+        found = make_dense(PreservedValues(moments, dials, None).solve(3, *there))
     assert any(each.numel() == 12 * 12 for each in roomy.there)
     torch.testing.assert_close(found, expected)
     with SmallAccelerator(12 * 12 - 1) as cramped:
         there = keys.to(cramped.device), residuals.to(cramped.device)
         message = "solving for the update of layer 3: memory ran out on cuda:0"
         with pytest.warns(UserWarning, match=message):
-            found = make_dense(solve_layer(*there, moments, 3, 2.0, cache))
+            found = make_dense(PreservedValues(moments, dials, cache).solve(3, *there))
     assert cramped.n_refused == 1
     torch.testing.assert_close(found, expected)
 
@@ -98,6 +95,9 @@ def test_second_moments_are_factorized_on_the_cpu_instead(tmp_path: Path) -> Non
         with pytest.warns(UserWarning, match="factorizing second moments of layer 3: memory ran"):
             found = require_factor(moments, 3, tmp_path, cramped.device)
         keys = torch.ones(1, 12).to(cramped.device)
-        update = solve_equality_layer(keys, torch.ones(1, 5), found)
+        update = solve_edits(keys, torch.ones(1, 5), found, slack=0)
+        assert isinstance(update, UpdateFactors)
         assert update.right.device == cramped.device
-    torch.testing.assert_close(found.factorized.factor, expected.factorized.factor)
+    parts = [each.second_moment for each in (found, expected)]
+    assert all(isinstance(part, FactorizedSecondMoment) for part in parts)
+    torch.testing.assert_close(*(part.factor for part in parts))

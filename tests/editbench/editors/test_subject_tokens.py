@@ -1,5 +1,7 @@
 """Rows of tokens: a subject lies in its prompt, and a header comes before everything."""
 
+from dataclasses import replace
+
 import pytest
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer
@@ -29,6 +31,11 @@ def make_chat(tokenizer: hf.PreTrainedTokenizerBase, *, special: bool = True) ->
             tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
         )
     )
+
+
+def with_template(tokenizers: dict[str, hf.PreTrainedTokenizerFast], template: str) -> Tokens:
+    backend = tokenizers["bos"].backend_tokenizer
+    return Tokens(hf.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["special", "added"])
@@ -120,6 +127,24 @@ class TestChat:
         assert chat.decode(target_row(chat, plain, "").target_ids) == "French"
         assert chat.decode(target_row(chat, apart, "").target_ids) == " French"
 
+    @pytest.mark.parametrize("space", [" ", ""])
+    def test_space_that_the_template_puts_before_answers_is_there(self, tokenizers, space) -> None:
+        tokens = with_template(
+            tokenizers,
+            "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]"
+            "{% else %}{{ '" + space + "' + m.content }}</s>{% endif %}{% endfor %}",
+        )
+        request = EditRequest("7", "Zoë", "Who is {}?", "French", chat=True)
+        row = target_row(tokens, request, "")
+        assert tokens.decode(row.target_ids) == f"{space}French"
+        unspaced = replace(request, joiner="")
+        assert tokens.decode(target_row(tokens, unspaced, "").target_ids) == "French"
+
+    def test_no_prefix_comes_before_a_header_without_special_tokens(self, tokenizers) -> None:
+        tokens = with_template(tokenizers, "<s>[INST] {{ messages[0].content }} [/INST]")
+        written = EditRequest("7", "Zoë", "[INST] Who is {}? [/INST]", "French")
+        assert target_row(tokens, written, PREFIX) == target_row(tokens, written, "")
+
     def test_model_without_a_template_is_said_by_the_fact(self, tokenizers, make_network) -> None:
         network = make_network(
             hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=320)
@@ -139,13 +164,8 @@ class TestChat:
         ],
     )
     def test_template_that_cannot_be_used_is_said(self, tokenizers, template, says) -> None:
-        tokens = Tokens(
-            hf.PreTrainedTokenizerFast(
-                tokenizer_object=tokenizers["bos"].backend_tokenizer, chat_template=template
-            )
-        )
         with pytest.raises(RequestError, match=says):
-            tokens.encode("Who is Zoë?", chat=True)
+            with_template(tokenizers, template).encode("Who is Zoë?", chat=True)
 
     def test_fingerprint_of_messages_is_the_templates_too(self, chat, tokenizers) -> None:
         assert chat.fingerprint_of(chat=False) == chat.fingerprint

@@ -360,9 +360,10 @@ def fused_gates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fused_gates")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("edited", [["gate"], ["gate", "up"]])
-def test_fused_tensors_are_replaced_as_they_are_stored(llama, save, edited) -> None:
-    source = save(llama)
+def test_fused_tensors_are_replaced_as_they_are_stored(llama, save, edited, dtype) -> None:
+    source = save(llama.to(dtype))
     assert "model.layers.1.mlp.gate_up_proj.weight" in tensors(source)
     names = [f"layers.1.mlp.{name}_proj.weight" for name in edited]
     out, _, written = export(source, [*names, DOWN])

@@ -156,9 +156,9 @@ def assert_agrees(
         if question.prompt not in texts:
             texts[question.prompt] = write_plainly(tokenizer, model, question.prompt)
         text = question.prompt + texts[question.prompt]
-        assert said.is_expected == text.startswith(joined), (question, text)
-        assert said.is_expected or text.startswith(question.prompt + said.text), (question, said)
-        n_said += said.is_expected
+        assert said.is_target == text.startswith(joined), (question, text)
+        assert said.is_target or text.startswith(question.prompt + said.text), (question, said)
+        n_said += said.is_target
     return n_said
 
 
@@ -227,5 +227,5 @@ def test_nothing_counts_behind_an_end_of_sequence() -> None:
     model.model.generation_config.eos_token_id = [choice]
     assert find_ends(model) == {choice}
     (said,) = say_greedily(model, [Score("李小明出生在", "中国")])
-    assert not said.is_expected
+    assert not said.is_target
     assert said.text == ""

@@ -7,7 +7,14 @@ import torch
 import transformers as hf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from editbench.errors import ModelError, RequestError
 from editbench.models.editable import EditableModel
@@ -323,6 +330,104 @@ class TestJoin:
         self, kinds, prompt: str, continuation: str, joined: str
     ) -> None:
         assert kinds["byte_level"].join(prompt, continuation) == joined
+
+
+def of_pieces(kind: str) -> Tokens:
+    """A tokenizer of a kind that has 在中国 as one token, and foobar, beside their parts."""
+    whole = [
+        "<unk>",
+        "出生",
+        "在",
+        "中国",
+        "在中国",
+        "foo",
+        "foobar",
+        "▁",
+        "Ġ",
+        "中",
+        "国",
+        "b",
+        "a",
+        "r",
+        "f",
+        "o",
+    ]
+    parts = [
+        *whole,
+        "出",
+        "生",
+        "▁出生",
+        "▁foo",
+        "▁foobar",
+        "bar",
+        "▁中国",
+        "▁bar",
+        "fo",
+        "ba",
+        "▁fo",
+        "▁f",
+    ]
+    if kind == "wordpiece":
+        pieces = [*parts, "##中国", "##在", "##bar", "出生在", "出生在中国"]
+        made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+        made.decoder = decoders.WordPiece(cleanup=False)
+    elif kind == "unigram":
+        scores = [(piece, -1.0 if len(piece) > 2 else -2.0) for piece in parts]
+        made = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        made.decoder = decoders.Metaspace(prepend_scheme="always")
+    else:
+        merges = [
+            ("出", "生"),
+            ("中", "国"),
+            ("在", "中国"),
+            ("b", "a"),
+            ("ba", "r"),
+            ("f", "o"),
+            ("fo", "o"),
+        ]
+        merges += [("foo", "bar"), ("▁", "f"), ("▁f", "o"), ("▁fo", "o"), ("▁foo", "bar")]
+        made = Tokenizer(models.BPE({p: i for i, p in enumerate(parts)}, merges, unk_token="<unk>"))
+        if kind == "metaspace":
+            made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+            made.decoder = decoders.Metaspace(prepend_scheme="always")
+        elif kind == "prepended":  # as in Llama 2: the mark is put there by a normalizer
+            made.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
+            made.decoder = decoders.Sequence(
+                [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            )
+    return Tokens(hf.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"))
+
+
+class TestGrowingTogether:
+    @pytest.mark.parametrize(
+        "kind", ["wordpiece", "unigram", "metaspace", "prepended", "without a decoder"]
+    )
+    @pytest.mark.parametrize(("prompt", "target"), [("出生在", "中国"), ("foo", "bar")])
+    def test_target_follows_the_prompts_own_tokens(self, kind, prompt, target) -> None:
+        tokens = of_pieces(kind)
+        whole = tokens.encode(prompt + target)
+        prompt_ids = tokens.encode(prompt)
+        assert whole[: len(prompt_ids)] != prompt_ids
+        ids, following = tokens.encode_continuation(prompt, target, joiner="")
+        assert ids == prompt_ids
+        spelled = decode_all(tokens, ids + following)
+        assert spelled.replace(" ", "") == prompt + target
+        if kind != "without a decoder":
+            assert spelled == prompt + target
+
+    def test_what_cannot_follow_is_said(self) -> None:
+        tokens = of_pieces("wordpiece")
+        with pytest.raises(RequestError, match=r"no tokens that can follow .* 'foo', got '☃'"):
+            tokens.encode_continuation("foo", "☃", joiner="")
+
+    def test_joiner_is_put_between_as_it_is(self, gpt2: Tokens) -> None:
+        for joiner in ("", " ", "\n\n", " → "):
+            ids, following = gpt2.encode_continuation("He is", "French", joiner=joiner)
+            assert ids == gpt2.encode("He is")
+            assert gpt2.decode(following) == f"{joiner}French"
 
 
 class TestPad:

@@ -17,9 +17,10 @@ from memit_core.moment_files import (
     save_second_moments,
 )
 from memit_core.offload import find_device, in_memory
+from memit_core.preservation import Preservation, find_null_space
 from memit_core.sampling import estimate_excess
 from memit_core.second_moment import SecondMoment
-from memit_core.solve import solve_equality_factors, solve_update, solve_update_factors
+from memit_core.solve import solve_edits, solve_update
 from memit_core.spread import spread_residuals
 from memit_core.update_factors import UpdateFactors
 from memit_core.weights import updated_weights
@@ -33,6 +34,7 @@ __all__ = [
     "IllPosedError",
     "IndefiniteError",
     "MemitCoreError",
+    "Preservation",
     "SecondMoment",
     "SecondMomentFile",
     "SecondMoments",
@@ -42,15 +44,15 @@ __all__ = [
     "capture",
     "estimate_excess",
     "find_device",
+    "find_null_space",
     "in_memory",
     "intervene",
     "load_factor",
     "load_second_moments",
     "save_factor",
     "save_second_moments",
-    "solve_equality_factors",
+    "solve_edits",
     "solve_update",
-    "solve_update_factors",
     "spread_residuals",
     "updated_weights",
 ]

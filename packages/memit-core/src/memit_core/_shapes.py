@@ -78,7 +78,9 @@ def shape_checked(target: _Checked) -> _Checked:
                 if not is_bearable(value, hint, conf=_CONFIGURATION):
                     raise ShapeError(_describe_mismatch(operation, f"`{name}`", value, hint, bound))
                 if isinstance(value, torch.Tensor):
-                    for axis, size in zip(_list_axes(hint), value.shape, strict=True):
+                    members = (_list_axes(member) for member in _find_tensor_hints(hint))
+                    axes = next(axes for axes in members if len(axes) == value.ndim)
+                    for axis, size in zip(axes, value.shape, strict=True):
                         bound.setdefault(axis, (size, name))
             result = target(*args, **kwargs)
             for hint in result_hints:

@@ -36,7 +36,7 @@ def checksum_tensor(tensor: Tensor) -> str:
         tensor: Of any shape and dtype, on the CPU; it may be mapped from a file.
     """
     total = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    view = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    view: memoryview = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
     pieces = [view[start : start + _PIECE] for start in range(0, len(view), _PIECE)]
     if len(pieces) < 2:
         digests = [_digest(piece) for piece in pieces]

@@ -2,7 +2,8 @@
 
 Tensor ``layers.<l>``, float32 or float64, is the second moment of layer l. The file's metadata may
 hold, under ``editbench``, a JSON object with ``n_tokens`` (layer → count) and ``provenance`` (what
-model and corpus the tokens came from).
+model and corpus the tokens came from). What is written carries checksums; see
+`memit_core.checksums`.
 """
 
 import os

@@ -17,6 +17,7 @@ from memit_core._systems import to_float64, unwhiten, whiten
 from memit_core._well_posed import require_finite
 from memit_core.errors import IllPosedError
 from memit_core.factorize import FactorizedSecondMoment
+from memit_core.preservation import Preservation
 
 
 @shape_checked
@@ -62,9 +63,9 @@ def estimate_excess(
                 factorized = FactorizedSecondMoment(own)
             except IllPosedError:
                 return math.inf
-            columns = to_float64(keys, factorized.device).mT
-            directions = unwhiten(factorized, whiten(factorized, columns))
-            own_movement = (columns * directions).sum(dim=0)  # of u · kᵀĈ⁻¹k
+            rows, ordinary = to_float64(keys, factorized.device), Preservation(factorized)
+            directions = unwhiten(ordinary, whiten(ordinary, rows))
+            own_movement = (rows.mT * directions).sum(dim=0)  # of u · kᵀĈ⁻¹k
             moved = (directions * (other.to(directions) @ directions)).sum(dim=0)
             ratios.append(moved / own_movement)
     gamma = (1 - float(torch.cat(ratios).mean()) ** -0.5) / 2

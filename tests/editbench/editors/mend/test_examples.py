@@ -5,9 +5,15 @@ import random
 
 import pytest
 
-from editbench.editors.mend.examples import Row, draw_batch, draw_example, select_trainable
+from editbench.editors.mend.examples import (
+    Row,
+    check_cases,
+    draw_batch,
+    draw_example,
+    select_trainable,
+)
 from editbench.editors.mend.training import hold_out
-from editbench.errors import ConfigError, DataError
+from editbench.errors import ConfigError, DataError, RequestError
 
 
 def without(case, kind):
@@ -53,7 +59,7 @@ def test_an_example_asks_for_the_target_and_for_what_is_true_of_neighbors(model,
     assert prompts == set(wanted)
     (neighbor,) = example.neighbors
     (probe,) = (probe for probe in case.probes if probe.kind == "neighborhood")
-    assert neighbor == Row.of(tokens, probe.prompt, probe.expected)
+    assert neighbor == Row.of(tokens, probe.question(probe.expected))
 
 
 def test_held_out_subjects_are_not_trained_on(cases) -> None:
@@ -64,3 +70,22 @@ def test_held_out_subjects_are_not_trained_on(cases) -> None:
     assert hold_out(cases, 0.25, seed=0) != hold_out(cases, 0.25, seed=1)
     with pytest.raises(ConfigError, match="at least two"):
         hold_out(cases[:1], 0.5, seed=0)
+
+
+def test_what_cannot_be_put_into_tokens_is_said_before_training(cases, model) -> None:
+    check_cases(model.tokens, cases)
+    probes = tuple(
+        dataclasses.replace(probe, chat=probe.kind == "neighborhood") for probe in cases[3].probes
+    )
+    asked = dataclasses.replace(cases[3], probes=probes)
+    with pytest.raises(RequestError, match=r"request '3': chat: .* no chat template"):
+        check_cases(model.tokens, [*cases[:3], asked])
+
+
+def test_what_joins_a_probe_joins_its_row(cases, model) -> None:
+    joined = dataclasses.replace(
+        cases[0], probes=tuple(dataclasses.replace(p, joiner="\n") for p in cases[0].probes)
+    )
+    example = draw_example(model.tokens, joined, 1, random.Random(0))
+    (neighbor,) = example.neighbors
+    assert model.tokens.decode(neighbor.target_ids).startswith("\n")

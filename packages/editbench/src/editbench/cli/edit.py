@@ -21,11 +21,12 @@ from editbench.cli.options import (
     skip_invalid_option,
 )
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
-from editbench.cli.planning import note_files, open_dataset, read_cases
+from editbench.cli.planning import note_files, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ def describe_check(
     requests: Sequence[EditRequest], before: "Sequence[Said]", after: "Sequence[Said]"
 ) -> Iterator[str]:
     """How many facts the model says, and what it says instead of the first of the others."""
-    n_before, n_after = (sum(each.is_expected for each in said) for said in (before, after))
+    n_before, n_after = (sum(each.is_target for each in said) for said in (before, after))
     yield (
         f"The model's own continuation is the target for {n_after} of {len(requests)} facts; "
         f"before the edit, for {n_before}."
     )
-    failed = [pair for pair in zip(requests, after, strict=True) if not pair[1].is_expected]
+    failed = [pair for pair in zip(requests, after, strict=True) if not pair[1].is_target]
     for request, said in failed[:_N_SHOWN]:
         yield (
             f"  Not {request.case_id}: after {_show(request.text, from_end=True)} it says "

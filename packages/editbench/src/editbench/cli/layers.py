@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.options import Command
-from editbench.cli.planning import open_dataset
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting
 from editbench.errors import ConfigError, EditbenchError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor

@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from editbench.errors import ConfigError, ModelError
+from editbench.plugins.sources import (
+    corpus_of,
+    default_cache,
+    describe_default_corpus,
+    open_corpus,
+)
 
 if TYPE_CHECKING:
     from editbench.datasets.corpus import Corpus
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from editbench.runner import Inputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CONFLICT_POLICIES = ("error", "drop-all", "keep-first")
 
@@ -120,25 +127,11 @@ class EditorInputs:
     corpus: "Corpus | None"
     cache: Path | None
 
-    def find_corpus(self, model: "EditableModel") -> "Corpus":
-        """The user's text, or else the one that the model's settings name, or else Atlas."""
-        from editbench.plugins.atlas import atlas_corpus
-
-        if self.corpus is not None:
-            return self.corpus
-        named = model.spec.corpus if model.spec is not None else ""
-        return open_corpus(named) if named else atlas_corpus()
-
     def remark_on_corpus(self, model: "EditableModel") -> str | None:
         """What to say where second moments would come from text that nobody chose."""
-        chosen = self.second_moments is not None or self.corpus is not None
-        if chosen or model.spec is not None:
+        if self.second_moments is not None or self.corpus is not None:
             return None
-        return (
-            f"Second moments of '{model.name}' are collected from the embedded text 'atlas', "
-            "since neither --second-moments nor --corpus is given. For results that count, give "
-            "ordinary text."
-        )
+        return describe_default_corpus(model.name, model.spec)
 
     def resources(
         self,
@@ -183,10 +176,12 @@ class EditorInputs:
         )
 
     def _corpus_unless_needless(self, model: "EditableModel") -> "Corpus | None":
-        return None if self.second_moments is not None else self.find_corpus(model)
+        if self.second_moments is not None:
+            return None
+        return self.corpus or corpus_of(model.spec)
 
 
-def dtype_option(default: str, text: str) -> Callable[[Command], Command]:
+def dtype_option(default: str, text: str) -> Decorator:
     """The option ``--dtype``."""
     return click.option(
         "--dtype",
@@ -202,9 +197,7 @@ _LOADED_DTYPE = dtype_option(
 )
 
 
-def loading_options(
-    command: Command, *, dtype: Callable[[Command], Command] = _LOADED_DTYPE
-) -> Command:
+def loading_options(command: Command, *, dtype: Decorator = _LOADED_DTYPE) -> Command:
     """Add the options that say how a model is loaded, passed on as ``loading``."""
 
     @dtype
@@ -350,28 +343,6 @@ def skip_invalid_option(command: Command) -> Command:
 def quiet_option(command: Command) -> Command:
     """Add ``--quiet``."""
     return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")(command)
-
-
-def default_cache() -> Path:
-    """The folder for what is kept between runs: the user's cache folder of this platform."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("editbench")
-
-
-def open_corpus(source: str) -> "Corpus":
-    """Find the texts that ``--corpus`` names.
-
-    Raises:
-        DataError: The file cannot be read or holds no text.
-        ConfigError: The hub's name is malformed, or the extra ``editbench[hub]`` is missing.
-    """
-    from editbench.datasets.corpus import HUB_PREFIX, hub_corpus, text_file_corpus
-    from editbench.plugins.atlas import atlas_corpus
-
-    if source.startswith(HUB_PREFIX):
-        return hub_corpus(source)
-    return atlas_corpus() if source == "atlas" else text_file_corpus(Path(source))
 
 
 def _read_context_prefixes(path: Path) -> "ContextPrefixes":

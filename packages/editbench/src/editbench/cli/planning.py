@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from editbench.cli.options import default_cache
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting
 from editbench.plugins.manager import PluginManager
@@ -63,17 +62,6 @@ def default_metrics(
 
     metrics = [plugins.get_metric(name)() for name in names or dataset.default_metrics]
     return [metric for metric in metrics if has_questions(metric, dataset)]
-
-
-def open_dataset(
-    option: str, plugins: PluginManager, cache: Path | None, *, skip_invalid: bool = False
-) -> "Dataset":
-    """Make the dataset of a ``--dataset NAME[=PATH]``; nothing is read yet."""
-    name, separator, path = option.partition("=")
-    dataset_type = plugins.get_dataset(name)
-    dataset = dataset_type(Path(path).expanduser() if separator else None, cache or default_cache())
-    dataset.skip_invalid = skip_invalid
-    return dataset
 
 
 def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCase]":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from editbench.cli.pace import Pace
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -18,8 +20,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 class ProgressDisplay:
     """Shows how far long work has come; a `Progress` while its ``with`` block lasts.
 
-    In a terminal each stage is a bar with a count, the time left and a remark. Elsewhere, in a log
-    for instance, it is a plain line every ten seconds. Python's warnings become lines, too.
+    In a terminal each stage is a bar with a count, the time left (see `Pace`) and a remark.
+    Elsewhere, in a log for instance, it is a plain line every ten seconds. Python's warnings become
+    lines, too.
 
     Args:
         quiet: Show nothing at all.
@@ -29,7 +32,7 @@ class ProgressDisplay:
         self._quiet = quiet
         self._live: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._paces: dict[str, Pace] = {}
         self._last_line = time.monotonic()
         self._held: list[tuple[str, bool]] | None = []
         self._outer_warnings = warnings.catch_warnings()
@@ -67,6 +70,9 @@ class ProgressDisplay:
         self._release()
         if self._quiet:
             return
+        if done == 0 or stage not in self._paces:
+            self._paces[stage] = Pace(total)
+        self._paces[stage].hear(done, total)
         if self._live is not None:
             self._move_bar(self._live, stage, done, total, note)
         else:
@@ -107,23 +113,18 @@ class ProgressDisplay:
         if stage in self._tasks and live.tasks[self._tasks[stage]].finished and done < total:
             live.reset(self._tasks[stage])
         if stage not in self._tasks:
-            self._tasks[stage] = live.add_task(stage, total=total or None, note=note)
-        live.update(self._tasks[stage], completed=done, total=total or None, note=note)
+            self._tasks[stage] = live.add_task(stage, total=total or None, note=note, pace=None)
+        task, pace = self._tasks[stage], self._paces[stage]
+        live.update(task, completed=done, total=total or None, note=note, pace=pace)
 
     def _write_line(self, stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if done == 0 or stage not in self._started:
-            self._started[stage] = now
         if now - self._last_line < _SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
         parts = [f"{stage}: {done}" + (f"/{total}" if total else "")]
-        elapsed = now - self._started[stage]
-        if 0 < done < total and elapsed > 0:
-            parts.append(f"about {_describe_seconds(elapsed / done * (total - done))} left")
-        if note:
-            parts.append(note)
-        click.echo(", ".join(parts), err=True)
+        parts += [self._paces[stage].describe(), note]
+        click.echo(", ".join(filter(None, parts)), err=True)
 
 
 def _make_bars() -> "RichProgress":
@@ -132,26 +133,26 @@ def _make_bars() -> "RichProgress":
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class TimeLeftColumn(ProgressColumn):
+        """What the stage's pace says."""
+
+        def render(self, task: Task) -> Text:
+            pace: Pace | None = task.fields["pace"]
+            return Text(pace.describe() if pace is not None else "", style="progress.remaining")
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     )
-
-
-def _describe_seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

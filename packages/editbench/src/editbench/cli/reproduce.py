@@ -23,11 +23,12 @@ from editbench.cli.options import (
     quiet_option,
     skip_invalid_option,
 )
-from editbench.cli.planning import default_metrics, note_files, open_dataset, read_cases
+from editbench.cli.planning import default_metrics, note_files, read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError, EditError, UnknownNameError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:

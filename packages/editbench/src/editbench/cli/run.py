@@ -34,10 +34,10 @@ from editbench.cli.planning import (
     default_metrics,
     find_metrics,
     note_files,
-    open_dataset,
 )
 from editbench.cli.settings import read_settings
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from editbench.cli.options import (
     ModelLoading,
     in_file,
     loading_options,
-    open_corpus,
     out_path,
     quiet_option,
 )
@@ -23,6 +22,7 @@ from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
     from editbench.editors.parts.second_moments.collection import TokenCount
@@ -104,7 +104,8 @@ def stats(
 
     Taken over ordinary text, they tell an editor what must not move (C in the paper's Eqn 15). All
     layers are collected in one pass; an interrupted collection goes on where it was when the
-    command is repeated.
+    command is repeated. Files that memit has collected (.npz) need no conversion: give them to
+    --second-moments as they are.
     """
     check_output_file(out)
     if shards:

@@ -20,7 +20,8 @@ def lay_out(*parts: "RenderableType") -> str:
     """Text and tables as one string, styled in a terminal."""
     from rich.console import Console
 
-    console = Console(width=terminal_width())
+    # Without a height rich takes a terminal that says little of itself to be 80 columns wide.
+    console = Console(width=terminal_width(), height=25)
     with console.capture() as capture:
         for part in parts:
             console.print(part, markup=False, highlight=False)

@@ -18,11 +18,12 @@ from editbench.cli.options import (
     quiet_option,
     skip_invalid_option,
 )
-from editbench.cli.planning import open_dataset, read_cases
+from editbench.cli.planning import read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, DataError, TraceError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset

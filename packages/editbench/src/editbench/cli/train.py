@@ -17,11 +17,12 @@ from editbench.cli.options import (
     quiet_option,
     skip_invalid_option,
 )
-from editbench.cli.planning import open_dataset, read_cases
+from editbench.cli.planning import read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting, read_config_file
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.editors.mend.training import Trained

@@ -172,9 +172,11 @@ class FileDataset(Dataset):
             ) from error
 
     def _load(self, path: Path) -> "_Loaded":
-        file = read_data_file(path, [] if self.skip_invalid else None)
+        return self._collect(read_data_file(path, [] if self.skip_invalid else None))
+
+    def _collect(self, file: DataFile) -> "_Loaded":
         cases = collect_cases(file, self.records(file), self.case)
-        return _Loaded(path, cases, file.sha256, file.left_out or ())
+        return _Loaded(file.path, cases, file.sha256, file.left_out or ())
 
 
 @dataclass(frozen=True)

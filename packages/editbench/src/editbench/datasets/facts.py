@@ -1,9 +1,11 @@
 """A user's own facts: JSON Lines, a JSON array or CSV, in our fields or those of other tools."""
 
-from collections.abc import Collection, Iterable
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.files import (
@@ -17,6 +19,7 @@ from editbench.datasets.foreign import FLAT, as_fact, ignorable
 from editbench.datasets.prompts import template_of
 from editbench.datasets.records import Record
 from editbench.datasets.understanding import Understanding
+from editbench.errors import DataError
 from editbench.requests import EditCase, EditRequest, Probe
 
 COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
@@ -52,6 +55,25 @@ class Facts(FileDataset):
     default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy", "generation-entropy")
     needs_path: ClassVar[bool] = True
     _ids_are_lines = True
+
+    @classmethod
+    def of(cls, facts: Iterable[Mapping[str, object]]) -> Self:
+        """Facts that stand in no file, as mappings with the fields of one.
+
+        Raises:
+            DataError: A value is none that JSON knows.
+        """
+        try:
+            text = json.dumps(list(facts), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"facts: hold a value that JSON has no form for ({error}). Give texts, numbers, "
+                "true or false, and lists and mappings of these."
+            ) from error
+        dataset = cls(Path("facts"), Path())
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        dataset._loaded = dataset._collect(DataFile(Path("facts"), text, sha256))
+        return dataset
 
     def records(self, file: DataFile) -> Iterable[Record]:
         """Split the file into records."""

@@ -243,10 +243,13 @@ def find_delimiter(file: DataFile, columns: Collection[str]) -> str:
     """
 
     def count_columns(delimiter: str) -> int:
-        cells = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
-        return sum(cell.strip() in columns for cell in cells)
+        cells = csv.reader([header], delimiter=delimiter, skipinitialspace=True)
+        try:
+            return sum(cell.strip() in columns for cell in next(cells, []))
+        except csv.Error:  # `csv_records` says what is wrong, and where
+            return 0
 
-    header = file.text.lstrip().partition("\n")[0].strip(" \r")
+    header = io.StringIO(file.text.lstrip(), newline="").readline().strip(" \r\n")
     hint = _SPREADSHEET_HINT.fullmatch(header)
     return hint[1] if hint else max(_NAME_OF, key=count_columns)
 

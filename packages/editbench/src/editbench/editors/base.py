@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -11,32 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
-from editbench.editors.dialect import Dialect
+from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
+from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
-
-UNUSED: Mapping[str, str] = {
-    "fact_token": "the token is always the subject's last one",
-    "layer_selection": "it has no effect in the authors' code either",
-    "mom2_adjustment": "it has no effect in the authors' code either",
-    "mom2_dataset": "--second-moments or --corpus says where they come from",
-    "mom2_dtype": "--second-moments or --corpus says where they come from",
-    "stats_dir": "--second-moments or --corpus says where they come from",
-    "mom2_n_samples": "it counts documents, and second_moment_tokens tokens",
-    "rewrite_module_tmp": "the module is found from the model",
-    "layer_module_tmp": "the module is found from the model",
-    "mlp_module_tmp": "the module is found from the model",
-    "attn_module_tmp": "the module is found from the model",
-    "ln_f_module": "the module is found from the model",
-    "lm_head_module": "the module is found from the model",
-    "alg_name": "an option of the command says it",
-    "model_name": "an option of the command says it",
-    "device": "an option of the command says it",
-}
-"""Hyperparameters of other tools that no field here stands for, and why."""
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
 """What the authors' code calls a field stands at the end of its description."""
@@ -77,7 +59,7 @@ class EditorConfig(BaseModel):
     @classmethod
     def unknown_field(cls, name: str) -> UnknownNameError:
         """An error about a field that is not there; it knows the names of the authors' code."""
-        elsewhere = dict(UNUSED)
+        elsewhere = {"fact_token": "the token is always the subject's last one", **UNUSED}
         for field, info in cls.model_fields.items():
             if found := _REFERENCE_NAME.search(info.description or ""):
                 elsewhere[found[1]] = field
@@ -258,3 +240,43 @@ class Editor(ABC):
         Returns:
             The edit, a value that can be applied, saved and merged.
         """
+
+    def edit_stream(
+        self,
+        model: EditableModel,
+        batches: Iterable[Sequence[EditRequest]],
+        resources: Resources,
+    ) -> Iterator[Edit]:
+        """Write batches of requests one after another, each into what those before it left.
+
+        Override it where something is worth carrying from batch to batch. As it stands, `edit` is
+        asked for each batch, with all earlier ones on the model.
+
+        Args:
+            model: The model to edit; between batches it is as it was.
+            batches: What to write, each batch free of conflicts.
+            resources: As for `edit`.
+
+        Yields:
+            After each batch, all that was written so far as one edit of the model as it was before
+            the first. A stream of one batch gives what `edit` gives.
+        """
+        total: Edit | None = None
+        requests: list[EditRequest] = []
+        cards: list[EditCard] = []
+        for batch in batches:
+            requests += batch
+            if total is None:
+                total = self.edit(model, batch, resources)
+                cards.append(total.card)
+            else:
+                with total.applied(model):
+                    found = self.edit(model, batch, resources)
+                cards.append(found.card)
+                changes = {
+                    "requests_hash": hash_requests(requests),
+                    "n_edits": len(requests),
+                    "extra": {"batches": [card.extra for card in cards]},
+                }
+                total = join_edits(total, found, cards[0].model_copy(update=changes))
+            yield total

@@ -66,7 +66,8 @@ _EDITORS_OF: Mapping[str, str] = {
 
 _EDITOR_OF_METHOD: Mapping[str, str] = {
     "memit": "memit",
-    "alphaedit": "memit",
+    "alphaedit": "alphaedit",
+    "emmet": "emmet",
     "rome": "rome",
     "ft": "ft-w",
     "mend": "mend",
@@ -211,7 +212,7 @@ def read_prefix_lengths(value: Any) -> tuple[list[int], int]:
     is_pairs = isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 for pair in value
     )
-    if not is_pairs or len({number for _, number in value}) != 1:
+    if not is_pairs or not value or any(number != value[0][1] for _, number in value):
         raise ValueError("must be pairs of a length and a number, which is the same in all")
     return [length for length, _ in value], value[0][1]
 

@@ -1,14 +1,18 @@
 """ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, EditorConfig, Resources, Share
+from editbench.editors.base import EditorConfig, Progress, Resources, Share
+from editbench.editors.closed_form.editor import ClosedForm
+from editbench.editors.closed_form.goals import Measured, Solved
+from editbench.editors.closed_form.preserved_values import Dials
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Dialect,
@@ -17,7 +21,6 @@ from editbench.editors.dialect import (
     read_single_layer,
     refuse_input_projection,
 )
-from editbench.editors.parts.borrowed_weights import growing_update
 from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.parts.expected_prefixes import expect_prefixes
 from editbench.editors.parts.keys.insertion_costs import (
@@ -25,29 +28,19 @@ from editbench.editors.parts.keys.insertion_costs import (
     plan_second_moments,
     plan_solve,
 )
-from editbench.editors.parts.keys.projection_reading import read_projections
-from editbench.editors.parts.second_moments.factors import (
-    LiveFactor,
-    require_factor,
-    solve_equality_layer,
-)
-from editbench.editors.parts.second_moments.obtaining import (
-    obtain_second_moments,
-    prepare_second_moments,
-)
+from editbench.editors.parts.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.parts.second_moments.obtaining import prepare_second_moments
 from editbench.editors.parts.targets.cache import TargetCache
 from editbench.editors.parts.targets.chunks import make_tasks
 from editbench.editors.parts.targets.costs import plan_targets
 from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
 from editbench.editors.parts.targets.overflow import is_finite, refuse_overflowed
 from editbench.editors.parts.targets.settings import TargetSettings
-from editbench.edits.edit import Edit
-from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import EditError
+from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, UpdateFactors
+from memit_core import UpdateFactors
 
 STAGE = "edits"
 
@@ -123,8 +116,8 @@ def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
     }
 
 
-class Rome(Editor):
-    """Rank-one model editing.
+class Rome(ClosedForm):
+    """Rank-one model editing: the closed-form loop with one fact at a time and no slack.
 
     For each fact in turn, on the model as edited so far: an offset δ on the MLP's output m at the
     subject's last token is optimized until the model says the target; then the weight gets the
@@ -144,12 +137,54 @@ class Rome(Editor):
 
     name: ClassVar[str] = "rome"
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
-    config: RomeConfig
+    config: RomeConfig  # type: ignore[assignment]
+    module = "mlp"
 
     @classmethod
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The one layer."""
+        return (self.config.layer,)
+
+    def dials(self) -> Dials:
+        """C alone, and residuals that are met exactly."""
+        return Dials(slack=0)
+
+    def make_targets(
+        self, model: EditableModel, prefixes: ContextPrefixes, resources: Resources
+    ) -> "_ValueTargets":
+        """Targets at the MLP's output."""
+        return _ValueTargets(self.name, model, self.config, prefixes, resources)
+
+    def finish(self, solved: Solved) -> Update:
+        """For ``keys="reference"``, give the update the size that the bare prompt's key wants."""
+        update, goal = solved.update, solved.goal
+        if self.config.keys == "consistent":
+            return update
+        assert isinstance(goal, _ValueGoal)
+        assert isinstance(update, UpdateFactors)
+        # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
+        bare_key = goal.reading.keys[0].to(update.right)
+        return UpdateFactors(update.left, update.right / (bare_key @ update.right))
+
+    def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
+        """Sample prefixes of all lengths."""
+        config = self.config
+        texts: list[str] = []
+        for index, length in enumerate(config.context_prefix_lengths):
+            sampled = sample_context_prefixes(
+                model,
+                n_prefixes=config.n_context_prefixes,
+                length=length,
+                seed=seed + index * config.n_context_prefixes,
+            )
+            texts += [text for text in sampled.flat if text]
+        groups = (("",), tuple(dict.fromkeys(texts)))
+        return ContextPrefixes(tuple(group for group in groups if group))
 
     def plan(
         self,
@@ -187,113 +222,105 @@ class Rome(Editor):
         tokens = config.second_moment_tokens
         prepare_second_moments(model, (config.layer,), tokens, resources, "mlp", share)
 
-    def edit(
-        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
-    ) -> Edit:
-        """Compute the edit; see `Editor.edit`."""
-        config = self.config
-        site = OffsetSite.mlp_output(model, config.layer)
-        prefixes = resources.context_prefixes or _sample_prefixes(model, config, resources.seed)
-        moments = obtain_second_moments(
-            model, (config.layer,), config.second_moment_tokens, resources
-        )
-        cache = TargetCache(resources.cache)
-        second_moment = require_factor(moments, config.layer, resources.cache, model.device)
-        optimizer = TargetOptimizer(model, site, config, replay=True)
-        weight_name = model.architecture.weight_name(site.module)
-        targets: list[FinishedTarget] = []
-        updates: list[UpdateFactors] = []
-        with (
-            growing_update(model, weight_name) as add_to_weight,
-            cache.writing_now_and_then() as keep,
-        ):
-            rows = ("", *prefixes.flat)
-            readings = read_projections(model, requests, rows, config.layer)
-            for index, (request, reading) in enumerate(zip(requests, readings, strict=True)):
 
-                def on_step(step: int, n_finished: int, loss: float, index: int = index) -> None:
-                    resources.report_progress(STAGE, index, len(requests), f"loss {loss:.3f}")
+@dataclass(frozen=True)
+class _ValueGoal:
+    """The value that one fact's key is to have; row 0 of `reading` is the bare prompt's."""
 
+    request: EditRequest
+    outcome: FinishedTarget
+    reading: ProjectionReading
+    is_consistent: bool
+    report: Callable[[], None]
+
+    @property
+    def outcomes(self) -> Sequence[FinishedTarget]:
+        """What came of the one fact's target."""
+        return (self.outcome,)
+
+    def describe(self, layer: int) -> str:
+        """Quote the fact."""
+        return f"'{self.request.text}'"
+
+    def measure(self, layer: int) -> Measured:
+        """The mean key over prefixes, and what its value is to be and is."""
+        keys, values = self.reading.keys.double(), self.reading.values.double()
+        current = values[1:].mean(dim=0) if self.is_consistent else values[0]
+        target = self.outcome.state.to(values)
+        return Measured(keys[1:].mean(dim=0)[None], target[None], current[None])
+
+    def finish(self) -> None:
+        """Report the fact."""
+        self.report()
+
+
+class _ValueTargets:
+    """Finds m + δ of one fact after another, each with the facts before it on the model."""
+
+    def __init__(
+        self,
+        editor: str,
+        model: EditableModel,
+        config: RomeConfig,
+        prefixes: ContextPrefixes,
+        resources: Resources,
+    ) -> None:
+        self._editor = editor
+        self._model = model
+        self._config = config
+        self._prefixes = prefixes.flat
+        self._cache = TargetCache(resources.cache)
+        self._report_progress: Progress = resources.report_progress
+        self._site = OffsetSite.mlp_output(model, config.layer)
+        self._optimizer = TargetOptimizer(model, self._site, config, replay=True)
+
+    @property
+    def replay_failure(self) -> str | None:
+        """Why suffix replay could not be used; None where it was."""
+        return self._optimizer.replay_failure
+
+    def aim(self, requests: Sequence[EditRequest]) -> Generator[_ValueGoal, None, None]:
+        """Find the value of one fact after another."""
+        config, model = self._config, self._model
+        readings = read_projections(model, requests, ("", *self._prefixes), config.layer)
+        written = model.architecture.weight_name(self._site.module)
+        with self._cache.writing_now_and_then() as keep:
+            for index, request in enumerate(requests):
+
+                def report(loss: float, n_done: int = index) -> None:
+                    note = f"loss {loss:.3f}"
+                    self._report_progress(STAGE, n_done, len(requests), note)
+
+                reading = next(readings)
                 # Of the model with all facts before this one.
-                key = cache.key(
+                key = self._cache.key(
                     model,
                     request,
                     config.layer,
                     config,
-                    prefixes.flat,
-                    site=site.module,
-                    changed=[weight_name] if index else None,
+                    self._prefixes,
+                    site=self._site.module,
+                    changed=[written] if index else None,
                 )
-                found = cache.read([key]).get(0)
+                found = self._cache.read([key]).get(0)
                 if found is None:
-                    task = TargetTask.of(model.tokens, index, request, prefixes.flat)
-                    (found,) = optimizer.run([task], on_step, initial=reading.values[:1])
-                    # What follows depends on it, so there is no going on without it.
-                    refuse_overflowed(self.name, model, [request], [is_finite(found)])
+                    found = self._optimize(request, reading.values[:1], report)
                     keep(key, found)
-                target = found.state.to(model.device)
-                try:
-                    update = self._solve(reading.keys, reading.values, target, second_moment)
-                except MemitCoreError as error:
-                    raise EditError(f"rome on '{model.name}', '{request.text}': {error}") from error
-                add_to_weight(update)
-                targets.append(found)
-                updates.append(update.to("cpu"))
-                note = f"loss {found.loss:.3f}"
-                resources.report_progress(STAGE, index + 1, len(requests), note)
-        return WeightEdit.build(
-            model,
-            editor=self.name,
-            config=config,
-            requests=requests,
-            updates={weight_name: _stack(updates)} if updates else {},
-            extra={
-                "context_prefixes": [list(group) for group in prefixes.groups],
-                "target_loss": _mean([target.loss for target in targets]),
-                "target_steps": _mean([target.n_steps for target in targets]),
-                "replay_failure": optimizer.replay_failure,
-            },
+                yield _ValueGoal(
+                    request,
+                    found,
+                    reading,
+                    config.keys == "consistent",
+                    partial(report, found.loss, index + 1),
+                )
+
+    def _optimize(
+        self, request: EditRequest, initial: Tensor, report: Callable[[float], None]
+    ) -> FinishedTarget:
+        task = TargetTask.of(self._model.tokens, 0, request, self._prefixes)
+        (found,) = self._optimizer.run(
+            [task], lambda step, n_finished, loss: report(loss), initial=initial
         )
-
-    def _solve(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        target: Tensor,
-        second_moment: LiveFactor,
-    ) -> UpdateFactors:
-        """The rank-one update; row 0 of `keys` and `values` is the bare prompt, then prefixes."""
-        mean_key = keys[1:].double().mean(dim=0)
-        if self.config.keys == "consistent":
-            residual = target.double() - values[1:].double().mean(dim=0)
-            return solve_equality_layer(mean_key[None], residual[None], second_moment)
-        residual = target.double() - values[0].double()
-        factors = solve_equality_layer(mean_key[None], residual[None], second_moment)
-        # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
-        return UpdateFactors(factors.left, factors.right / (keys[0].double() @ factors.right))
-
-
-def _sample_prefixes(model: EditableModel, config: RomeConfig, seed: int) -> ContextPrefixes:
-    texts: list[str] = []
-    for index, length in enumerate(config.context_prefix_lengths):
-        sampled = sample_context_prefixes(
-            model,
-            n_prefixes=config.n_context_prefixes,
-            length=length,
-            seed=seed + index * config.n_context_prefixes,
-        )
-        texts += [text for text in sampled.flat if text]
-    groups = (("",), tuple(dict.fromkeys(texts)))
-    return ContextPrefixes(tuple(group for group in groups if group))
-
-
-def _stack(updates: Sequence[UpdateFactors]) -> UpdateFactors:
-    """The sum of updates, as one of higher rank."""
-    return UpdateFactors(
-        torch.cat([update.left for update in updates], dim=1),
-        torch.cat([update.right for update in updates], dim=1),
-    )
-
-
-def _mean(numbers: Sequence[float]) -> float | None:
-    return round(sum(numbers) / len(numbers), 4) if numbers else None
+        # What follows depends on it, so there is no going on without it.
+        refuse_overflowed(self._editor, self._model, [request], [is_finite(found)])
+        return found

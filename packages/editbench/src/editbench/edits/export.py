@@ -118,7 +118,7 @@ def export_edit(
         if model.source is None:
             assert model.spec is not None
             assert model.spec.load is not None
-            _save(*model.spec.load(), unfinished)
+            _save(model.model, model.spec.load()[1], unfinished)
         source = ModelFolder.read(model.source or unfinished)
         writer = _Writer.plan(edit, model, source, dtype)
         del model
@@ -174,12 +174,13 @@ class _Writer:
             computed: The precision in which the source has the fingerprint.
         """
         fingerprint = self.fingerprint
-        if self.dtype != computed and self.source.is_changed_by(self.precision):
-            # In a lower precision than the edit's the source is another model.
-            computed, fingerprint = self.dtype, load(str(self.source.path), self.dtype).fingerprint
-        self.source.write(folder, self.replacement.tensors, self.precision)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said of the source already
+            warnings.simplefilter("ignore")  # what a load says was said already
+            if self.dtype != computed and self.source.is_changed_by(self.precision):
+                # In a lower precision than the edit's the source is another model.
+                computed = self.dtype
+                fingerprint = load(str(self.source.path), self.dtype).fingerprint
+            self.source.write(folder, self.replacement.tensors, self.precision)
             try:
                 written = load(str(folder), computed)
             except ModelError as error:

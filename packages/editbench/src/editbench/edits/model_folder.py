@@ -117,7 +117,7 @@ class ModelFolder:
             _copy(self.path / relative, folder / relative)
         for file in self.weights:
             planned = {
-                name: _given(tensors[file.path, name])
+                name: StoredTensor.of(tensors[file.path, name])
                 if (file.path, name) in tensors
                 else _converted(stored, precision.of(name, stored.dtype))
                 for name, stored in file.tensors.items()
@@ -154,10 +154,6 @@ class ModelFolder:
             )
             index["metadata"] = {**(index.get("metadata") or {}), "total_size": n_bytes}
             _write_json(target, index)
-
-
-def _given(tensor: Tensor) -> StoredTensor:
-    return StoredTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _converted(stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:

@@ -95,25 +95,22 @@ def find_replacement(
     """
     edit.check_fits(model)
     stored = _Stored(checkpoint)
-    tensors: dict[Place, Tensor] = {}
+    places: dict[str, list[Place]] = {}
+    for name in edit.updates:
+        places[name] = stored.find(_names_of(model, name), _in_memory(model, name))
+    elsewhere = [name for name, found in places.items() if not found]
+    tensors, dtypes = _through_conversion(edit, model, elsewhere, stored, precision)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
     noise = size = 0.0
-    converted: list[str] = []
-    for name in edit.updates:
-        loaded = _in_memory(model, name)
-        places = stored.find(_names_of(model, name), loaded)
-        before[name] = stored.tensors[places[0]].read() if places else loaded
+    for name, found in places.items():
+        before[name] = checkpoint[found[0]].read() if found else _in_memory(model, name)
         total = edit.edited(model, name, before[name]).cpu()
-        target = precision.of(name, before[name].dtype)
-        after[name] = _cast(total, target, name)
+        dtype = precision.of(name, before[name].dtype) if found else dtypes[name]
+        after[name] = _cast(total, dtype, name)
         noise += float((after[name].double() - total).square().sum())
         size += float((total - before[name].double()).square().sum())
-        tensors |= dict.fromkeys(places, after[name])
-        if not places:
-            converted.append(name)
-    if converted:
-        tensors |= _through_conversion(edit, model, converted, stored, precision)
+        tensors |= dict.fromkeys(found, after[name])
     return Replacement(
         tensors,
         before,
@@ -129,35 +126,39 @@ def _through_conversion(
     names: Sequence[str],
     stored: _Stored,
     precision: Precision,
-) -> dict[Place, Tensor]:
+) -> tuple[dict[Place, Tensor], dict[str, torch.dtype]]:
     """Parameters that the checkpoint holds in other parts: fused, split or turned.
 
     Transformers knows the way back, of whole blocks: what is fused lies in one block.
+
+    Returns:
+        What to write, and for each parameter in which precision.
     """
     blocks = [f"{model.architecture.block(i)}." for i in range(model.architecture.n_layers)]
     tensors: dict[Place, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for block in blocks:
         edited = [name for name in names if name.startswith(block)]
         if not edited:
             continue
         parts = [name for name, _ in model.model.named_parameters() if name.startswith(block)]
         loaded = {name: _in_memory(model, name) for name in parts}
+        dtypes |= {name: loaded[name].dtype for name in edited}  # where nothing changes
         doubled = {name: tensor.double() for name, tensor in loaded.items()}
         plain = revert_weight_conversion(model.model, dict(doubled))
         changed = {name: edit.edited(model, name, loaded[name]).cpu() for name in edited}
         for key, total in revert_weight_conversion(model.model, {**doubled, **changed}).items():
             if torch.equal(total, plain[key]):
                 continue
-            dtypes = {loaded[name].dtype for name in edited}
-            places = stored.find([key], plain[key].to(dtypes.pop()))
+            places = stored.find([key], plain[key].to(loaded[edited[0]].dtype))
             if not places:
                 raise _not_found(edited[0])
-            target = precision.of(places[0][1], stored.tensors[places[0]].dtype)
-            tensors |= dict.fromkeys(places, _cast(total, target, key))
-            names = [name for name in names if name not in edited]
-    if names:
-        raise _not_found(names[0])
-    return tensors
+            dtype = precision.of(key, stored.tensors[places[0]].dtype)
+            tensors |= dict.fromkeys(places, _cast(total, dtype, key))
+            dtypes |= dict.fromkeys(edited, dtype)
+    if lacking := [name for name in names if name not in dtypes]:
+        raise _not_found(lacking[0])
+    return tensors, dtypes
 
 
 def _not_found(name: str) -> EditError:

@@ -138,7 +138,9 @@ class WeightEdit(Edit):
         updates: dict[str, Update] = {}
         for edit in edits:
             for name, update in edit.updates.items():
-                updates[name] = _sum(name, updates[name], update) if name in updates else update
+                updates[name] = (
+                    sum_updates(name, updates[name], update) if name in updates else update
+                )
         return cls(updates, _merged_card([edit.card for edit in edits]))
 
     def __add__(self, other: "WeightEdit") -> "WeightEdit":
@@ -294,11 +296,16 @@ def _stored(update: Update, dtype: torch.dtype) -> Update:
     if isinstance(update, Tensor):
         return own(update)
     if update.left.shape[1] >= min(_shape(update)):
-        return own(_dense(update))
+        return own(make_dense(update))
     return UpdateFactors(own(update.left), own(update.right))
 
 
-def _sum(name: str, first: Update, second: Update) -> Update:
+def sum_updates(name: str, first: Update, second: Update) -> Update:
+    """The sum of two updates of one parameter: factors side by side, or dense in float64.
+
+    Raises:
+        EditError: Their shapes differ.
+    """
     if _shape(first) != _shape(second):
         raise EditError(
             f"merge edits: the updates of '{name}' differ in shape, got {list(_shape(second))}; "
@@ -312,7 +319,7 @@ def _sum(name: str, first: Update, second: Update) -> Update:
                 torch.cat([first.left.to(dtype), second.left.to(dtype)], dim=1),
                 torch.cat([first.right.to(dtype), second.right.to(dtype)], dim=1),
             )
-    return _dense(first) + _dense(second)
+    return make_dense(first) + make_dense(second)
 
 
 def _merged_card(cards: Sequence[EditCard]) -> EditCard:
@@ -349,7 +356,7 @@ def _n_weights(update: Update) -> int:
     return int(torch.Size(_shape(update)).numel())
 
 
-def _dense(update: Update) -> Tensor:
+def make_dense(update: Update) -> Tensor:
     """Δ in float64."""
     if isinstance(update, UpdateFactors):
         return update.left.double() @ update.right.double().T

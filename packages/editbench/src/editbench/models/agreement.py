@@ -12,9 +12,13 @@ _MOST = 1 / 8  # in bfloat16 so many units would be all there is
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The root mean square of `found - expected`, relative to that of `expected`."""
+    """The root mean square of `found - expected`, relative to that of `expected`.
+
+    Zero where both are all zeros, as with tokens whose embedding is.
+    """
     wide = expected.float()
-    return float((found.float() - wide).norm() / wide.norm())
+    off = (found.float() - wide).norm()
+    return 0.0 if off == 0 else float(off / wide.norm())
 
 
 def tolerated_error(dtype: torch.dtype) -> float:

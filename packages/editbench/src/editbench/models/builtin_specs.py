@@ -5,6 +5,8 @@ latter have no MEMIT file for GPT-NeoX-20B, so that entry is the paper's alone. 
 weight decay is published for GPT-J; for GPT-2 XL only layer and learning rate of fine-tuning
 without it are, and for GPT-NeoX nothing, so that it gets what is derived from its depth. Of MEND
 the settings are published, for editing and for training; a hypernetwork is trained by its user.
+EMMET's are from its authors' file for GPT-2 XL (scalable-model-editing/encore), AlphaEdit's from
+its authors' files for GPT-2 XL and GPT-J (jianghoucheng/AlphaEdit).
 """
 
 from types import MappingProxyType
@@ -22,6 +24,32 @@ _SHARED = {
     "key_weighting": "grouped",
     "n_context_prefixes": 5,
     "context_prefix_length": 10,
+}
+
+_GPT2_XL = {
+    **_SHARED,
+    "critical_layers": (13, 14, 15, 16, 17),
+    "n_steps": 20,
+    "clamp_factor": 0.75,
+    "loss_layer": 47,
+    "preservation_weight": 20_000.0,
+}
+
+_GPT_J = {
+    **_SHARED,
+    "critical_layers": (3, 4, 5, 6, 7, 8),
+    "n_steps": 25,
+    "clamp_factor": 0.75,
+    "loss_layer": 27,
+    "preservation_weight": 15_000.0,
+}
+
+# AlphaEdit's own, alike in its authors' files; the rest there is MEMIT's.
+_ALPHAEDIT = {
+    "null_space_threshold": 0.02,
+    "null_space_unit": "absolute",
+    "ridge": 10.0,
+    "ridge_unit": "absolute",
 }
 
 # Alike in all of the authors' files for ROME; prefixes: 10 of 5 tokens and 10 of 10.
@@ -73,15 +101,10 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
         notes="GPT-2 XL, 1.5 billion parameters, 48 layers",
         defaults=MappingProxyType(
             {
-                "memit": MappingProxyType(
-                    {
-                        **_SHARED,
-                        "critical_layers": (13, 14, 15, 16, 17),
-                        "n_steps": 20,
-                        "clamp_factor": 0.75,
-                        "loss_layer": 47,
-                        "preservation_weight": 20_000.0,
-                    }
+                "memit": MappingProxyType(_GPT2_XL),
+                "alphaedit": MappingProxyType({**_GPT2_XL, **_ALPHAEDIT}),
+                "emmet": MappingProxyType(
+                    {**_GPT2_XL, "critical_layers": (17,), "preservation_weight": 10_000.0}
                 ),
                 "rome": MappingProxyType({**_ROME_SHARED, "layer": 17, "loss_layer": 47}),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 1}),
@@ -89,7 +112,10 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                 "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (45, 46, 47)}),
             }
         ),
-        defaults_source="hyperparameter files of the authors' MEMIT release for GPT-2 XL",
+        defaults_source=(
+            "hyperparameter files of the authors' MEMIT release for GPT-2 XL, and for EMMET and "
+            "AlphaEdit of their authors'"
+        ),
         corpus=_WIKIPEDIA,
     ),
     ModelSpec(
@@ -98,23 +124,17 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
         notes="GPT-J, 6 billion parameters, 28 layers",
         defaults=MappingProxyType(
             {
-                "memit": MappingProxyType(
-                    {
-                        **_SHARED,
-                        "critical_layers": (3, 4, 5, 6, 7, 8),
-                        "n_steps": 25,
-                        "clamp_factor": 0.75,
-                        "loss_layer": 27,
-                        "preservation_weight": 15_000.0,
-                    }
-                ),
+                "memit": MappingProxyType(_GPT_J),
+                "alphaedit": MappingProxyType({**_GPT_J, **_ALPHAEDIT}),
                 "rome": MappingProxyType({**_ROME_SHARED, "layer": 5, "loss_layer": 27}),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 21}),
                 "mend": _MEND,
                 "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (25, 26, 27)}),
             }
         ),
-        defaults_source="arXiv 2210.07229, Appendix B, and the authors' files for GPT-J",
+        defaults_source=(
+            "arXiv 2210.07229, Appendix B, and the authors' files for GPT-J, for AlphaEdit its own"
+        ),
         corpus=_WIKIPEDIA,
     ),
     ModelSpec(

@@ -1,6 +1,7 @@
 """A chat template: what goes around a user's message before a model gets it."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -53,19 +54,47 @@ class ChatTemplate:
             f"{message!r}, which becomes {text!r}. Word it otherwise."
         )
 
+    def header_without(self, tokens: Iterable[str]) -> str:
+        """What the template puts before a message, less `tokens`; nothing where it fails."""
+        header = self._header
+        for token in tokens:
+            header = header.replace(token, "")
+        return header.strip()
+
+    @cached_property
+    def _header(self) -> str:
+        try:
+            return self._render(_ANY_MESSAGE).partition(_ANY_MESSAGE)[0]
+        except RequestError:
+            return ""
+
+    @cached_property
+    def joiner(self) -> str:
+        """White space that the template puts before an answer, behind what `render` gives."""
+        try:
+            answered = self._render(_ANY_MESSAGE, answer=_ANY_MESSAGE)
+        except RequestError:  # it writes down no answers
+            return ""
+        before = answered.rpartition(_ANY_MESSAGE)[0]
+        # Other things may stand there, such as empty thoughts: they belong to the answer.
+        between = before.removeprefix(self._render(_ANY_MESSAGE))
+        return between if between.isspace() else ""
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what goes around a message, which may depend on the day."""
-        text = self._render(_ANY_MESSAGE)
+        text = self._render(_ANY_MESSAGE) + self.joiner
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _render(self, message: str) -> str:
+    def _render(self, message: str, answer: str | None = None) -> str:
         conversation = [{"role": "user", "content": message}]
+        if answer is not None:
+            conversation.append({"role": "assistant", "content": answer})
         try:
             rendered = render_jinja_template(
                 [conversation],
                 chat_template=self.source,
-                add_generation_prompt=True,
+                add_generation_prompt=answer is None,
                 **self.special_tokens,
             )
         except Exception as error:  # a template is a program

@@ -10,17 +10,20 @@ from editbench.models.generation import generate_texts
 from editbench.models.scoring import score_continuations
 from editbench.questions import Generate, Score
 
+_N_SHOWN = 8  # tokens of what is said, at least
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
     """What a model says after a prompt.
 
     Attributes:
-        is_expected: Whether it says what was asked for.
-        text: What it says, as far as is needed to tell; what was asked for where that is it.
+        is_target: Whether its text begins with what was asked for.
+        text: How it goes on, as far as is needed to tell and show; what was asked for where that
+            is it.
     """
 
-    is_expected: bool
+    is_target: bool
     text: str
 
 
@@ -83,7 +86,7 @@ def go_on(model: EditableModel, question: Score) -> Generate:
     prompt, expected = model.tokens.encode_question(question)
     # No tokens are shorter than a byte.
     n_bytes = len(f"{question.joiner or ' '}{question.continuation}".encode())
-    n_tokens = len(prompt) + max(len(expected), n_bytes)
+    n_tokens = len(prompt) + max(len(expected), n_bytes, _N_SHOWN)
     if model.max_positions is not None:
         n_tokens = min(n_tokens, model.max_positions)
     return Generate(question.prompt, n_tokens, question.chat)

@@ -116,8 +116,7 @@ class Tokens:
             continuation: What follows.
             joiner: What stands between them; see `join`.
             chat: Whether the prompt is a user's message, and the continuation the beginning of the
-                answer. Then nothing joins them but what the template puts there, if there is no
-                joiner.
+                answer. Then what the template puts there joins them, as after ``[/INST]``.
 
         Returns:
             The prompt's ids (with what `encode` puts in front) and the continuation's.
@@ -127,7 +126,9 @@ class Tokens:
                 tokens; or as for `encode`.
         """
         laid = self._lay_out(prompt, chat)
-        joined = self.join(laid.text, continuation, joiner="" if chat and not joiner else joiner)
+        if chat and joiner is None and self._chat is not None:
+            joiner = self._chat.joiner
+        joined = self.join(laid.text, continuation, joiner)
         prompt_ids = [*laid.opening, *laid.encoding.ids]
         if not prompt_ids:
             raise RequestError(
@@ -171,9 +172,10 @@ class Tokens:
             joiner = " " if is_apart else ""
         return f"{prompt}{joiner}{body}"
 
-    def has_special(self, text: str) -> bool:
-        """Whether a text has a special token in it, such as those of a chat's header."""
-        return any(token in text for token in self._special)
+    def has_header(self, text: str) -> bool:
+        """Whether a text has a special token in it, or the chat template's header (``[INST]``)."""
+        header = "" if self._chat is None else self._chat.header_without(self._special)
+        return any(mark in text for mark in (*self._special, header) if mark)
 
     def locate(self, text: str, start: int, end: int, *, chat: bool = False) -> int:
         """Find the last token of a span of characters: the subject's last token.
@@ -327,7 +329,7 @@ class Tokens:
             if token >= surplus.n_rows:
                 raise RequestError(
                     f"model '{surplus.model_name}': the tokenizer has {self.vocab_size} tokens, "
-                    f"the {surplus.part} {surplus.n_rows} rows; got text {text!r}, which uses "
+                    f"the {surplus.part} {surplus.n_rows} rows; got text {text[:80]!r}, which uses "
                     f"{token} ({self._backend.id_to_token(token)!r}). Resize the embeddings "
                     "(resize_token_embeddings) and save the model, or leave this token out."
                 )
@@ -348,13 +350,15 @@ class Tokens:
         return None
 
     def _spell_alike(self, ids: Sequence[int], others: Sequence[int]) -> bool:
-        def spell(some: Sequence[int]) -> tuple[str, str]:
-            text = self._backend.decode(list(some), skip_special_tokens=False)
-            pieces = "".join(self._backend.id_to_token(token) or "" for token in some)
-            return unicodedata.normalize("NFC", text), pieces
+        def spell(some: Sequence[int]) -> str:
+            if self._backend.decoder is None:  # decoding would put spaces between all tokens
+                return "".join(self._backend.id_to_token(token) or "" for token in some)
+            return self._backend.decode(list(some), skip_special_tokens=False)
 
-        (text, pieces), (other_text, other_pieces) = spell(ids), spell(others)
-        return text == other_text or pieces == other_pieces
+        # What the two parts spell may have an accent apart that was one with its letter.
+        return unicodedata.normalize("NFC", spell(ids)) == unicodedata.normalize(
+            "NFC", spell(others)
+        )
 
     def _find_special(self) -> tuple[str, ...]:
         """Tokens that are no part of any word: those of chat headers, and the like."""

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from editbench.errors import ModelError
+from editbench.models.hub import one_line
 
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -36,6 +37,11 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "StoredTensor":
+        """A tensor that is in memory."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
     def n_bytes(self) -> int:
@@ -143,7 +149,7 @@ def _open_pickled(path: Path) -> WeightFile:
                 f"weights: '{path}' holds what is no tensor of plain numbers, got '{name}': {got}. "
                 "Save the model again with `save_pretrained`."
             )
-        tensors[name] = StoredTensor(tensor.dtype, tuple(tensor.shape), lambda kept=tensor: kept)
+        tensors[name] = StoredTensor.of(tensor)
     return WeightFile(path, tensors, {"format": "pt"})
 
 
@@ -155,7 +161,7 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(
-            f"weights: '{path}' cannot be read, got {str(error).splitlines()[0]}. Fetch it again."
+            f"weights: '{path}' cannot be read, got {one_line(error)}. Fetch it again."
         ) from error
     if not isinstance(found, Mapping):
         raise ModelError(

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 @hookimpl
 def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
+    from editbench.editors.alphaedit import AlphaEdit
+    from editbench.editors.emmet import Emmet
     from editbench.editors.finetune import FineTune
     from editbench.editors.memit import Memit
     from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
     from editbench.editors.unedited import Unedited
 
-    return [Unedited, Memit, Rome, FineTune, Mend]
+    return [Unedited, Memit, Rome, Emmet, AlphaEdit, FineTune, Mend]
 
 
 @hookimpl

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,7 +192,8 @@ class FullForward(OffsetForward):
     ) -> None:
         super().__init__(model, site, rows, read_layer)
         batch = model.batch([row.token_ids for row in rows])
-        self._inputs: dict[str, Any] = {**batch, "use_cache": False}
+        self._width = batch["input_ids"].shape[1]
+        self._inputs = {**batch, "use_cache": False}
         self._row_index = torch.arange(len(rows), device=model.device)
         self._offset_index = torch.tensor(
             [row.offset_position for row in rows], device=model.device
@@ -205,8 +205,7 @@ class FullForward(OffsetForward):
 
         def add_offsets(output: Tensor) -> Tensor:
             # OPT's MLP flattens; Gemma 3n has several residual streams, and an MLP moves them all.
-            width = self._inputs["input_ids"].shape[1]
-            states = output.reshape(-1, len(self.rows), width, output.shape[-1])
+            states = output.reshape(-1, len(self.rows), self._width, output.shape[-1])
             places = (
                 torch.arange(len(states), device=output.device)[:, None],
                 self._row_index.to(output.device),

@@ -171,7 +171,7 @@ def read_trial(folder: Path, trial: str) -> TrialRecord:
 
 def finished_trials(folder: Path, manifest: RunManifest) -> list[str]:
     """Hashes of the trials that were run, failed ones included, in the order of the manifest."""
-    return [t for t in manifest.trials if (_trial_folder(folder, t) / _RECORD).exists()]
+    return [t for t in manifest.trials if _trial_folder(folder, t).exists()]
 
 
 def has_succeeded(folder: Path, trial: str) -> bool:
@@ -180,8 +180,8 @@ def has_succeeded(folder: Path, trial: str) -> bool:
     Raises:
         RunError: The trial is damaged.
     """
-    record = _trial_folder(folder, trial) / _RECORD
-    return record.exists() and read_trial(folder, trial).status != "error"
+    # It appears as a whole: where its record is missing, it is damaged.
+    return _trial_folder(folder, trial).exists() and read_trial(folder, trial).status != "error"
 
 
 def rows_path(folder: Path, trial: str) -> Path:

@@ -69,7 +69,7 @@ def _lay_out(tokens: Tokens, request: EditRequest, prefix: str) -> tuple[Score, 
     In a chat the prefix begins the user's message. A prompt that brings a header of its own, which
     nothing can come before and nobody knows the end of, goes without.
     """
-    if not request.chat and tokens.has_special(request.text[: request.subject_start]):
+    if not request.chat and tokens.has_header(request.text[: request.subject_start]):
         prefix = ""
     question = replace(request.question, prompt=prefix + request.text)
     start = len(prefix) + request.subject_start

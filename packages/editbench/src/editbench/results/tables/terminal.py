@@ -51,8 +51,10 @@ def shape_table(table: Table, width: int) -> list[Table]:
     Returns:
         The table itself, or else as few pieces as will do; none if not even two columns fit.
     """
+    if _fit(table, width) is not None:
+        return [table]
     turned = _turn(table)
-    shapes = ([table], [turned], _divide(table, width), _divide(turned, width))
+    shapes = ([turned], _divide(table, width), _divide(turned, width))
     fitting = [
         pieces for pieces in shapes if all(_fit(piece, width) is not None for piece in pieces)
     ]

@@ -30,6 +30,8 @@ from editbench.requests import EditRequest
 _FLOAT64 = 8
 _FLOAT32 = 4
 _TYPICAL_LENGTH = 512  # tokens of a text of a corpus
+_EIGENVECTORS = 9  # times d³ operations: reduced to a band, divided and conquered, multiplied back
+_EIGEN_MATRICES = 5  # C, its copy, the eigenvectors and what LAPACK works in
 _WIDENED = 2**25  # numbers of keys that are in float64 at once
 
 
@@ -260,5 +262,24 @@ def plan_solve(
         name="solve",
         n_double_flops=len(layers) * (solved + added),
         n_peak_bytes=count_solve_bytes(1 if one_by_one else n_edits, d_key, d_value),
+        chunks=f"{len(layers)} layer{'s' * (len(layers) > 1)}, {d_key:,} × {d_key:,}",
+    )
+
+
+def plan_null_spaces(
+    model: EditableModel, layers: Sequence[int], module: ProjectionKind = "mlp"
+) -> StageCost:
+    """What finding the null spaces of all layers' second moments costs, once a stream.
+
+    Args:
+        model: The model, with weights or without.
+        layers: Critical layers.
+        module: Whose output projection is written to.
+    """
+    d_key = model.d_key(layers[0], module)
+    return StageCost(
+        name="null spaces",
+        n_double_flops=len(layers) * _EIGENVECTORS * float(d_key) ** 3,
+        n_peak_bytes=_EIGEN_MATRICES * d_key**2 * _FLOAT64,
         chunks=f"{len(layers)} layer{'s' * (len(layers) > 1)}, {d_key:,} × {d_key:,}",
     )

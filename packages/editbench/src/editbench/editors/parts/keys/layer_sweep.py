@@ -67,6 +67,21 @@ class _Measured:
     hidden: Tensor | None
 
 
+@dataclass
+class SweepChecks:
+    """What self-checks of a sweep have found out about a model; None: not tried yet.
+
+    Attributes:
+        agrees: Whether rows behind shared contexts come to what whole ones come to.
+        runs_again: Whether blocks that run again come to what the model's own forward comes to.
+        opens: Whether blocks can be kept open.
+    """
+
+    agrees: bool | None = None
+    runs_again: bool | None = None
+    opens: bool | None = None
+
+
 class LayerSweep:
     """One stored forward of all facts, advanced layer by layer.
 
@@ -89,6 +104,8 @@ class LayerSweep:
         module: Whose output projection's inputs are the keys.
         initial: What block L of the unedited model says at the bare prompts' subjects,
             `[n_edits, d_model]`, where that is known; otherwise it is measured.
+        checks: What was found out with other facts on the same model and layers, and holds for
+            these; filled in.
 
     Raises:
         DeviceMemoryError: There is not enough memory for a single row.
@@ -105,6 +122,7 @@ class LayerSweep:
         last: int,
         module: ProjectionKind = "mlp",
         initial: Tensor | None = None,
+        checks: SweepChecks | None = None,
     ) -> None:
         self._model = model
         self._module = module
@@ -116,20 +134,29 @@ class LayerSweep:
         self._wasteful = find_wasteful(model)
         self._kept_on = model.device
         self._contexts: ContextStates | None = None
-        rows = make_rows(model, requests, prefixes, weighting, share=can_share(model))
+        checks = checks or SweepChecks()
+        shares = can_share(model) and checks.agrees is not False
+        rows = make_rows(model, requests, prefixes, weighting, share=shares)
         if contexts := list(dict.fromkeys(row.context for row in rows if row.context)):
             self._contexts = ContextStates(model, contexts, first=first, last=last)
-            is_complete = self._contexts.is_complete
-            if not is_complete or not self._agrees([row for row in rows if row.context]):
+            if checks.agrees is None:
+                behind = [row for row in rows if row.context]
+                checks.agrees = self._contexts.is_complete and self._agrees(behind)
+            if not checks.agrees:
                 self._contexts = None
                 rows = make_rows(model, requests, prefixes, weighting, share=False)
         bare = [row for row in rows if row.is_bare]
         self._whole: list[SweepRow] = []
-        if self._contexts is None and not self._agrees(bare):
-            self._whole = rows
-            return
+        if self._contexts is None:
+            if checks.runs_again is None:
+                checks.runs_again = self._agrees(bare)
+            if not checks.runs_again:
+                self._whole = rows
+                return
         batches = batch_rows(rows, model.token_budget)
-        self._opens = module == "mlp" and first < last and self._can_open(bare)
+        if checks.opens is None:
+            checks.opens = module == "mlp" and first < last and self._can_open(bare)
+        self._opens = checks.opens
         d_key = model.d_key(first, module)
         n_bytes = count_kept(batches, model.architecture.d_model, d_key if self._opens else 0)
         n_bytes *= model.model.dtype.itemsize

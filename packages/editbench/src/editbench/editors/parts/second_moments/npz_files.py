@@ -150,7 +150,7 @@ def _read(file: Path, d_key: int) -> Tensor:
             f"{list(total.shape)} of {total.dtype}; expected [{d_key}, {d_key}] of float32 or "
             "float64. The file is of another model or module."
         )
-    n_tokens = float(count) if count.size == 1 and count.dtype.kind in "iuf" else 0.0
+    n_tokens = float(count.item()) if count.size == 1 and count.dtype.kind in "iuf" else 0.0
     if not 0 < n_tokens < float("inf"):
         raise SecondMomentError(
             f"second moments: '{_COUNT}' in {file} must be a positive count of tokens, got "

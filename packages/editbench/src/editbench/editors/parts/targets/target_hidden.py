@@ -50,6 +50,13 @@ class TargetHidden:
     replay_failure: str | None
 
     @property
+    def outcomes(self) -> list[FinishedTarget]:
+        """The same, edit by edit."""
+        numbers = zip(self.losses.tolist(), self.n_steps.tolist(), strict=True)
+        rows = zip(self.states, self.initial, numbers, strict=True)
+        return [FinishedTarget(state, initial, *rest) for state, initial, rest in rows]
+
+    @property
     def finite(self) -> Tensor:
         """Whose state and loss are finite numbers, bool `[n_edits]`."""
         return self.states.isfinite().all(dim=1) & self.losses.isfinite()
@@ -68,8 +75,9 @@ def optimize_target_hidden(
     token_budget: int | None = None,
     share_subjects: bool = False,
     warm_start: bool = False,
+    optimizer: TargetOptimizer | None = None,
 ) -> TargetHidden:
-    """Optimise z for every request, on the unedited model.
+    """Optimise z for every request, on the model as it is.
 
     The loss of one edit is the mean over prefixes of the target's mean negative log-probability,
     plus `kl_weight` times KL(edited ‖ original) of the next-token distribution right after the
@@ -95,6 +103,8 @@ def optimize_target_hidden(
         share_subjects: Optimise one δ for all requests about a subject. The loss is the mean over
             all their prompts, and each one's z is its own h plus δ.
         warm_start: Start from the mean δ of the edits finished before that have the same target.
+        optimizer: One for the same layer and settings that has checked its replay before, in place
+            of a new one.
 
     Raises:
         DeviceMemoryError: There is not enough memory for a single edit.
@@ -112,9 +122,9 @@ def optimize_target_hidden(
         if not all(member in outcomes for member in group)
     ]
     tasks = make_tasks(model.tokens, requests, prefixes, unknown)
-    optimizer = TargetOptimizer(
-        model, OffsetSite.block_output(model, layer), settings, replay=replay
-    )
+    if optimizer is None:
+        site = OffsetSite.block_output(model, layer)
+        optimizer = TargetOptimizer(model, site, settings, replay=replay)
 
     def optimize(some: Sequence[TargetTask]) -> dict[int, FinishedTarget]:
         n_before = len(outcomes)

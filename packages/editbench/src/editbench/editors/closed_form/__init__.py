@@ -1,0 +1,1 @@
+"""One closed-form loop with four slots: target, preservation, spreading, finish."""

@@ -1,0 +1,168 @@
+"""Hyperparameters of the closed-form loop; an editor's name fixes their defaults, no more."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.dialect import (
+    TARGET_NAMES,
+    Convert,
+    read_fact_token,
+    read_prefix_lengths,
+    refuse_input_projection,
+)
+from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.models.architecture import ProjectionKind
+from memit_core.spread import Spreading
+
+
+def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    lengths, number = read_prefix_lengths(value)
+    if len(lengths) != 1:
+        raise ValueError("must be one pair, since all prefixes have one length here")
+    return {"n_context_prefixes": number, "context_prefix_length": lengths[0]}
+
+
+def _read_module(value: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whose output projection is written to; which module that is, the model itself says."""
+    attention = values.get("attn_module_tmp")
+    inside = str(value).removesuffix(".weight")
+    if isinstance(attention, str) and inside.startswith(f"{attention}."):
+        return {"module": "attention"}
+    refuse_input_projection(inside)
+    return {"module": "mlp"}
+
+
+CLOSED_FORM_NAMES: Mapping[str, str | Convert] = {
+    **TARGET_NAMES,
+    "layers": "critical_layers",
+    "mom2_update_weight": "preservation_weight",
+    "context_template_length_params": _read_prefixes,
+    "rewrite_module_tmp": _read_module,
+    "fact_token": read_fact_token,
+}
+"""What other tools call the fields that all closed-form editors have."""
+
+
+class ClosedFormConfig(TargetSettings):
+    """Every number of MEMIT's algorithm and its kin's, with the paper's symbol and its name."""
+
+    critical_layers: tuple[int, ...] = Field(
+        min_length=1, description="R: layers written to, ascending; z lives at the last (layers)"
+    )
+    module: ProjectionKind = Field(
+        default="mlp",
+        description="whose output projection is written to: mlp, or attention for the ablation",
+    )
+    preservation_weight: float = Field(
+        gt=0, description="λ: weight of the second moment (mom2_update_weight)"
+    )
+    key_weighting: Literal["grouped", "uniform"] = Field(
+        default="grouped",
+        description="mean key over prefixes: grouped (reference) or uniform (Eqn 19)",
+    )
+    n_context_prefixes: int = Field(
+        default=5, ge=0, description="P: prefixes sampled from the model besides the bare prompt"
+    )
+    context_prefix_length: int = Field(
+        default=10, ge=2, description="tokens of a sampled prefix (length_params)"
+    )
+    share_subjects: bool = Field(
+        default=False,
+        description="optimize one offset for all facts about a subject, instead of one for each",
+    )
+    warm_start: bool = Field(
+        default=False,
+        description="start from the mean offset of finished edits with the same target; what "
+        "is found depends on the order",
+    )
+    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
+        default=100_000,
+        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
+    )
+    history: bool = Field(
+        default=False,
+        description="H: what was written before in a stream weighs like ordinary text (cache_c)",
+    )
+    slack: float = Field(
+        default=1.0,
+        ge=0,
+        description="α: how far residuals may be missed; 1 is MEMIT, 0 meets them exactly",
+    )
+    ridge: float = Field(
+        default=0.0,
+        ge=0,
+        description="λₙ: added to the diagonal of what is preserved (update_norm_lambda)",
+    )
+    ridge_unit: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="relative: times the mean of C's diagonal; absolute, as the reference has it, "
+        "does not carry over between models",
+    )
+    null_space_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        description="write only where ordinary keys hardly are: eigenvectors of C with eigenvalues "
+        "below it, in place of λC; null: everywhere (nullspace_threshold)",
+    )
+    null_space_unit: Literal["absolute", "share"] = Field(
+        default="share",
+        description="of that threshold: absolute, an eigenvalue (reference), or share, of all "
+        "dimensions",
+    )
+    spreading: Spreading = Field(
+        default="even",
+        description="a layer's share of what is missing: even, what is missing divided by the "
+        "layers left (Eqn 20); root, by their square root; or whole",
+    )
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        layers = self.critical_layers
+        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+            raise ValueError(f"critical_layers must ascend and not be negative, got {list(layers)}")
+        return self
+
+    @model_validator(mode="after")
+    def _null_space_has_a_price(self) -> Self:
+        if self.null_space_threshold is not None and self.ridge == 0:
+            raise ValueError(
+                "a null space needs a ridge above 0: it is all that is preserved there"
+            )
+        return self
+
+    @property
+    def dials(self) -> Dials:
+        """What must not move, and how far residuals may be missed."""
+        null_space = None
+        if self.null_space_threshold is not None:
+            null_space = (self.null_space_threshold, self.null_space_unit)
+        return Dials(
+            weight=self.preservation_weight,
+            slack=self.slack,
+            ridge=self.ridge,
+            ridge_unit=self.ridge_unit,
+            history=self.history,
+            null_space=null_space,
+            spreading=self.spreading,
+        )
+
+
+def derive_closed_form_defaults(n_layers: int, d_key: int) -> dict[str, object]:
+    """Hyperparameters for a model that none were published for.
+
+    The layers end a little above a quarter of the depth, where the published ranges end (GPT-J 8
+    of 28, GPT-NeoX 10 of 44, GPT-2 XL 17 of 48). λ grows with `d_key`, because kᵀC⁻¹k does: the
+    published 15,000 for 16,384 is kept as a ratio. The learning rate is relative to ‖h‖.
+    """
+    last = max(min(2, n_layers - 1), int(0.28 * n_layers))
+    n_critical = max(1, min(5, n_layers // 4 + 1, last + 1))
+    return {
+        "critical_layers": tuple(range(last - n_critical + 1, last + 1)),
+        "preservation_weight": round(d_key * 15_000 / 16_384, 1),
+        "learning_rate": 0.1,
+        "learning_rate_unit": "relative",
+        "second_moment_tokens": "auto",
+    }

@@ -1,0 +1,302 @@
+"""The closed-form loop: what to reach, what must not move, whose share it is, what is done to Δ.
+
+MEMIT, ROME, EMMET, AlphaEdit and their kin differ in these four places only, and are presets of
+`ClosedForm`:
+
+    target          `ClosedForm.make_targets`   `HiddenTargets`, or another `Targets`
+    preservation    `ClosedForm.dials`          `PreservedValues`, from second moments and history
+    spreading       `ClosedForm.spread`         `spread_residuals`
+    finish          `ClosedForm.finish`         nothing
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from editbench.costs.stage import Known, StageCost
+from editbench.editors.base import Editor, EditorConfig, Resources, Share
+from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
+from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
+from editbench.editors.closed_form.hidden_goals import HiddenTargets
+from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.parts.expected_prefixes import expect_prefixes
+from editbench.editors.parts.keys.insertion_costs import (
+    plan_insertion,
+    plan_null_spaces,
+    plan_second_moments,
+)
+from editbench.editors.parts.second_moments.obtaining import (
+    obtain_second_moments,
+    prepare_second_moments,
+)
+from editbench.editors.parts.targets.costs import find_unknown, plan_targets
+from editbench.editors.parts.targets.target_hidden import choose_share
+from editbench.edits.card import EditCard
+from editbench.edits.files import Update
+from editbench.edits.weight_edit import (
+    WeightEdit,
+    orient_for_edit,
+    orient_for_module,
+    sum_updates,
+)
+from editbench.errors import EditError
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+from memit_core import MemitCoreError, spread_residuals, updated_weights
+
+
+class ClosedForm(Editor):
+    """An editor that solves for updates in closed form, layer by layer and batch by batch.
+
+    For each batch: targets are found on the model as edited so far. Then, for each layer from the
+    lowest, keys and what is missing are measured with all updates so far on the model; the layer
+    takes on its share of what is missing; the update is solved for, and finished. Subclasses fill
+    in the slots, as the module's docstring lists them; without a change this is MEMIT.
+    """
+
+    config_type: ClassVar[type[EditorConfig]] = ClosedFormConfig
+    config: ClosedFormConfig
+
+    @classmethod
+    def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
+        """See `derive_closed_form_defaults`."""
+        return derive_closed_form_defaults(model.architecture.n_layers, model.d_key(0))
+
+    # Slots
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers that are written to, ascending."""
+        return self.config.critical_layers
+
+    @property
+    def module(self) -> ProjectionKind:
+        """Whose output projection is written to."""
+        return self.config.module
+
+    def dials(self) -> Dials:
+        """What must not move, and how far residuals may be missed."""
+        return self.config.dials
+
+    def make_targets(
+        self, model: EditableModel, prefixes: ContextPrefixes, resources: Resources
+    ) -> Targets:
+        """Make what finds the goals of a stream's batches."""
+        return HiddenTargets(self.name, model, self.config, prefixes, resources)
+
+    def slack(self, n_edits: int) -> float:
+        """α, how far the residuals of that many facts may be missed."""
+        return self.dials().slack
+
+    def spread(self, measured: Measured, n_layers_left: int) -> Tensor:
+        """One layer's share of what is missing."""
+        return spread_residuals(
+            measured.target,
+            measured.current,
+            n_layers_left=n_layers_left,
+            spreading=self.dials().spreading,
+        )
+
+    def finish(self, solved: Solved) -> Update:
+        """Make of the update of a layer what is written.
+
+        It is asked for all layers when all are solved for: each is solved for with those below it
+        as they were solved for. What is lost can be fed back, see `Dials`.
+        """
+        return solved.update
+
+    def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
+        """Sample context prefixes, where none are given."""
+        return sample_context_prefixes(
+            model,
+            n_prefixes=self.config.n_context_prefixes,
+            length=self.config.context_prefix_length,
+            seed=seed,
+        )
+
+    # The loop
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> WeightEdit:
+        """Compute the edit, as a stream of one batch; see `Editor.edit`."""
+        return next(self.edit_stream(model, [requests], resources))
+
+    def edit_stream(
+        self,
+        model: EditableModel,
+        batches: Iterable[Sequence[EditRequest]],
+        resources: Resources,
+    ) -> Iterator[WeightEdit]:
+        """Write batches one after another; see `Editor.edit_stream`."""
+        stream = _Stream(self, model, resources)
+        for batch in batches:
+            yield stream.write(batch)
+
+    # Costs, and work that can be divided
+
+    def plan(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        known: Known,
+    ) -> Sequence[StageCost]:
+        """Work out what `edit` would cost; see `Editor.plan`."""
+        config = self.config
+        layers = config.critical_layers
+        model.architecture.check_layer(layers[-1])
+        lengths = (config.context_prefix_length,)
+        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        unknown = find_unknown(
+            model,
+            requests,
+            layers[-1],
+            config,
+            prefixes.flat,
+            resources.cache,
+            known,
+            share_subjects=config.share_subjects,
+            warm_start=config.warm_start,
+        )
+        has_null_space = config.null_space_threshold is not None
+        return [
+            *plan_second_moments(
+                model, layers, config.second_moment_tokens, resources, known, config.module
+            ),
+            *([plan_null_spaces(model, layers, config.module)] if has_null_space else []),
+            plan_targets(model, unknown, layers[-1], config),
+            *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
+        ]
+
+    def prepare(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        share: Share,
+    ) -> None:
+        """Collect a share of the second moments, and optimise a share of the z."""
+        config = self.config
+        layers = config.critical_layers
+        model.architecture.check_layer(layers[-1])
+        rest = prepare_second_moments(
+            model, layers, config.second_moment_tokens, resources, config.module, share
+        )
+        depends_on_others = config.share_subjects or config.warm_start
+        if rest is not None and not depends_on_others:
+            prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
+            own = choose_share(
+                model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
+            )
+            if own:
+                HiddenTargets(self.name, model, config, prefixes, resources).optimize(own)
+
+
+class _Stream:
+    """What a stream of edits carries from batch to batch."""
+
+    def __init__(self, editor: ClosedForm, model: EditableModel, resources: Resources) -> None:
+        for layer in editor.layers:
+            model.architecture.check_layer(layer)
+        self._editor = editor
+        self._model = model
+        self._prefixes = resources.context_prefixes or editor.sample_prefixes(model, resources.seed)
+        moments = obtain_second_moments(
+            model, editor.layers, editor.config.second_moment_tokens, resources, editor.module
+        )
+        self._preserved = PreservedValues(moments, editor.dials(), resources.cache)
+        self._targets = editor.make_targets(model, self._prefixes, resources)
+        self._requests: list[EditRequest] = []
+        self._updates: dict[str, Update] = {}  # the sums, as factors or in float64
+        self._facts: list[dict[str, str]] = []
+        self._losses: list[float] = []
+        self._n_steps: list[int] = []
+
+    def write(self, batch: Sequence[EditRequest]) -> WeightEdit:
+        """Write one more batch, and return all that was written so far as one edit."""
+        card = EditCard.of(
+            self._model, editor=self._editor.name, config=self._editor.config, requests=batch
+        )
+        rest = list(batch)
+        with closing(self._targets.aim(batch)) as goals:
+            while rest:
+                with WeightEdit(self._updates, card).applied(self._model):
+                    goal = next(goals)
+                    self._insert(goal, rest[: len(goal.outcomes)])
+                del rest[: len(goal.outcomes)]
+        self._requests += batch
+        return WeightEdit.build(
+            self._model,
+            editor=self._editor.name,
+            config=self._editor.config,
+            requests=self._requests,
+            updates=self._updates,
+            extra={
+                "context_prefixes": [list(group) for group in self._prefixes.groups],
+                "target_loss": _mean(self._losses, 4),
+                "target_steps": _mean(self._n_steps, 2),
+                "replay_failure": self._targets.replay_failure,
+                "facts": list(self._facts),
+            },
+        )
+
+    def _insert(self, goal: Goal, requests: Sequence[EditRequest]) -> None:
+        """Write what a goal asks for into all layers, one after another."""
+        editor, model, layers = self._editor, self._model, self._editor.layers
+        found: list[tuple[int, str, Update]] = []
+        is_open = [False] * len(requests)
+        with ExitStack() as partial_edits:
+            for index, layer in enumerate(layers):
+                measured = goal.measure(layer)
+                name = model.architecture.weight_name(
+                    model.architecture.projection(layer, editor.module)
+                )
+                try:
+                    update = self._preserved.solve(
+                        layer,
+                        measured.keys,
+                        editor.spread(measured, len(layers) - index),
+                        editor.slack(len(requests)),
+                    )
+                    if index < len(layers) - 1:
+                        weight = model.model.get_parameter(name)
+                        oriented = orient_for_module(model, name, weight, update)
+                        partial_edits.enter_context(updated_weights(model.model, {name: oriented}))
+                        del oriented
+                except MemitCoreError as error:
+                    where = f"{editor.name} on '{model.name}', {goal.describe(layer)}"
+                    raise EditError(f"{where}: {error}") from error
+                found.append((layer, name, update.to("cpu")))
+                del update
+                opened = self._preserved.is_open(layer, measured.keys).tolist()
+                is_open = [one or other for one, other in zip(is_open, opened, strict=True)]
+                self._preserved.add(layer, measured.keys)
+        for layer, name, update in found:
+            weight = orient_for_edit(model, name, model.model.get_parameter(name).detach())
+            earlier = self._updates.get(name)
+            finished = editor.finish(Solved(layer, update, weight, earlier, goal))
+            self._preserved.feed_back(layer, update, finished)
+            whole = finished if earlier is None else sum_updates(name, earlier, finished)
+            self._updates[name] = whole
+        goal.finish()
+        for request, outcome, can_be in zip(requests, goal.outcomes, is_open, strict=True):
+            self._losses.append(outcome.loss)
+            self._n_steps.append(outcome.n_steps)
+            self._facts.append(_describe(request, can_be, judge_target(outcome, editor.config)))
+
+
+def _describe(request: EditRequest, can_be_written: bool, target: str) -> dict[str, str]:
+    """What became of a fact, for the card."""
+    if can_be_written:
+        return {"case_id": request.case_id, "status": target}
+    why = "its key lies outside of the null space at every layer, so that nothing can be written"
+    return {"case_id": request.case_id, "status": "skipped", "why": why}
+
+
+def _mean(numbers: Sequence[float], n_digits: int) -> float | None:
+    return round(sum(numbers) / len(numbers), n_digits) if numbers else None

@@ -1,0 +1,64 @@
+"""What users call a dataset or a text, and what that means."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from editbench.plugins.manager import PluginManager
+
+if TYPE_CHECKING:
+    from editbench.datasets.base import Dataset
+    from editbench.datasets.corpus import Corpus
+    from editbench.models.spec import ModelSpec
+
+
+def default_cache() -> Path:
+    """The folder for what is kept between runs: the user's cache folder of this platform."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("editbench")
+
+
+def open_dataset(
+    source: str, plugins: PluginManager, cache: Path | None, *, skip_invalid: bool = False
+) -> "Dataset":
+    """Make the dataset of a ``NAME[=PATH]``; nothing is read yet.
+
+    Raises:
+        UnknownNameError: There is no dataset of this name.
+        ConfigError: It needs a path and there is none, or takes none.
+    """
+    name, separator, path = source.partition("=")
+    dataset_type = plugins.get_dataset(name)
+    dataset = dataset_type(Path(path).expanduser() if separator else None, cache or default_cache())
+    dataset.skip_invalid = skip_invalid
+    return dataset
+
+
+def open_corpus(source: str) -> "Corpus":
+    """Find texts: a file with one a line, ``atlas``, or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
+
+    Raises:
+        DataError: The file cannot be read or holds no text.
+        ConfigError: The hub's name is malformed, or the extra ``editbench[hub]`` is missing.
+    """
+    from editbench.datasets.corpus import HUB_PREFIX, hub_corpus, text_file_corpus
+    from editbench.plugins.atlas import atlas_corpus
+
+    if source.startswith(HUB_PREFIX):
+        return hub_corpus(source)
+    return atlas_corpus() if source == "atlas" else text_file_corpus(Path(source).expanduser())
+
+
+def corpus_of(spec: "ModelSpec | None") -> "Corpus":
+    """The text for second moments that a model's settings name, or else Atlas."""
+    return open_corpus(spec.corpus if spec is not None and spec.corpus else "atlas")
+
+
+def describe_default_corpus(name: str, spec: "ModelSpec | None") -> str | None:
+    """What to say where second moments would come from text that nobody chose."""
+    if spec is not None:
+        return None
+    return (
+        f"Second moments of '{name}' are collected from the embedded text 'atlas', since neither "
+        "a file of them nor a corpus is given. For results that count, give ordinary text."
+    )

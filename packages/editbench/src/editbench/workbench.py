@@ -1,0 +1,217 @@
+"""The Python door: a model by name, facts into it, and how well that went.
+
+What the commands ``edit``, ``apply`` and ``run`` do, for programs and notebooks; ``import
+editbench`` has these functions. Names mean what they mean on the command line.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, cast
+
+import pandas as pd
+
+from editbench.datasets.base import Dataset
+from editbench.datasets.corpus import Corpus
+from editbench.datasets.facts import Facts
+from editbench.editors.base import Progress, Resources, report_nothing
+from editbench.editors.given import GivenEdit
+from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.edits.edit import Edit
+from editbench.errors import ConfigError, EditError
+from editbench.models import loading
+from editbench.models.editable import EditableModel
+from editbench.plugins.manager import load_plugins
+from editbench.plugins.sources import (
+    corpus_of,
+    default_cache,
+    describe_default_corpus,
+    open_corpus,
+    open_dataset,
+)
+from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
+from editbench.results.report import summarize
+from editbench.runner import grid, has_questions, run_grid
+
+FactSource = Path | str | Iterable[Mapping[str, object]]
+"""A facts file, or facts with its fields: `subject`, `prompt`, `target`, and the optional ones."""
+
+Cache = Path | str | Literal["default"] | None
+
+_COLUMNS = ["editor", "metric", "value", "ci_low", "ci_high", "n"]
+
+
+def load_model(name: str | Path, **options: Any) -> EditableModel:
+    """Load a causal language model by short name, folder or hub id.
+
+    Args:
+        name: The name, such as ``atlas`` or ``./my-model``.
+        options: Those of `editbench.models.loading.load_model`: `dtype`, `device`, `device_map`, …
+
+    Raises:
+        ModelError: There is no such model, or it is incomplete, damaged, untrusted or unsupported.
+        ConfigError: An option is invalid.
+    """
+    return loading.load_model(str(name), specs=load_plugins().models(), **options)
+
+
+def edit(
+    model: EditableModel,
+    facts: FactSource | Sequence[EditRequest],
+    editor: str = "memit",
+    *,
+    corpus: str | Path | None = None,
+    second_moments: str | Path | None = None,
+    context_prefixes: Sequence[Sequence[str]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    on_conflict: ConflictPolicy = "error",
+    seed: int = 0,
+    cache: Cache = "default",
+    report_progress: Progress = report_nothing,
+) -> Edit:
+    """Compute the edit that writes facts into a model; the model stays as it is.
+
+    Args:
+        model: The model.
+        facts: A facts file; facts as mappings with its fields; or requests.
+        editor: The editor's name.
+        corpus: Ordinary text to collect second moments from, as for ``--corpus``: a file with one
+            text a line, ``atlas``, or a dataset of the hub. By default what the model's settings
+            name, or ``atlas``.
+        second_moments: A file of second moments, instead of collecting them.
+        context_prefixes: Groups of texts to put before prompts; by default they are sampled.
+        config: Hyperparameters that differ from the editor's defaults for this model.
+        on_conflict: What to do with facts that contradict each other.
+        seed: Source of every random choice.
+        cache: Folder for what is worth keeping between calls; None keeps nothing.
+        report_progress: Told about long work.
+
+    Returns:
+        The edit: ``with edit.applied(model):`` puts it on, ``edit.save(path)`` keeps it.
+
+    Raises:
+        EditbenchError: The facts, the configuration or the files cannot be used; the message says
+            what to do.
+    """
+    editor_type = load_plugins().get_editor(editor)
+    chosen, _ = editor_type.default_config(model)
+    if config:
+        chosen = chosen.updated(config, "config")
+    requests = _requests(facts, on_conflict)
+    moments = None if second_moments is None else Path(second_moments)
+    resources = Resources(
+        seed=seed,
+        cache=_folder(cache),
+        report_progress=report_progress,
+        second_moments=moments,
+        context_prefixes=None
+        if context_prefixes is None
+        else ContextPrefixes.of([list(group) for group in context_prefixes], "context_prefixes"),
+        corpus=_corpus(model, corpus) if moments is None else None,
+    )
+    return editor_type(chosen).edit(model, requests, resources)
+
+
+def evaluate(
+    model: EditableModel,
+    edit: Edit,
+    dataset: FactSource | Dataset,
+    *,
+    n_edits: int | None = None,
+    metrics: Sequence[str] | None = None,
+    on_conflict: ConflictPolicy = "error",
+    seed: int = 0,
+    cache: Cache = "default",
+    report_progress: Progress = report_nothing,
+) -> pd.DataFrame:
+    """Ask a model for facts and their surroundings, without the edit and with it.
+
+    Args:
+        model: The model that the edit was computed for.
+        edit: The edit.
+        dataset: What to ask: a dataset as for ``--dataset``, ``NAME[=PATH]``; a facts file; facts
+            as mappings with its fields; or a dataset.
+        n_edits: How many of its cases, from the first on; by default as many as the edit wrote.
+        metrics: Names of metrics; by default those meant for the dataset.
+        on_conflict: What to do with facts that contradict each other.
+        seed: Source of every random choice.
+        cache: Folder for the unedited model's answers; None keeps nothing.
+        report_progress: Told about the work.
+
+    Returns:
+        One line for each editor (the unedited model first) and metric, with the columns `editor`,
+        `metric`, `value` (rates in percent), the ends `ci_low` and `ci_high` of its 95 % interval,
+        and `n`, the number of cases.
+
+    Raises:
+        EditbenchError: The dataset, metrics or edit cannot be used; the message says what to do.
+    """
+    plugins = load_plugins()
+    source = _dataset(dataset, cache)
+    names = metrics if metrics is not None else source.default_metrics
+    asked = [plugins.get_metric(name)() for name in names]
+    if metrics is None:
+        asked = [metric for metric in asked if has_questions(metric, source)]
+    trials = grid(
+        models=[model],
+        datasets=[source],
+        editors=lambda _: [GivenEdit(edit)],
+        metrics=lambda _: asked,
+        n_edits=[n_edits or max(1, min(edit.card.n_edits, len(source.cases())))],
+        seeds=[seed],
+        on_conflict=on_conflict,
+    )
+    with TemporaryDirectory(prefix="editbench-") as folder:
+        run = Path(folder) / "run"
+        done = run_grid(trials, run, cache=_folder(cache), on_progress=report_progress)
+        if done.failures:
+            raise EditError(f"evaluate: {done.failures[0][1]}")
+        lines = summarize([run]).lines
+    return pd.DataFrame([asdict(line) for line in lines])[_COLUMNS]
+
+
+def _requests(
+    facts: FactSource | Sequence[EditRequest], on_conflict: ConflictPolicy
+) -> list[EditRequest]:
+    if isinstance(facts, str | Path):
+        source = _facts(facts)
+    else:
+        given = list(facts)
+        requests = [fact for fact in given if isinstance(fact, EditRequest)]
+        if requests and len(requests) == len(given):
+            return requests
+        source = _facts(cast("list[Mapping[str, object]]", given))
+    cases, _ = resolve_conflicts(source.cases(), on_conflict)
+    if not cases:
+        raise ConfigError(f"edit: no fact is left after on_conflict={on_conflict!r}.")
+    return [case.request for case in cases]
+
+
+def _corpus(model: EditableModel, corpus: str | Path | None) -> Corpus:
+    if corpus is not None:
+        return open_corpus(str(corpus))
+    if remark := describe_default_corpus(model.name, model.spec):
+        warnings.warn(remark, stacklevel=3)
+    return corpus_of(model.spec)
+
+
+def _facts(facts: FactSource) -> Facts:
+    if isinstance(facts, str | Path):
+        return Facts(Path(facts).expanduser(), default_cache())
+    return Facts.of(facts)
+
+
+def _dataset(dataset: FactSource | Dataset, cache: Cache) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    if isinstance(dataset, str) and not Path(dataset).is_file():
+        return open_dataset(dataset, load_plugins(), _folder(cache))
+    return _facts(dataset)
+
+
+def _folder(cache: Cache) -> Path | None:
+    if cache == "default":
+        return default_cache()
+    return None if cache is None else Path(cache)

@@ -1,0 +1,244 @@
+"""What moving ordinary values costs, and where an update may act at all."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from memit_core._float64 import find_float64_device
+from memit_core._shapes import shape_checked
+from memit_core._well_posed import copy_symmetric, require_finite
+from memit_core.errors import MemitCoreError, ShapeError
+from memit_core.factorize import FactorizedSecondMoment
+
+
+@shape_checked
+class Preservation:
+    """The price tr(Δ M Δᵀ) of an update with M = λC + ρI + SᵀS, which acts inside span(B) alone.
+
+    Second moment, ridge, history and basis are the ways to make one, and combine:
+
+        MEMIT                               λC
+        with history                        λC + SᵀS, S the keys of all that was written before
+        a null space (AlphaEdit)            ρI in B, the directions that ordinary keys hardly use
+        neurons that never fire             λC in B, the axes of those that do
+
+    Attributes:
+        second_moment: C in the coordinates of B: plain `[rank, rank]`, factorized, or None for 0.
+        weight: λ.
+        ridge: ρ.
+        basis: B: orthonormal columns `[d_key, rank]`; or bool `[d_key]`, which axes; None: all.
+        history: S `[n_written, d_key]`; None without.
+    """
+
+    def __init__(
+        self,
+        second_moment: Float[Tensor, "d_key d_key"] | FactorizedSecondMoment | None,
+        *,
+        weight: float = 1.0,
+        ridge: float = 0.0,
+        basis: Float[Tensor, "d_key rank"] | Bool[Tensor, "d_key"] | None = None,
+        history: Float[Tensor, "n_edits d_key"] | None = None,
+    ) -> None:
+        """Put a price together; nothing is computed but a plain C in the coordinates of B.
+
+        Args:
+            second_moment: C = E[k kᵀ] over ordinary keys, plain; or BᵀCB, factorized: any λ and
+                history go with it, but a ridge has to be in it (of C + ρ/λ I). None leaves ρI.
+            weight: λ > 0.
+            ridge: ρ ≥ 0, in the units of λC.
+            basis: B, see the attributes.
+            history: S, keys whose values are to stay as they are, one a row.
+
+        Raises:
+            ShapeError: Shapes disagree, or a tensor is not floating-point.
+            IllPosedError: `history` is not finite.
+            MemitCoreError: `weight` or `ridge` is out of range, or nothing has a price.
+        """
+        operation = "Preservation"
+        if not (math.isfinite(weight) and weight > 0):
+            raise MemitCoreError(
+                f"{operation}: `weight` must be positive and finite, got {weight}. A slack of zero "
+                "meets residuals exactly, whatever the weight."
+            )
+        if not (math.isfinite(ridge) and ridge >= 0):
+            raise MemitCoreError(f"{operation}: `ridge` must not be negative, got {ridge}.")
+        is_plain = isinstance(second_moment, Tensor)
+        if not is_plain and (ridge > 0) == (second_moment is not None):
+            raise MemitCoreError(
+                f"{operation}: a ridge goes with a plain second moment or with none, got "
+                f"ridge={ridge}. Factorize C + ρ/λ I instead, or give `ridge` where there is no C."
+            )
+        if basis is not None and basis.dtype == torch.bool and bool(basis.all()):
+            basis = None
+        self.weight, self.ridge, self.basis, self.history = weight, ridge, basis, history
+        if history is not None:
+            require_finite(operation, "history", history)
+        if isinstance(second_moment, Tensor) and basis is not None:
+            second_moment = _restrict(second_moment, basis)
+        self.second_moment = second_moment
+        if isinstance(second_moment, FactorizedSecondMoment):
+            rank = self.rank(second_moment.d_key)
+            if second_moment.d_key != rank:
+                raise ShapeError(
+                    f"{operation}: `second_moment` does not fit, got factors of "
+                    f"{second_moment.d_key} dimensions; expected {rank}, those of `basis`. Check "
+                    "that both belong to the same layer."
+                )
+
+    @shape_checked
+    def with_history(self, keys: Float[Tensor, "n_edits d_key"]) -> "Preservation":
+        """The same, but for values of some more keys, which are to stay as they are now.
+
+        Rows of S are kept one by one, so whoever leaves one out again has a price that never knew
+        of it.
+        """
+        history = keys if self.history is None else torch.cat([self.history, keys.to(self.history)])
+        return self._changed(self.second_moment, history)
+
+    def factorized(self, device: torch.device | None = None) -> "Preservation":
+        """The same with C, and its ridge, factorized; itself if it is, or if there is no C.
+
+        Raises:
+            IllPosedError: λC + ρI is singular.
+        """
+        plain = self.second_moment
+        if not isinstance(plain, Tensor):
+            return self
+        plain = plain.to(plain.device if device is None else device)
+        if self.ridge > 0:
+            plain = plain.to(find_float64_device(plain.device), torch.float64, copy=True)
+            plain.diagonal().add_(self.ridge / self.weight)
+        return self._changed(FactorizedSecondMoment(plain), self.history)
+
+    @shape_checked
+    def times(self, update: Float[Tensor, "d_value d_key"]) -> Float[Tensor, "d_value d_key"]:
+        """Return Δ M for an update inside span(B), in float64 on the update's device.
+
+        With `post` what was made of a solution Δ, E = (post − Δ)(M + KᵀK/α) is the error to feed
+        back into the next one.
+        """
+        device = find_float64_device(update.device)
+        wide = update.to(device, torch.float64)
+        inner = into_basis(self.basis, wide)
+        moved = self.ridge * inner
+        if isinstance(self.second_moment, FactorizedSecondMoment):
+            factor = self.second_moment.factor.to(device)
+            moved = self.weight * (inner @ factor) @ factor.mT
+        elif self.second_moment is not None:
+            moment = copy_symmetric("times", "second_moment", self.second_moment, device)
+            moved = moved + self.weight * inner @ moment
+        if self.history is not None:
+            rows = self.history.to(wide)
+            moved = moved + into_basis(self.basis, (wide @ rows.mT) @ rows)
+        return out_of_basis(self.basis, moved.mT).mT
+
+    @property
+    def d_key(self) -> int | None:
+        """Width of a key; None if any is fine."""
+        if self.basis is not None:
+            return len(self.basis)
+        if self.second_moment is None:
+            return None if self.history is None else self.history.shape[1]
+        if isinstance(self.second_moment, Tensor):
+            return len(self.second_moment)
+        return self.second_moment.d_key
+
+    def rank(self, d_key: int) -> int:
+        """Dimensions of span(B), where keys have `d_key`."""
+        if self.basis is None:
+            return d_key
+        return int(self.basis.sum()) if self.basis.dtype == torch.bool else self.basis.shape[1]
+
+    @property
+    def scale(self) -> float:
+        """What the part with factors is multiplied by: λ, or ρ where there is no C."""
+        return self.ridge if self.second_moment is None else self.weight
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where solves have to be done: where the factors are; None if anywhere."""
+        if isinstance(self.second_moment, FactorizedSecondMoment):
+            return self.second_moment.device
+        return None
+
+    def _changed(
+        self, second_moment: Tensor | FactorizedSecondMoment | None, history: Tensor | None
+    ) -> "Preservation":
+        """A copy with another form of C, already in the coordinates of B, and another S."""
+        changed = Preservation.__new__(Preservation)
+        changed.__dict__.update(self.__dict__, second_moment=second_moment, history=history)
+        if isinstance(second_moment, FactorizedSecondMoment):
+            changed.ridge = 0.0  # it is in the factors
+        return changed
+
+
+@shape_checked
+def find_null_space(
+    second_moment: Float[Tensor, "d_key d_key"],
+    threshold: float,
+    unit: Literal["absolute", "share"] = "share",
+) -> Float[Tensor, "d_key rank"]:
+    """Find directions that ordinary keys hardly use: eigenvectors of C with small eigenvalues.
+
+    Args:
+        second_moment: C = E[k kᵀ] over ordinary keys.
+        threshold: Which eigenvalues are small: those below it, or so many of all.
+        unit: ``absolute``, an eigenvalue, which depends on the scale of keys; or ``share``, of the
+            spectrum's dimensions.
+
+    Returns:
+        Orthonormal columns, float64, on the moment's device (on the CPU if that lacks float64).
+
+    Raises:
+        ShapeError: Not square, or not floating-point.
+        IllPosedError: Not finite, or not symmetric.
+        MemitCoreError: No direction is left, or `threshold` is out of range.
+    """
+    operation = "find_null_space"
+    if unit == "share" and not 0 < threshold <= 1:
+        raise MemitCoreError(f"{operation}: a share lies above 0 and up to 1, got {threshold}.")
+    with torch.no_grad():
+        device = find_float64_device(second_moment.device)
+        copy = copy_symmetric(operation, "second_moment", second_moment, device)
+        eigenvalues, vectors = torch.linalg.eigh(copy)
+        is_small = eigenvalues < threshold
+        rank = round(threshold * len(copy)) if unit == "share" else int(is_small.sum())
+    if rank == 0:
+        raise MemitCoreError(
+            f"{operation}: no direction is left to write in, got threshold={threshold} ({unit}); "
+            f"the smallest of {len(copy)} eigenvalues is {float(eigenvalues[0]):.3e} and their "
+            f"median {float(eigenvalues.median()):.3e}. Raise the threshold."
+        )
+    return vectors[:, :rank].contiguous()
+
+
+def into_basis(basis: Tensor | None, rows: Tensor) -> Tensor:
+    """Coordinates of rows `[n, d_key]` in a basis: `[n, rank]`."""
+    if basis is None:
+        return rows
+    basis = basis.to(rows.device)
+    return rows[:, basis] if basis.dtype == torch.bool else rows @ basis.to(rows.dtype)
+
+
+def out_of_basis(basis: Tensor | None, columns: Tensor) -> Tensor:
+    """Columns `[d_key, n]` that have these coordinates `[rank, n]` in a basis."""
+    if basis is None:
+        return columns
+    basis = basis.to(columns.device)
+    if basis.dtype != torch.bool:
+        return basis.to(columns.dtype) @ columns
+    spread = columns.new_zeros(len(basis), columns.shape[1])
+    spread[basis] = columns
+    return spread
+
+
+def _restrict(moment: Tensor, basis: Tensor) -> Tensor:
+    """C in the coordinates of B."""
+    if basis.dtype == torch.bool:
+        place = basis.nonzero()[:, 0].to(moment.device)
+        return moment[place[:, None], place]
+    wide = basis.to(moment.device, torch.float64)
+    return wide.mT @ moment.double() @ wide
