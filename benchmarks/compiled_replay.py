@@ -23,10 +23,10 @@ from side_by_side import make_parser, record
 from speed_work import DEFAULT_WORK, SpeedWork
 from torch import Tensor, nn
 
+from editbench.editors.context_prefixes import sample_context_prefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.context_prefixes import sample_context_prefixes
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.optimizer import TargetOptimizer, TargetTask
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.optimizer import TargetOptimizer, TargetTask
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
 

@@ -40,15 +40,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources
+from editbench.editors.context_prefixes import sample_context_prefixes
+from editbench.editors.expected_prefixes import expect_prefixes
+from editbench.editors.keys.insertion_costs import plan_insertion
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.context_prefixes import sample_context_prefixes
-from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.keys.insertion_costs import plan_insertion
-from editbench.editors.parts.second_moments.collection import MAX_LENGTH, WINDOW
-from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusReader
-from editbench.editors.parts.second_moments.text_keys import snug_batches
-from editbench.editors.parts.subject_tokens import target_row
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.second_moments.collection import MAX_LENGTH, WINDOW
+from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader
+from editbench.editors.second_moments.text_keys import snug_batches
+from editbench.editors.subject_tokens import target_row
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model

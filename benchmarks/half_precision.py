@@ -27,11 +27,11 @@ from torch.nn import functional
 
 from editbench.atlas import default_world
 from editbench.editors.base import Resources
+from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.optimizer import TargetOptimizer
-from editbench.editors.parts.targets.target_hidden import TargetHidden
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.optimizer import TargetOptimizer
+from editbench.editors.targets.target_hidden import TargetHidden
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.subject_tokens import target_row
+from editbench.editors.subject_tokens import target_row
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 

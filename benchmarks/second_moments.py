@@ -20,8 +20,8 @@ from speed_work import DEFAULT_WORK, SpeedWork
 from torch import nn
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.second_moments import text_keys
-from editbench.editors.parts.second_moments.collection import collect_second_moments
+from editbench.editors.second_moments import text_keys
+from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.plugins.atlas import atlas_corpus
 from memit_core import SecondMoment, capture
 

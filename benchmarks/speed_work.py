@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.subject_tokens import target_row
+from editbench.editors.subject_tokens import target_row
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

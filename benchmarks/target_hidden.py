@@ -16,7 +16,7 @@ from speed_work import DEFAULT_WORK, SpeedWork, choose_typical
 from targets import find_targets
 from torch import Tensor
 
-from editbench.editors.parts.targets.target_hidden import TargetHidden
+from editbench.editors.targets.target_hidden import TargetHidden
 
 
 def measure(work: SpeedWork, n: int, n_slow: int, repeats: int) -> dict[str, Any]:

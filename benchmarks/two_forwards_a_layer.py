@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 

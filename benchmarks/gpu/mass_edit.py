@@ -28,10 +28,10 @@ from editbench.editors.base import Progress, Resources
 from editbench.editors.closed_form import editor as closed_form
 from editbench.editors.closed_form import hidden_goals
 from editbench.editors.closed_form.preserved_values import PreservedValues
+from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.second_moments.obtaining import LayerMoments
-from editbench.editors.parts.targets.optimizer import TargetOptimizer
+from editbench.editors.second_moments.obtaining import LayerMoments
+from editbench.editors.targets.optimizer import TargetOptimizer
 
 # The editor's stages, as its plan names them, and the functions that do their work.
 STAGES = {

@@ -13,9 +13,9 @@ import torch
 
 from editbench.cache_entries import JsonEntry, put_aside, read_kept
 from editbench.editors.base import Resources
-from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.optimizer import FinishedTarget
+from editbench.editors.second_moments.obtaining import obtain_second_moments
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.seals import seal, unseal
 from editbench.testing import tiny_model, toy_corpus
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from editbench.editors.parts.subject_tokens import target_row
+from editbench.editors.subject_tokens import target_row
 from editbench.results.report import summarize
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"

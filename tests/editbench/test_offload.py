@@ -18,8 +18,8 @@ from editbench.editors.base import Editor, Resources, report_nothing
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
-from editbench.editors.parts.second_moments.obtaining import collect_second_moments
 from editbench.editors.rome import Rome
+from editbench.editors.second_moments.obtaining import collect_second_moments
 from editbench.edits.export import export_model
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError

@@ -16,7 +16,7 @@ import torch
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, EditorConfig, Resources
-from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import hash_requests
 from editbench.edits.edit import Edit

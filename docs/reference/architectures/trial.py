@@ -15,13 +15,13 @@ import transformers as hf
 from torch import Tensor
 
 from editbench.editors.base import Resources
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.second_moments.text_keys import read_keys
-from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.targets.optimizer import TargetOptimizer
 from editbench.editors.rome import Rome
+from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.subject_tokens import key_row
+from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError
 from editbench.models.agreement import relative_error

@@ -265,7 +265,7 @@ def test_finished_stats_are_not_collected_again(invoke, model_folder, corpus_fil
 
 
 def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, monkeypatch):
-    from editbench.editors.parts.second_moments import collection as second_moment_collection
+    from editbench.editors.second_moments import collection as second_moment_collection
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

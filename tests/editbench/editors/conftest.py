@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from editbench.editors.base import Resources
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.requests import EditRequest

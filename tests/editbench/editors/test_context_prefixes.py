@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.errors import ConfigError
 from editbench.testing import tiny_model
 

@@ -14,16 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from editbench.costs.answers import plan_answers
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune
+from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.costs import plan_targets
-from editbench.editors.parts.targets.settings import TargetSettings
-from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
 from editbench.editors.rome import Rome
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.costs import plan_targets
+from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.editors.unedited import Unedited
 from editbench.models import readout
 from editbench.models.answering import answer_questions

@@ -11,16 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import editbench.editors.parts.second_moments.collection as second_moment_collection
+import editbench.editors.second_moments.collection as second_moment_collection
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress, Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.second_moments.collection import (
+from editbench.editors.second_moments.collection import (
     collect_second_moments,
     describe_collection,
 )
-from editbench.editors.parts.second_moments.collection_files import name_checkpoint
-from editbench.editors.parts.second_moments.obtaining import (
+from editbench.editors.second_moments.collection_files import name_checkpoint
+from editbench.editors.second_moments.obtaining import (
     LayerMoments,
     cached_path,
     obtain_second_moments,

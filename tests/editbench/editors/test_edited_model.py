@@ -7,13 +7,13 @@ import torch
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.second_moments.collection import collect_second_moments
-from editbench.editors.parts.second_moments.collection_files import collect_to_file
-from editbench.editors.parts.second_moments.obtaining import obtain_second_moments
 from editbench.editors.rome import Rome, RomeConfig
+from editbench.editors.second_moments.collection import collect_second_moments
+from editbench.editors.second_moments.collection_files import collect_to_file
+from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError
 from editbench.models.editable import EditableModel

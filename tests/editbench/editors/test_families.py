@@ -4,12 +4,12 @@ import torch
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.subject_reading import read_hidden
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.subject_reading import read_hidden
-from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
+from editbench.editors.subject_tokens import key_row
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from editbench.editors.base import Resources
 from editbench.editors.finetune import PRESETS, STAGE, FineTune, FineTuneConfig
-from editbench.editors.parts.training.target_likelihood import TargetBatch
+from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError, ModelError, UnknownNameError
 from editbench.models.builtin_specs import BUILTIN_SPECS

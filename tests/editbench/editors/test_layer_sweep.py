@@ -8,10 +8,10 @@ import torch
 import transformers as hf
 from torch.utils.flop_counter import FlopCounterMode
 
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.keys.subject_reading import read_hidden
-from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.layer_sweep import LayerSweep
+from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_tokenizer, toy_cases
 from memit_core import updated_weights

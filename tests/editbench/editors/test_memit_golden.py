@@ -3,10 +3,10 @@
 import torch
 
 from editbench.editors.base import report_nothing
+from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.second_moments.obtaining import (
+from editbench.editors.second_moments.obtaining import (
     collect_second_moments,
     collect_to_file,
     obtain_second_moments,
     read_second_moments,
 )
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.target_hidden import optimize_target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, SecondMomentError
 from editbench.models.architecture import ProjectionKind

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from editbench.editors.parts.second_moments.npz_files import read_npz_moments
-from editbench.editors.parts.second_moments.obtaining import LayerMoments, read_second_moments
+from editbench.editors.second_moments.npz_files import read_npz_moments
+from editbench.editors.second_moments.obtaining import LayerMoments, read_second_moments
 from editbench.errors import SecondMomentError
 from editbench.runner.trial import Inputs
 from editbench.testing import tiny_model

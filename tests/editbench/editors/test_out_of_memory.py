@@ -10,21 +10,21 @@ from torch import Tensor
 
 from editbench.costs.stage import Known
 from editbench.editors.base import Editor, Resources
+from editbench.editors.borrowed_weights import borrowed_weights
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune, FineTuneConfig
+from editbench.editors.keys.layer_sweep import LayerSweep
+from editbench.editors.keys.projection_reading import read_projections
+from editbench.editors.keys.subject_reading import read_hidden
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
-from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.keys.projection_reading import read_projections
-from editbench.editors.parts.keys.subject_reading import read_hidden
-from editbench.editors.parts.second_moments.text_keys import read_keys
-from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.training.costs import count_fitting
-from editbench.editors.parts.training.minibatch import Minibatch
-from editbench.editors.parts.training.target_likelihood import keep_states, make_target_batches
-from editbench.editors.parts.training.weight_trainer import WeightTrainer
 from editbench.editors.rome import Rome
+from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.subject_tokens import key_row
+from editbench.editors.training.costs import count_fitting
+from editbench.editors.training.minibatch import Minibatch
+from editbench.editors.training.target_likelihood import keep_states, make_target_batches
+from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import DeviceMemoryError

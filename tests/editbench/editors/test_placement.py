@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editbench.editors.parts.placement import place_second_moments
+from editbench.editors.placement import place_second_moments
 from editbench.testing import tiny_model
 
 N_LAYERS, D_KEY = 2, 2_000

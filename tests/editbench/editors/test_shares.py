@@ -8,10 +8,10 @@ import torch
 
 from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.second_moments.collection import collect_second_moments
-from editbench.editors.parts.targets import chunks as target_chunks
-from editbench.editors.parts.targets.target_hidden import choose_share
 from editbench.editors.rome import Rome, RomeConfig
+from editbench.editors.second_moments.collection import collect_second_moments
+from editbench.editors.targets import chunks as target_chunks
+from editbench.editors.targets.target_hidden import choose_share
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import load_second_moments

@@ -13,14 +13,14 @@ import torch
 from editbench.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from editbench.editors.base import Editor, Resources
 from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.emmet import Emmet, EmmetConfig
 from editbench.editors.finetune import FineTune, FineTuneConfig
+from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.layer_sweep import LayerSweep
-from editbench.editors.parts.second_moments.obtaining import LayerMoments, obtain_second_moments
-from editbench.editors.parts.targets.optimizer import TargetOptimizer
 from editbench.editors.rome import Rome, RomeConfig
+from editbench.editors.second_moments.obtaining import LayerMoments, obtain_second_moments
+from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit

@@ -6,8 +6,8 @@ import pytest
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer
 
-from editbench.editors.parts.subject_tokens import check_requests, key_row, target_row
-from editbench.editors.parts.targets.chunks import make_tasks
+from editbench.editors.subject_tokens import check_requests, key_row, target_row
+from editbench.editors.targets.chunks import make_tasks
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.tokens import Tokens

@@ -9,12 +9,12 @@ import torch
 
 from editbench.atlas import default_world
 from editbench.editors.base import Resources, Share, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.groups import group_requests
-from editbench.editors.parts.targets.settings import TargetSettings
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.groups import group_requests
+from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models import readout
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel

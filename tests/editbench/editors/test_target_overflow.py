@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.targets import target_hidden
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.optimizer import FinishedTarget
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.editors.rome import Rome, RomeConfig
+from editbench.editors.targets import target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.optimizer import FinishedTarget
+from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_cases, toy_corpus

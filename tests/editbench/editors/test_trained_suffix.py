@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.training import target_likelihood
-from editbench.editors.parts.training.target_likelihood import (
+from editbench.editors.borrowed_weights import borrowed_weights
+from editbench.editors.training import target_likelihood
+from editbench.editors.training.target_likelihood import (
     Scoring,
     TargetBatch,
     keep_states,

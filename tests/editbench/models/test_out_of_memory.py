@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.settings import TargetSettings
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.errors import DeviceMemoryError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel

@@ -14,8 +14,8 @@ from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.costs import plan_targets
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.costs import plan_targets
 from editbench.models import device_memory, editable
 from editbench.models.device_memory import GIB, allocated_memory, is_present
 from editbench.models.editable import EditableModel

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from editbench.editors.base import report_nothing
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.settings import TargetSettings
-from editbench.editors.parts.targets.target_hidden import TargetHidden, optimize_target_hidden
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models import readout
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite

@@ -17,7 +17,7 @@ import torch
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, EditorConfig, Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.parts.second_moments.collection import collect_second_moments
+from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import RunError

@@ -17,8 +17,8 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.datasets.facts import Facts
 from editbench.editors.base import Progress, Resources, report_nothing
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.given import GivenEdit
-from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, EditError
 from editbench.models import loading

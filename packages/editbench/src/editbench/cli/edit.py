@@ -124,7 +124,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
-    from editbench.editors.parts.subject_tokens import check_requests
+    from editbench.editors.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)

@@ -20,7 +20,7 @@ from editbench.plugins.sources import (
 if TYPE_CHECKING:
     from editbench.datasets.corpus import Corpus
     from editbench.editors.base import Progress, Resources
-    from editbench.editors.parts.context_prefixes import ContextPrefixes
+    from editbench.editors.context_prefixes import ContextPrefixes
     from editbench.models.editable import EditableModel
     from editbench.models.loading import DTypeName
     from editbench.plugins.manager import PluginManager
@@ -346,6 +346,6 @@ def quiet_option(command: Command) -> Command:
 
 
 def _read_context_prefixes(path: Path) -> "ContextPrefixes":
-    from editbench.editors.parts.context_prefixes import ContextPrefixes
+    from editbench.editors.context_prefixes import ContextPrefixes
 
     return ContextPrefixes.read(path)

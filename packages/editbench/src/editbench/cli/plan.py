@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from editbench.costs.plan import Plan, Work
     from editbench.costs.stage import StageCost
     from editbench.editors.base import Editor, Resources
-    from editbench.editors.parts.second_moments.collection import TokenCount
+    from editbench.editors.second_moments.collection import TokenCount
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
@@ -217,7 +217,7 @@ def work_of_collection(
     from editbench.costs.plan import Work
     from editbench.costs.stage import Known
     from editbench.editors.base import Resources
-    from editbench.editors.parts.keys.insertion_costs import plan_second_moments
+    from editbench.editors.keys.insertion_costs import plan_second_moments
 
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
     plan = partial(plan_second_moments, model, layers, share, Resources(seed=0), Known(), module)

@@ -25,8 +25,8 @@ from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
-    from editbench.editors.parts.second_moments.collection import TokenCount
-    from editbench.editors.parts.second_moments.corpus_reading import Shard
+    from editbench.editors.second_moments.collection import TokenCount
+    from editbench.editors.second_moments.corpus_reading import Shard
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
 
@@ -120,8 +120,8 @@ def stats(
     count = _parse_count(n_tokens)
     share: dict[str, Any] = {"max_length": max_length, "shard": _parse_shard(shard)}
     texts = open_corpus(corpus)
-    from editbench.editors.parts.second_moments.collection import describe_collection
-    from editbench.editors.parts.second_moments.collection_files import collect_to_file
+    from editbench.editors.second_moments.collection import describe_collection
+    from editbench.editors.second_moments.collection_files import collect_to_file
 
     with (
         ProgressDisplay(quiet=quiet) as display,
@@ -157,7 +157,7 @@ def _parse_count(text: str) -> "TokenCount":
 
 
 def _parse_shard(text: str | None) -> "Shard":
-    from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
+    from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
 
     if text is None:
         return WHOLE
@@ -168,7 +168,7 @@ def _parse_shard(text: str | None) -> "Shard":
 
 
 def _merge(shards: Sequence[Path], out: Path) -> None:
-    from editbench.editors.parts.second_moments.shards import merge_shards
+    from editbench.editors.second_moments.shards import merge_shards
 
     with writing(out):
         moments = merge_shards(shards, out)

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
-from editbench.editors.parts.context_prefixes import ContextPrefixes
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits

@@ -9,16 +9,16 @@ from torch import nn
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
+from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
-from editbench.editors.parts.borrowed_weights import borrowed_weights
-from editbench.editors.parts.training.costs import count_fitting, plan_training
-from editbench.editors.parts.training.minibatch import Minibatch
-from editbench.editors.parts.training.target_likelihood import (
+from editbench.editors.training.costs import count_fitting, plan_training
+from editbench.editors.training.minibatch import Minibatch
+from editbench.editors.training.target_likelihood import (
     Scoring,
     keep_states,
     make_target_batches,
 )
-from editbench.editors.parts.training.weight_trainer import WeightTrainer
+from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
 from editbench.errors import EditError, UnknownNameError

@@ -13,6 +13,7 @@ from editbench.editors.base import EditorConfig, Progress, Resources, Share
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Dialect,
@@ -21,21 +22,20 @@ from editbench.editors.dialect import (
     read_single_layer,
     refuse_input_projection,
 )
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.keys.insertion_costs import (
+from editbench.editors.expected_prefixes import expect_prefixes
+from editbench.editors.keys.insertion_costs import (
     plan_insertion,
     plan_second_moments,
     plan_solve,
 )
-from editbench.editors.parts.keys.projection_reading import ProjectionReading, read_projections
-from editbench.editors.parts.second_moments.obtaining import prepare_second_moments
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.chunks import make_tasks
-from editbench.editors.parts.targets.costs import plan_targets
-from editbench.editors.parts.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
-from editbench.editors.parts.targets.overflow import is_finite, refuse_overflowed
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.second_moments.obtaining import prepare_second_moments
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.chunks import make_tasks
+from editbench.editors.targets.costs import plan_targets
+from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
+from editbench.editors.targets.overflow import is_finite, refuse_overflowed
+from editbench.editors.targets.settings import TargetSettings
 from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite

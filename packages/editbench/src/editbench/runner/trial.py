@@ -11,8 +11,8 @@ from typing import Any
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, EditorConfig, Progress, Resources
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.second_moments.npz_files import list_npz
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.second_moments.npz_files import list_npz
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Self
 
 from editbench.editors.base import Editor, Progress
-from editbench.editors.parts.subject_tokens import check_requests
+from editbench.editors.subject_tokens import check_requests
 from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError, PluginError

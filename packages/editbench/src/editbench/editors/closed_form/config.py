@@ -13,7 +13,7 @@ from editbench.editors.dialect import (
     read_prefix_lengths,
     refuse_input_projection,
 )
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.targets.settings import TargetSettings
 from editbench.models.architecture import ProjectionKind
 from memit_core.spread import Spreading
 

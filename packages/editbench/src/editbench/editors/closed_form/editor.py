@@ -21,19 +21,19 @@ from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
 from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
-from editbench.editors.parts.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.parts.expected_prefixes import expect_prefixes
-from editbench.editors.parts.keys.insertion_costs import (
+from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.expected_prefixes import expect_prefixes
+from editbench.editors.keys.insertion_costs import (
     plan_insertion,
     plan_null_spaces,
     plan_second_moments,
 )
-from editbench.editors.parts.second_moments.obtaining import (
+from editbench.editors.second_moments.obtaining import (
     obtain_second_moments,
     prepare_second_moments,
 )
-from editbench.editors.parts.targets.costs import find_unknown, plan_targets
-from editbench.editors.parts.targets.target_hidden import choose_share
+from editbench.editors.targets.costs import find_unknown, plan_targets
+from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import (

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from editbench.editors.parts.targets.optimizer import FinishedTarget
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.targets.optimizer import FinishedTarget
+from editbench.editors.targets.settings import TargetSettings
 from editbench.edits.files import Update
 from editbench.requests import EditRequest
 

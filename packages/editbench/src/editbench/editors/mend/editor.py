@@ -23,7 +23,7 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
-from editbench.editors.parts.training.costs import count_fitting, plan_training
+from editbench.editors.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError

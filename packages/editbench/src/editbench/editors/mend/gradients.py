@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from editbench.editors.mend.matrices import Matrix
-from editbench.editors.parts.training.target_likelihood import TargetBatch
+from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest

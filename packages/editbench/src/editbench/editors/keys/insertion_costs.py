@@ -6,21 +6,21 @@ from typing import Self
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.sweep_rows import (
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.sweep_rows import (
     SweepRow,
     batch_rows,
     count_kept,
     make_rows,
 )
-from editbench.editors.parts.placement import (
+from editbench.editors.placement import (
     count_solve_bytes,
     place_second_moments,
     place_states,
 )
-from editbench.editors.parts.second_moments.collection import TokenCount
-from editbench.editors.parts.second_moments.obtaining import cached_path
-from editbench.editors.parts.second_moments.sampling_stop import SamplingStop
+from editbench.editors.second_moments.collection import TokenCount
+from editbench.editors.second_moments.obtaining import cached_path
+from editbench.editors.second_moments.sampling_stop import SamplingStop
 from editbench.models.architecture import ProjectionKind
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel

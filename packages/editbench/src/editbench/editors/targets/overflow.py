@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from editbench.editors.parts.targets.optimizer import FinishedTarget
+from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

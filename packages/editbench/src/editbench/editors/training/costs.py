@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from editbench.costs.stage import StageCost
-from editbench.editors.parts.subject_tokens import target_row
+from editbench.editors.subject_tokens import target_row
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

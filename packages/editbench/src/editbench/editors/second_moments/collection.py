@@ -13,10 +13,10 @@ from torch import Tensor
 from editbench.cache_entries import read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
-from editbench.editors.parts.placement import place_second_moments
-from editbench.editors.parts.second_moments.corpus_reading import WHOLE, CorpusReader, Shard
-from editbench.editors.parts.second_moments.sampling_stop import TOLERATED_EXCESS, SamplingStop
-from editbench.editors.parts.second_moments.text_keys import read_keys
+from editbench.editors.placement import place_second_moments
+from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader, Shard
+from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS, SamplingStop
+from editbench.editors.second_moments.text_keys import read_keys
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel

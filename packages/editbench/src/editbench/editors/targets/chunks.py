@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from editbench.editors.parts.targets.optimizer import TargetTask
-from editbench.editors.parts.targets.replayed_rows import ReplayedRows
+from editbench.editors.targets.optimizer import TargetTask
+from editbench.editors.targets.replayed_rows import ReplayedRows
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.models.growing_batches import grow_batches

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.keys.subject_reading import read_at_subjects
-from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.keys.subject_reading import read_at_subjects
+from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from editbench.editors.parts.training.target_likelihood import TargetBatch
-from editbench.editors.parts.training.weight_trainer import Gradients, WeightTrainer
+from editbench.editors.training.target_likelihood import TargetBatch
+from editbench.editors.training.weight_trainer import Gradients, WeightTrainer
 from editbench.models.out_of_memory import Halving
 
 Result = TypeVar("Result")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.subject_tokens import target_row
-from editbench.editors.parts.training.trained_suffix import TrainedSuffix
+from editbench.editors.subject_tokens import target_row
+from editbench.editors.training.trained_suffix import TrainedSuffix
 from editbench.errors import ModelError
 from editbench.models.agreement import agree
 from editbench.models.editable import EditableModel

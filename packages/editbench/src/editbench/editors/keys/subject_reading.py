@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.row_batches import length_sorted_batches
-from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
+from editbench.editors.row_batches import length_sorted_batches
+from editbench.editors.subject_tokens import PromptRow, at_subjects
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from memit_core import capture

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.keys.subject_reading import read_at_subjects, read_hidden
-from editbench.editors.parts.keys.sweep_rows import (
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.subject_reading import read_at_subjects, read_hidden
+from editbench.editors.keys.sweep_rows import (
     SweepRow,
     batch_rows,
     count_kept,
     make_rows,
 )
-from editbench.editors.parts.placement import place_states
-from editbench.editors.parts.subject_tokens import PromptRow, at_subjects
+from editbench.editors.placement import place_states
+from editbench.editors.subject_tokens import PromptRow, at_subjects
 from editbench.models.agreement import agree
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import Places, find_mlps, only_at, skipping_padding

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.parts.keys.subject_reading import read_hidden
-from editbench.editors.parts.subject_tokens import PromptRow, essence_row, key_row, target_row
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.subject_tokens import PromptRow, essence_row, key_row, target_row
+from editbench.editors.targets.settings import TargetSettings
 from editbench.errors import ModelError
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from editbench.editors.base import Progress, Share
-from editbench.editors.parts.keys.subject_reading import read_hidden
-from editbench.editors.parts.subject_tokens import key_row
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.costs import STAGE
-from editbench.editors.parts.targets.groups import distinct_groups, group_requests
-from editbench.editors.parts.targets.optimizer import (
+from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.subject_tokens import key_row
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.costs import STAGE
+from editbench.editors.targets.groups import distinct_groups, group_requests
+from editbench.editors.targets.optimizer import (
     FinishedTarget,
     TargetOptimizer,
     TargetTask,
 )
-from editbench.editors.parts.targets.overflow import is_finite
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.targets.overflow import is_finite
+from editbench.editors.targets.settings import TargetSettings
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.replay.offset_forward import OffsetSite

@@ -9,15 +9,15 @@ from typing import Any
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress, Share
-from editbench.editors.parts.second_moments.collection import TokenCount, describe_collection
-from editbench.editors.parts.second_moments.collection_files import (
+from editbench.editors.second_moments.collection import TokenCount, describe_collection
+from editbench.editors.second_moments.collection_files import (
     alone,
     collect_to_file,
     is_collected,
     name_checkpoint,
 )
-from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
-from editbench.editors.parts.second_moments.shards import merge_shards
+from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
+from editbench.editors.second_moments.shards import merge_shards
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from editbench.editors.parts.second_moments.collection import save_moments
+from editbench.editors.second_moments.collection import save_moments
 from editbench.errors import SecondMomentError
 from memit_core import MemitCoreError, SecondMoment, SecondMomentFile
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from editbench.cache_entries import JsonEntry, read_kept
-from editbench.editors.parts.second_moments.collection_files import alone
-from editbench.editors.parts.second_moments.obtaining import LayerMoments
+from editbench.editors.second_moments.collection_files import alone
+from editbench.editors.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (

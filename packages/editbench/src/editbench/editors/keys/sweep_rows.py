@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editbench.editors.parts.context_prefixes import ContextPrefixes
-from editbench.editors.parts.row_batches import length_sorted_batches
-from editbench.editors.parts.subject_tokens import key_row
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.row_batches import length_sorted_batches
+from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
 from editbench.replay.prefix_states import count_shared
 from editbench.requests import EditRequest

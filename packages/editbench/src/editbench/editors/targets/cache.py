@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from editbench.cache_entries import put_aside
-from editbench.editors.parts.targets.groups import hash_others
-from editbench.editors.parts.targets.optimizer import FinishedTarget
-from editbench.editors.parts.targets.overflow import is_finite
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.targets.groups import hash_others
+from editbench.editors.targets.optimizer import FinishedTarget
+from editbench.editors.targets.overflow import is_finite
+from editbench.editors.targets.settings import TargetSettings
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest

@@ -1,7 +1,7 @@
 """Context prefixes for planning: those of the edit itself cannot be sampled without weights."""
 
 from editbench.editors.base import Resources
-from editbench.editors.parts.context_prefixes import ContextPrefixes
+from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.models.tokens import Tokens
 
 _WORDS = "The first of these was built a long time ago by some people who lived near the river and"

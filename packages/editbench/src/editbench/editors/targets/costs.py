@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Self
 
 from editbench.costs.stage import Known, StageCost, add_stages
-from editbench.editors.parts.targets.cache import TargetCache
-from editbench.editors.parts.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.parts.targets.groups import distinct_groups, group_requests
-from editbench.editors.parts.targets.optimizer import TargetTask
-from editbench.editors.parts.targets.replayed_rows import ReplayedRows
-from editbench.editors.parts.targets.settings import TargetSettings
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.groups import distinct_groups, group_requests
+from editbench.editors.targets.optimizer import TargetTask
+from editbench.editors.targets.replayed_rows import ReplayedRows
+from editbench.editors.targets.settings import TargetSettings
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
 from editbench.replay.prefix_states import can_share, count_shared

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from editbench.editors.parts.subject_tokens import PromptRow
+from editbench.editors.subject_tokens import PromptRow
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.readout import choose_slice_size
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, Share
-from editbench.editors.parts.second_moments.collection import (
+from editbench.editors.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
 )
-from editbench.editors.parts.second_moments.collection_files import alone, collect_to_file
-from editbench.editors.parts.second_moments.divided_collection import DividedCollection
-from editbench.editors.parts.second_moments.npz_files import is_npz, read_npz_moments
+from editbench.editors.second_moments.collection_files import alone, collect_to_file
+from editbench.editors.second_moments.divided_collection import DividedCollection
+from editbench.editors.second_moments.npz_files import is_npz, read_npz_moments
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel

@@ -11,14 +11,14 @@ from filelock import FileLock, Timeout
 from editbench.cache_entries import put_aside, read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
-from editbench.editors.parts.second_moments.collection import (
+from editbench.editors.second_moments.collection import (
     STAGE,
     TokenCount,
     collect_second_moments,
     describe_collection,
     save_moments,
 )
-from editbench.editors.parts.second_moments.corpus_reading import WHOLE, Shard
+from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel

@@ -1,1 +1,0 @@
-"""The pieces that editors share: where, what and how to write."""
