@@ -11,14 +11,13 @@ import torch
 
 from editbench.atlas.text import write_ordinary_sentence
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, Share, report_nothing
+from editbench.editors.base import Resources, report_nothing
 from editbench.editors.second_moments import collection as second_moment_collection
 from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.editors.second_moments.collection_files import collect_to_file
 from editbench.editors.second_moments.corpus_reading import Shard
 from editbench.editors.second_moments.obtaining import (
     obtain_second_moments,
-    prepare_second_moments,
     read_second_moments,
 )
 from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS
@@ -251,20 +250,3 @@ def test_auto_is_another_entry_of_the_cache(tmp_path) -> None:
     assert torch.equal(auto[1], again[1])
     counted = obtain_second_moments(tiny_model(), [1], 500, resources)
     assert not torch.equal(auto[1], counted[1])
-
-
-def test_auto_is_collected_whole_by_the_first_share_while_others_do_the_rest(tmp_path) -> None:
-    model = tiny_model()
-    resources = Resources(seed=0, cache=tmp_path, corpus=endless_corpus("some"))
-    rest = []
-    for index in range(3):
-        share = Share(index, 3)
-        rest.append(prepare_second_moments(model, LAYERS, "auto", resources, "mlp", share))
-        assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert rest == [None, Share(0, 2), Share(1, 2)]
-    assert not list(tmp_path.rglob("*-shards"))
-    whole = collect_second_moments(model, endless_corpus("some"), LAYERS, "auto", report_nothing)
-    found = obtain_second_moments(model, LAYERS, "auto", resources)
-    assert torch.equal(found[1], whole[1].moment())
-    alone = prepare_second_moments(model, LAYERS, "auto", resources, "mlp", Share(0, 1))
-    assert alone == Share(0, 1)

@@ -214,7 +214,7 @@ class Editor(ABC):
 
         Override it where much of the work of one edit can be divided: on a cluster with nothing
         else to do, all shares are done side by side before `edit`, which must give the same with
-        and without them, but for the last bits of sums that are taken in another order.
+        and without them.
 
         Args:
             model: As for `edit`.

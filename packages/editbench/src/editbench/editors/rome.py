@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import EditorConfig, Progress, Resources, Share
+from editbench.editors.base import EditorConfig, Progress, Resources
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.preserved_values import Dials
@@ -29,7 +29,6 @@ from editbench.editors.keys.insertion_costs import (
     plan_solve,
 )
 from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
-from editbench.editors.second_moments.obtaining import prepare_second_moments
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.chunks import make_tasks
 from editbench.editors.targets.costs import plan_targets
@@ -208,19 +207,6 @@ class Rome(ClosedForm):
             keys,
             plan_solve(model, len(requests), layers, one_by_one=True),
         ]
-
-    def prepare(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        resources: Resources,
-        share: Share,
-    ) -> None:
-        """Collect a share of the second moments; facts are optimized one after another."""
-        config = self.config
-        model.architecture.check_layer(config.layer)
-        tokens = config.second_moment_tokens
-        prepare_second_moments(model, (config.layer,), tokens, resources, "mlp", share)
 
 
 @dataclass(frozen=True)

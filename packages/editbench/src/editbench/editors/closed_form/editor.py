@@ -28,10 +28,7 @@ from editbench.editors.keys.insertion_costs import (
     plan_null_spaces,
     plan_second_moments,
 )
-from editbench.editors.second_moments.obtaining import (
-    obtain_second_moments,
-    prepare_second_moments,
-)
+from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.editors.targets.costs import find_unknown, plan_targets
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
@@ -180,15 +177,17 @@ class ClosedForm(Editor):
         resources: Resources,
         share: Share,
     ) -> None:
-        """Collect a share of the second moments, and optimise a share of the z."""
+        """Collect the second moments, as the first share, or optimise a share of the z."""
         config = self.config
         layers = config.critical_layers
         model.architecture.check_layer(layers[-1])
-        rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, config.module, share
-        )
-        depends_on_others = config.share_subjects or config.warm_start
-        if rest is not None and not depends_on_others:
+        n_collecting = int(resources.second_moments is None)
+        if share.index < n_collecting:
+            obtain_second_moments(
+                model, layers, config.second_moment_tokens, resources, config.module
+            )
+        elif not (config.share_subjects or config.warm_start):  # where z depend on others' z
+            rest = Share(share.index - n_collecting, share.n - n_collecting)
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest

@@ -9,7 +9,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,17 @@ from typing import Any
 from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, Share
+from editbench.editors.base import Resources
 from editbench.editors.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
 )
-from editbench.editors.second_moments.collection_files import alone, collect_to_file
-from editbench.editors.second_moments.divided_collection import DividedCollection
+from editbench.editors.second_moments.collection_files import (
+    alone,
+    collect_to_file,
+    is_collected,
+)
 from editbench.editors.second_moments.npz_files import is_npz, read_npz_moments
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
@@ -70,8 +72,7 @@ def obtain_second_moments(
 ) -> LayerMoments:
     """The second moments of `layers`: from the user's file, the cache, or the corpus.
 
-    What shares have prepared in the cache is joined, and a missing shard collected. Where they are
-    collected and there is no cache, those of all layers stay in memory.
+    Where they are collected and there is no cache, those of all layers stay in memory.
 
     Args:
         model: The model. They are of the unedited one, whatever edits are on it.
@@ -95,64 +96,17 @@ def obtain_second_moments(
     collection = (model, resources.corpus, layers, n_tokens)
     if resources.cache is not None:
         path = cached_path(resources.cache, *collection, module)
-        divided = DividedCollection(path, *collection, module)
-        if not divided.is_collected() and not path.exists():
+        provenance = describe_collection(*collection, module)
+        if not is_collected(path, provenance) and not path.exists():
             with alone(path, resources.report_progress):
-                if not divided.is_collected() and not divided.join(resources.report_progress):
+                if not is_collected(path, provenance):
                     collect_to_file(*collection, path, resources.report_progress, module)
-        if divided.is_collected():
-            divided.remove()
+        if is_collected(path, provenance):
             return read_second_moments(model, layers, path, module)
     # There is no cache, or something stands in it that can be neither used nor put aside.
     found = collect_second_moments(*collection, resources.report_progress, module=module)
     readers = {layer: moment.moment for layer, moment in found.items()}
     return LayerMoments(readers, source=f"corpus '{resources.corpus.name}'")
-
-
-def prepare_second_moments(
-    model: EditableModel,
-    layers: Sequence[int],
-    n_tokens: TokenCount,
-    resources: Resources,
-    module: ProjectionKind,
-    share: Share,
-) -> Share | None:
-    """Do a share of what `obtain_second_moments` would do, and leave it in the cache.
-
-    Each share collects its shard of the corpus. ``auto`` cannot be divided, because it is the whole
-    collection that says when it is enough: then the first share collects it.
-
-    Args:
-        model: As for `obtain_second_moments`, like the next ones.
-        layers: Critical layers.
-        n_tokens: Tokens to collect from where there is no file.
-        resources: Names the file, the cache folder and the corpus.
-        module: Whose output projection's inputs are the keys.
-        share: Which part to do.
-
-    Returns:
-        The share of an edit's other work that is left to the same worker; None if that is none,
-        since it has collected while others work.
-
-    Raises:
-        SecondMomentError: As `obtain_second_moments`, from the first share only.
-    """
-    cache, corpus = resources.cache, resources.corpus
-    is_given = resources.second_moments is not None
-    is_divisible = not is_given and n_tokens != "auto" and share.n > 1
-    if is_divisible and cache is not None and corpus is not None:
-        path = cached_path(cache, model, corpus, layers, n_tokens, module)
-        divided = DividedCollection(path, model, corpus, layers, n_tokens, module)
-        # A shard of a short corpus may be empty, a disk full: the other work goes on, and whoever
-        # joins the shards collects what is missing, or says what is wrong.
-        with suppress(SecondMomentError, OSError):
-            divided.collect_share(share, resources.report_progress)
-        return share
-    if share.index == 0:
-        obtain_second_moments(model, layers, n_tokens, resources, module)
-    if is_given or share.n == 1:
-        return share
-    return Share(share.index - 1, share.n - 1) if share.index > 0 else None
 
 
 def cached_path(
