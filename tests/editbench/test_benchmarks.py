@@ -153,17 +153,6 @@ def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
         assert 80 < row["score"] <= 100
 
 
-@pytest.mark.slow
-def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
-    arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
-    out = tmp_path / "record.json"
-    (row,) = run("compiled_replay", *arguments, out=out, in_own_process=True)
-    assert row["eager_seconds"] > 0
-    assert row["compiled_seconds"] > 0
-    assert row["compiling_seconds"] > 0
-    assert row["difference"] < 1e-5
-
-
 def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
