@@ -71,7 +71,7 @@ $(INSTALLED): pyproject.toml constraints.txt packages/memit-core/pyproject.toml 
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --constraint constraints.txt --group dev \
-		--editable 'packages/memit-core[files]' --editable packages/editbench
+		--editable packages/memit-core --editable packages/editbench
 	touch $@
 
 clean:  ## Remove everything that make made.

@@ -45,8 +45,7 @@ from editbench.editors.expected_prefixes import expect_prefixes
 from editbench.editors.keys.insertion_costs import plan_insertion
 from editbench.editors.memit import MemitConfig
 from editbench.editors.second_moments.collection import MAX_LENGTH, WINDOW
-from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader
-from editbench.editors.second_moments.text_keys import snug_batches
+from editbench.editors.second_moments.corpus_keys import WHOLE, CorpusReader, snug_batches
 from editbench.editors.subject_tokens import target_row
 from editbench.editors.targets.chunks import chunk_tasks, make_tasks
 from editbench.models.continuing import find_continuing

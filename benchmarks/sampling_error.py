@@ -19,7 +19,7 @@ from torch import Tensor
 from editbench.atlas import default_world
 from editbench.datasets.corpus import Corpus
 from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.second_moments.corpus_keys import read_keys
 from editbench.models.loading import load_model
 from editbench.plugins import load_plugins
 

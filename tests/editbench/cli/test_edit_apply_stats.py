@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from editbench.editors.second_moments.moment_files import load_second_moments
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.spec import ModelSpec
 from editbench.plugins import hookimpl
 from editbench.testing import tiny_model, tiny_tokenizer
-from memit_core import load_second_moments
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.second_moments.moment_files import load_second_moments, save_second_moments
 from editbench.editors.second_moments.obtaining import (
     collect_second_moments,
     collect_to_file,
@@ -31,7 +32,6 @@ from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
-from memit_core import load_second_moments, save_second_moments
 
 PREFIXES = ContextPrefixes((("",), ("It is known. ", "In 1990 we met. ")))
 PREFIX_WEIGHTS = (1 / 2, 1 / 4, 1 / 4)

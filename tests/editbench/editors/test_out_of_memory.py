@@ -19,7 +19,7 @@ from editbench.editors.keys.subject_reading import read_hidden
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
-from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.second_moments.corpus_keys import read_keys
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.training.costs import count_fitting
 from editbench.editors.training.minibatch import Minibatch

@@ -13,20 +13,18 @@ from editbench.atlas.text import write_ordinary_sentence
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
 from editbench.editors.second_moments import collection as second_moment_collection
-from editbench.editors.second_moments.collection import collect_second_moments
+from editbench.editors.second_moments.collection import TOLERATED_EXCESS, collect_second_moments
 from editbench.editors.second_moments.collection_files import collect_to_file
-from editbench.editors.second_moments.corpus_reading import Shard
+from editbench.editors.second_moments.corpus_keys import Shard, snug_batches
+from editbench.editors.second_moments.moment_files import load_second_moments, merge_shards
 from editbench.editors.second_moments.obtaining import (
     obtain_second_moments,
     read_second_moments,
 )
-from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS
-from editbench.editors.second_moments.shards import merge_shards
-from editbench.editors.second_moments.text_keys import snug_batches
 from editbench.errors import SecondMomentError
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_corpus
-from memit_core import capture, load_second_moments
+from memit_core import capture
 
 LAYERS = [1, 2]
 

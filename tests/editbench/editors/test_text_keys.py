@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.second_moments.corpus_keys import read_keys
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import find_padded
 from editbench.models.editable import EditableModel

@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memit_core._linalg import require_finite, to_float64
 from memit_core._shapes import shape_checked
-from memit_core._systems import to_float64, unwhiten, whiten
-from memit_core._well_posed import require_finite
 from memit_core.errors import IllPosedError
-from memit_core.factorize import FactorizedSecondMoment
-from memit_core.preservation import Preservation
+from memit_core.preservation import FactorizedSecondMoment, Preservation, unwhiten, whiten
 
 
 @shape_checked

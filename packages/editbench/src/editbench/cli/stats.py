@@ -20,13 +20,13 @@ from editbench.cli.options import (
 )
 from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, SecondMomentError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
     from editbench.editors.second_moments.collection import TokenCount
-    from editbench.editors.second_moments.corpus_reading import Shard
+    from editbench.editors.second_moments.corpus_keys import Shard
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
 
@@ -157,7 +157,7 @@ def _parse_count(text: str) -> "TokenCount":
 
 
 def _parse_shard(text: str | None) -> "Shard":
-    from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
+    from editbench.editors.second_moments.corpus_keys import WHOLE, Shard
 
     if text is None:
         return WHOLE
@@ -168,7 +168,7 @@ def _parse_shard(text: str | None) -> "Shard":
 
 
 def _merge(shards: Sequence[Path], out: Path) -> None:
-    from editbench.editors.second_moments.shards import merge_shards
+    from editbench.editors.second_moments.moment_files import merge_shards
 
     with writing(out):
         moments = merge_shards(shards, out)
@@ -188,11 +188,11 @@ def _default_layers(
 
 def _is_done(out: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a file of the same origin is there; any other file will be replaced."""
-    from memit_core import MemitCoreError, SecondMomentFile
+    from editbench.editors.second_moments.moment_files import SecondMomentFile
 
     try:
         return out.exists() and SecondMomentFile(out).provenance == provenance
-    except (MemitCoreError, OSError):
+    except SecondMomentError:
         return False
 
 

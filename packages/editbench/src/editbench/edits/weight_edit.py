@@ -13,11 +13,12 @@ from torch import Tensor
 from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
-from editbench.errors import EditError
+from editbench.errors import EditError, ModelError
 from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
+from editbench.models.offload import find_device, in_memory, updated_weights
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, UpdateFactors, find_device, in_memory, updated_weights
+from memit_core import MemitCoreError, UpdateFactors, find_float64_device
 from memit_core.weights import add_update
 
 
@@ -194,7 +195,7 @@ class WeightEdit(Edit):
                     for name, parameter in parameters.items()
                 }
                 stack.enter_context(updated_weights(model.model, oriented))
-            except MemitCoreError as error:
+            except (MemitCoreError, ModelError) as error:
                 raise EditError(f"apply edit to '{model.name}': {error}") from error
             yield
 
@@ -266,8 +267,7 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
         update: Δ, ``[d_out, d_in]``.
     """
     device = find_device(model.model, name) if parameter.is_meta else parameter.device
-    # Apple's accelerator has no float64.
-    device = torch.device("cpu") if device.type == "mps" else device
+    device = find_float64_device(device)
     parts = [part.to(device, torch.float64, copy=True) for part in _parts(update)]
     transposed = _is_transposed(model, name)
     if len(parts) == 1:

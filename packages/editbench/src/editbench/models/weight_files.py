@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,8 +106,6 @@ def write_safetensors(
         for _, tensor in ordered:
             flat = tensor.read().detach().cpu().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _open_safetensors(path: Path) -> WeightFile:

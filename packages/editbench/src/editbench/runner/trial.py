@@ -1,6 +1,5 @@
 """What is run: one editor on one model with one batch of cases, and grids of such trials."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from editbench.editors.second_moments.npz_files import list_npz
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError
+from editbench.files.seals import checksum, checksum_file
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
 from editbench.requests import ConflictPolicy
@@ -187,13 +187,12 @@ def _hash_moments(path: Path) -> str:
     if not path.is_dir():
         return _hash_file(path)
     sums = "".join(f"{_hash_file(file)}  {file.name}\n" for file in list_npz(path))
-    return hashlib.sha256(sums.encode()).hexdigest()
+    return checksum(sums.encode())
 
 
 def _hash_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return checksum_file(path)
     except OSError as error:
         raise SecondMomentError(
             f"second moments: cannot read the file, got {str(path)!r} ({error.strerror}). "

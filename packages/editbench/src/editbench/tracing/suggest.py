@@ -1,14 +1,12 @@
 """Critical layers of a model: traced once, and kept."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from editbench.cache_entries import JsonEntry
 from editbench.errors import TraceError
+from editbench.files.cache_entries import JsonEntry, name_entry
 from editbench.models.editable import EditableModel
 from editbench.tracing.facts import KnownFact, hash_facts
 from editbench.tracing.noise import measure_spread
@@ -17,7 +15,7 @@ from editbench.tracing.settings import TraceSettings
 from editbench.tracing.suggestion import Suggestion, suggest_from_traces
 from editbench.tracing.tracer import Tracer
 
-_VERSION = 2  # raised whenever the same inputs give another suggestion, or it is kept otherwise
+_WHAT = "critical layers"
 
 
 def suggest_layers(
@@ -80,7 +78,6 @@ def _find_entry(
     n_samples: int,
 ) -> JsonEntry:
     content = {
-        "version": _VERSION,
         "model": model.state,
         "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
         "facts": hash_facts(facts),
@@ -88,8 +85,8 @@ def _find_entry(
         "seed": seed,
         "n_samples": n_samples,
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return JsonEntry(cache / "critical_layers" / f"{digest}.json", "critical layers")
+    name = f"{name_entry(_WHAT, content)}.json"
+    return JsonEntry(cache / "critical_layers" / name, _WHAT)
 
 
 def _decode(content: dict[str, Any]) -> Suggestion:

@@ -20,7 +20,7 @@ from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form.solve import Dials, PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.expected_prefixes import expect_prefixes
 from editbench.editors.keys.insertion_costs import (
@@ -42,8 +42,9 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, spread_residuals, updated_weights
+from memit_core import MemitCoreError, spread_residuals
 
 
 class ClosedForm(Editor):

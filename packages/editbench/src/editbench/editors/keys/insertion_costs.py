@@ -18,9 +18,8 @@ from editbench.editors.placement import (
     place_second_moments,
     place_states,
 )
-from editbench.editors.second_moments.collection import TokenCount
+from editbench.editors.second_moments.collection import SamplingStop, TokenCount
 from editbench.editors.second_moments.obtaining import cached_path
-from editbench.editors.second_moments.sampling_stop import SamplingStop
 from editbench.models.architecture import ProjectionKind
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel

@@ -15,7 +15,6 @@ from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
     find_trained,
-    hash_file,
     read_record,
     read_trained,
     trained_path,
@@ -27,6 +26,7 @@ from editbench.editors.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
+from editbench.files.seals import checksum_file
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditCase, EditRequest
@@ -65,7 +65,7 @@ class MendConfig(EditorConfig):
             return values
         path = Path(values["weights"]).expanduser()
         try:
-            found = hash_file(path)
+            found = checksum_file(path)
         except OSError as error:
             raise ValueError(f"cannot read the file of weights ({error.strerror})") from error
         if values.get("weights_sha256") not in (None, found):
@@ -105,7 +105,7 @@ class Mend(Editor):
         if path is None:
             return config, f"{origin}; no trained hypernetwork is there yet"
         record = read_record(path)
-        config = config.updated({"weights_sha256": hash_file(path)}, str(path))
+        config = config.updated({"weights_sha256": checksum_file(path)}, str(path))
         trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
         return config, f"{origin}; hypernetwork {trained}, from {path}"
 

@@ -5,31 +5,34 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from editbench.cache_entries import read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
 from editbench.editors.placement import place_second_moments
-from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader, Shard
-from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS, SamplingStop
-from editbench.editors.second_moments.text_keys import read_keys
-from editbench.errors import SecondMomentError
-from editbench.models.architecture import ProjectionKind
-from editbench.models.editable import EditableModel
-from editbench.models.unedited import of_unedited
-from memit_core import (
-    DamagedError,
-    MemitCoreError,
-    SecondMoment,
+from editbench.editors.second_moments.corpus_keys import WHOLE, CorpusReader, Shard, read_keys
+from editbench.editors.second_moments.moment_files import (
     SecondMomentFile,
     SecondMoments,
     load_second_moments,
     save_second_moments,
 )
+from editbench.errors import SecondMomentError
+from editbench.files.cache_entries import read_kept
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from editbench.models.unedited import of_unedited
+from memit_core import SecondMoment, estimate_excess
+
+TOLERATED_EXCESS: Final = 0.1
+"""It is enough when updates move ordinary text no more than this much more than need be."""
+
+# In tokens for each dimension of a key: when to look first, and when to end in any case.
+_FIRST_LOOK: Final = 4
+_END: Final = 400
 
 STAGE = "second moments"
 TokenCount = int | Literal["auto"]
@@ -40,6 +43,52 @@ _N_PROBES = 256  # keys that halves of a sample are compared on
 _N_PROBE_TEXTS = 32
 _CHECKPOINT_SECONDS = 60.0
 _WORK_FOR_EACH_WRITING = 20  # checkpoints of large models are large
+
+
+class SamplingStop:
+    """Looks, now and then, at what two halves of a collection say about each other.
+
+    Args:
+        d_key: Width of the widest key.
+
+    Attributes:
+        next_look: Tokens after which to look again.
+        end: Tokens after which to end in any case.
+        excess: What the last look found, see `memit_core.estimate_excess`; infinite before.
+    """
+
+    def __init__(self, d_key: int) -> None:
+        self.next_look = _FIRST_LOOK * d_key
+        self.end = _END * d_key
+        self.excess = float("inf")
+
+    def count_ahead(self, n_tokens: int) -> int:
+        """How many tokens to read next: up to the next look, or, when it is due, to look at."""
+        return self.next_look - n_tokens if n_tokens < self.next_look else max(1, n_tokens // 4)
+
+    def look(
+        self,
+        halves: Sequence[Mapping[int, SecondMoment]],
+        keys: Mapping[int, Tensor],
+        n_tokens: int,
+    ) -> bool:
+        """Whether it is enough for every layer.
+
+        Args:
+            halves: Two halves of what has been collected.
+            keys: For each layer some keys that are in neither.
+            n_tokens: Tokens in both halves.
+        """
+        first, second = halves
+        self.excess = max(
+            estimate_excess(first[layer].moment(), second[layer].moment(), keys[layer])
+            for layer in keys
+        )
+        # The excess falls as tokens grow, so this is about where it will be enough. What is looked
+        # at is counted afterwards, so it takes at least as much more as `count_ahead` has said.
+        growth = min(2.0, max(1.25, 1.05 * self.excess / TOLERATED_EXCESS))
+        self.next_look = round(growth * n_tokens)
+        return self.excess <= TOLERATED_EXCESS
 
 
 @dataclass(frozen=True)
@@ -191,7 +240,7 @@ def collect_second_moments(
             is_late = time.monotonic() - saved > pause
             if checkpoint is not None and is_late and all(_count_tokens(each) for each in parts):
                 began_to_keep = time.monotonic()
-                save_moments(checkpoint, _number(parts), {**provenance, **asdict(place)})
+                save_second_moments(checkpoint, _number(parts), {**provenance, **asdict(place)})
                 saved = time.monotonic()
                 pause = max(_CHECKPOINT_SECONDS, _WORK_FOR_EACH_WRITING * (saved - began_to_keep))
         place = replace(place, n_texts_done=0)
@@ -207,20 +256,6 @@ def collect_second_moments(
         for layer, moment in parts[0].items():
             moment.merge(other[layer])
     return parts[0]
-
-
-def save_moments(
-    path: Path, moments: Mapping[int, SecondMoment], provenance: Mapping[str, Any]
-) -> None:
-    """Write second moments to a file, whole or not at all.
-
-    Raises:
-        SecondMomentError: The file cannot be written.
-    """
-    try:
-        save_second_moments(path, moments, provenance)
-    except MemitCoreError as error:
-        raise SecondMomentError(f"second moments: cannot write {path}: {error}") from error
 
 
 def _some_keys(
@@ -274,7 +309,7 @@ def _read_checkpoint(checkpoint: Path) -> SecondMoments | None:
 
     def read() -> SecondMoments:
         if not SecondMomentFile(checkpoint).is_sealed:
-            raise DamagedError("it has no checksum")
+            raise SecondMomentError("it has no checksum")
         return load_second_moments(checkpoint)
 
     return read_kept(checkpoint, "what an interrupted collection left", read)

@@ -8,7 +8,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from editbench.cache_entries import put_aside, read_kept
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
 from editbench.editors.second_moments.collection import (
@@ -16,13 +15,14 @@ from editbench.editors.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
-    save_moments,
 )
-from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
+from editbench.editors.second_moments.corpus_keys import WHOLE, Shard
+from editbench.editors.second_moments.moment_files import SecondMomentFile, save_second_moments
 from editbench.errors import SecondMomentError
+from editbench.files.cache_entries import put_aside, read_kept
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from memit_core import DamagedError, SecondMoment, SecondMomentFile
+from memit_core import SecondMoment
 
 _SAY_AFTER_SECONDS = 10.0
 
@@ -73,9 +73,9 @@ def is_collected(path: Path, provenance: Mapping[str, Any]) -> bool:
     def check() -> bool:
         file = SecondMomentFile(path)
         if not file.is_sealed:
-            raise DamagedError("it has no checksum")
+            raise SecondMomentError("it has no checksum")
         if file.provenance != provenance:
-            raise DamagedError("it is of another collection than its name says")
+            raise SecondMomentError("it is of another collection than its name says")
         for layer in file.shapes:
             file.check(layer)
         return True
@@ -125,7 +125,7 @@ def collect_to_file(
         checkpoint=checkpoint,
         **share,
     )
-    save_moments(path, moments, provenance)
+    save_second_moments(path, moments, provenance)
     checkpoint.unlink(missing_ok=True)
     return moments
 

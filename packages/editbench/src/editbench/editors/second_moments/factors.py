@@ -1,7 +1,9 @@
 """Second moments that were factorized once, and kept in the cache.
 
 C is fixed, and its factorization is by far the dearest part of a small edit. A file of 8 d_key²
-bytes for each layer spares it.
+bytes for each layer spares it: a safetensors file whose tensor ``factor`` is U with C = Uᵀ U, upper
+triangular, float64, what is below the diagonal stored as zeros, so that the file can be mapped into
+memory and used as it stands. Its card holds ``provenance``.
 """
 
 import hashlib
@@ -13,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editbench.cache_entries import JsonEntry, read_kept
 from editbench.editors.second_moments.collection_files import alone
 from editbench.editors.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
+from editbench.files.cache_entries import JsonEntry, read_kept
+from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.models.out_of_memory import else_on_cpu
 from memit_core import (
-    DamagedError,
     FactorizedSecondMoment,
     IllPosedError,
     IndefiniteError,
     MemitCoreError,
     Preservation,
-    load_factor,
-    save_factor,
+    find_float64_device,
 )
 
+_FACTOR = "factor"
 _ORIGIN = ("model_fingerprint", "corpus_fingerprint", "n_tokens")
 
 
@@ -130,12 +132,58 @@ def _read(path: Path, live: Tensor, device: torch.device) -> Preservation | None
     """What a file holds; None if it is not there, or damaged, and then it is put aside."""
 
     def read() -> Preservation:
-        stored = load_factor(path, device=device)
-        if (stored.provenance or {}).get("name") != path.name:
-            raise DamagedError("it is of another second moment than its name says")
-        return Preservation(stored.factorized, basis=live.to(device))
+        factorized, provenance = load_factor(path, device)
+        if (provenance or {}).get("name") != path.name:
+            raise SecondMomentError("it is of another second moment than its name says")
+        return Preservation(factorized, basis=live.to(device))
 
     return read_kept(path, "factors of second moments", read)
+
+
+def save_factor(
+    path: Path, factorized: FactorizedSecondMoment, provenance: Mapping[str, Any]
+) -> None:
+    """Write a factorized second moment to a file, whole or not at all.
+
+    Args:
+        path: File to create or replace; its folder must exist. It takes 8 d_key² bytes.
+        factorized: The second moment.
+        provenance: JSON object that says which second moment it is.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    upper = factorized.factor.mT.cpu().contiguous()
+    write_tensors(path, {_FACTOR: upper}, {"provenance": dict(provenance)})
+
+
+def load_factor(
+    path: Path, device: torch.device
+) -> tuple[FactorizedSecondMoment, dict[str, Any] | None]:
+    """Read a file that `save_factor` wrote, and its provenance.
+
+    On the CPU it is mapped into memory. The first time in a process it is read once, to check it.
+
+    Args:
+        path: The file.
+        device: Where solves are to be done; the CPU in place of one that lacks float64.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not what was written, or no factor.
+    """
+    file = TensorFile(path)
+    if set(file.tensors) != {_FACTOR}:
+        raise ValueError(f"got tensors {sorted(file.tensors)}; expected '{_FACTOR}'")
+    upper = file.read(_FACTOR)
+
+    def require_finite() -> None:
+        if not bool(torch.stack(torch.aminmax(upper)).isfinite().all()):
+            raise ValueError("a number of the factor is not finite")
+
+    file.check(_FACTOR, "numbers", require_finite)
+    factorized = FactorizedSecondMoment.from_factor(upper.to(find_float64_device(device)).mT)
+    return factorized, (file.card or {}).get("provenance")
 
 
 def find_live(moment: Tensor, layer: int) -> Tensor:

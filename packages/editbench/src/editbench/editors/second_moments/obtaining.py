@@ -5,8 +5,6 @@ uncentred, so they are no covariances. What is collected carries its provenance,
 checked against the model at hand.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -27,11 +25,12 @@ from editbench.editors.second_moments.collection_files import (
     collect_to_file,
     is_collected,
 )
+from editbench.editors.second_moments.moment_files import SecondMomentFile
 from editbench.editors.second_moments.npz_files import is_npz, read_npz_moments
 from editbench.errors import SecondMomentError
+from editbench.files.seals import checksum_json
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from memit_core import MemitCoreError, SecondMomentFile
 
 
 class LayerMoments(Mapping[int, Tensor]):
@@ -119,9 +118,7 @@ def cached_path(
 ) -> Path:
     """The file of a cache folder in which `obtain_second_moments` keeps what it collects."""
     provenance = describe_collection(model, corpus, layers, n_tokens, module)
-    content = json.dumps(provenance, sort_keys=True).encode()
-    name = f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-    return cache / "second_moments" / name
+    return cache / "second_moments" / f"{checksum_json(provenance)[:32]}.safetensors"
 
 
 def read_second_moments(
@@ -142,10 +139,7 @@ def read_second_moments(
     """
     if is_npz(path):
         return LayerMoments(read_npz_moments(model, layers, path, module), source=str(path))
-    try:
-        file = SecondMomentFile(path)
-    except MemitCoreError as error:
-        raise SecondMomentError(str(error)) from error
+    file = SecondMomentFile(path)
     if file.provenance is None:
         warnings.warn(
             f"second moments: {path} does not say which model it was collected from; only its "
@@ -186,9 +180,6 @@ def read_second_moments(
                 f"{file.shapes[layer]}; expected ({d_key}, {d_key}), the keys of module "
                 f"'{module}' of '{model.name}'."
             )
-        try:
-            file.check(layer)
-        except MemitCoreError as error:
-            raise SecondMomentError(str(error)) from error
+        file.check(layer)
     readers = {layer: partial(file.read, layer) for layer in layers}
     return LayerMoments(readers, file.provenance, str(path))

@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from editbench.files.whole_files import write_whole
 from editbench.results.figures import attention, layers, preservation_weight, weight_decay
 from editbench.results.figures.attention import draw_attention
 from editbench.results.figures.categories import draw_categories
@@ -201,12 +202,7 @@ def _write(plan: FigurePlan, stem: Path) -> list[Path]:
     paths = []
     for suffix, content in contents.items():
         path = stem.with_name(stem.name + suffix)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, content)
         paths.append(path)
     return paths
 

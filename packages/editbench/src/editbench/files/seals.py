@@ -1,4 +1,4 @@
-"""Checksums in JSON objects: what was damaged since it was written is not believed."""
+"""Checksums of JSON objects: what was damaged since it was written is not believed."""
 
 import hashlib
 import json
@@ -24,9 +24,15 @@ def checksum_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksum_json(content: Any) -> str:
+    """SHA-256 of what a JSON value says, whatever the order of keys in it, in hexadecimal."""
+    as_read = json.loads(json.dumps(content))  # where all keys are strings
+    return checksum(json.dumps(as_read, sort_keys=True).encode())
+
+
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a JSON object a checksum of what it says, whatever the order of its keys."""
-    return {**content, _KEY: _checksum_json(content)}
+    """Add to a JSON object a checksum of what it says."""
+    return {**content, _KEY: checksum_json(content)}
 
 
 def unseal(content: object, *, required: bool = False) -> dict[str, Any]:
@@ -46,11 +52,6 @@ def unseal(content: object, *, required: bool = False) -> dict[str, Any]:
     if len(rest) == len(content):
         if required:
             raise ValueError("it has no checksum")
-    elif content[_KEY] != _checksum_json(rest):
+    elif content[_KEY] != checksum_json(rest):
         raise ValueError("it is not what was written: its checksum is another")
     return rest
-
-
-def _checksum_json(content: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(content))
-    return checksum(json.dumps(as_read, sort_keys=True).encode())

@@ -1,7 +1,8 @@
-"""Refusals of ill-posed input, and the one Cholesky factorization that all solves share.
+"""Float64 arithmetic on matrices that just fit: checked tile by tile, and factorized in place.
 
-Memory is the constraint: at d_key = 16384 a float64 matrix takes 2 GiB. So matrices are checked
-tile by tile, and factorized in place.
+Everything is solved in float64, whatever the inputs are stored in. Devices that lack float64 lend
+their inputs to the CPU and get a float32 result back. Memory is the constraint: at d_key = 16384 a
+float64 matrix takes 2 GiB.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from memit_core.errors import IllPosedError, IndefiniteError
+
+DEVICE_TYPES_WITHOUT_FLOAT64: Final = frozenset({"mps"})
 
 # A tile and its mirror image fit into a core's cache; whole rows against columns would not. On an
 # accelerator each tile is waited for, which takes as long as looking at a large one.
@@ -30,6 +33,45 @@ _NEGATIVE_TOLERANCE: Final = 1e-3
 # for float32 storage stay below one unit or so (tried up to d = 200); the trained models tried keep
 # hundreds of units away from it.
 _NOISE_MARGIN: Final = 16.0
+
+# More strips waste less on the blocks of the diagonal; fewer multiply larger matrices.
+_N_STRIPS: Final = 8
+_MIN_STRIP: Final = 256
+
+
+def find_float64_device(device: torch.device) -> torch.device:
+    """Return `device` itself, or the CPU if `device` cannot compute in float64."""
+    if device.type in DEVICE_TYPES_WITHOUT_FLOAT64:
+        return torch.device("cpu")
+    return device
+
+
+def to_float64(rows: Tensor, device: torch.device) -> Tensor:
+    """Copy to float64, so that no result shares memory with an argument."""
+    return rows.to(device=device, dtype=torch.float64, copy=True)
+
+
+def hand_back(result: Tensor, device: torch.device) -> Tensor:
+    """Move a float64 result to the device its inputs came from, in float32 where it must be."""
+    if device.type in DEVICE_TYPES_WITHOUT_FLOAT64:
+        return result.to(device=device, dtype=torch.float32)
+    return result.to(device)
+
+
+def add_gram(system: Tensor, rows: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> None:
+    """Turn a symmetric matrix S into βS + αRᵀR, in the upper triangle alone.
+
+    Args:
+        system: S, [d, d]; below the diagonal, what is there has no meaning any more.
+        rows: R, [n, d], of the same dtype.
+        beta: β.
+        alpha: α.
+    """
+    size = len(system)
+    strip = max(_MIN_STRIP, -(-size // _N_STRIPS))
+    for start in range(0, size, strip):
+        block = system[start : start + strip, start:]
+        block.addmm_(rows[:, start : start + strip].mT, rows[:, start:], beta=beta, alpha=alpha)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,45 @@
-"""What is kept between runs: believed where it is whole, else put aside, said and computed anew."""
+"""What is kept between runs: believed where it is whole, else put aside, said and computed anew.
+
+What was computed is found by a hash of all that it was computed from, and of the `VERSIONS` of how.
+"""
 
 import gzip
 import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from editbench.seals import seal, unseal
+from editbench.errors import EditbenchError
+from editbench.files.seals import checksum_json, seal, unseal
+from editbench.files.whole_files import write_whole
 
 _Content = TypeVar("_Content")
 
+VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
+    {"target hidden states": 3, "answers": 2, "critical layers": 2}
+)
+"""Of what is kept. To be raised where the same inputs give other numbers, or are kept otherwise."""
+
 # What readers raise about files that are not what was written; memit-core's errors are ValueErrors.
-_DAMAGE = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError)
+_DAMAGE = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, EditbenchError)
 
 _said: set[Path] = set()
+
+
+def name_entry(kind: str, content: Mapping[str, Any]) -> str:
+    """The name of what was computed from `content`, a JSON object: 64 hexadecimal digits.
+
+    Args:
+        kind: One of `VERSIONS`.
+        content: All that determines what is kept.
+    """
+    return checksum_json({"version": VERSIONS[kind], **content})
 
 
 def read_kept(path: Path, what: str, read: Callable[[], _Content]) -> _Content | None:
@@ -116,10 +137,7 @@ class JsonEntry:
         data = json.dumps(seal({"name": self.path.name, "content": content})).encode()
         if self.path.suffix == ".gz":
             data = gzip.compress(data, mtime=0)
-        from memit_core.whole_files import writing_whole  # torch comes with it
-
-        with writing_whole(self.path) as unfinished:
-            unfinished.write_bytes(data)
+        write_whole(self.path, data)
 
     def _load(self) -> object:
         data = self.path.read_bytes()

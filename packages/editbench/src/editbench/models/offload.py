@@ -3,10 +3,11 @@
 accelerate spreads a model that does not fit over the CPU's memory and a disk. A module whose
 weights are kept there has placeholders on the meta device; its hook ``_hf_hook`` copies the values
 in before each of its forwards, from ``weights_map``, and drops them afterwards. Nothing more than
-that is relied on here, and accelerate itself is not needed.
+that is relied on here. Hooks of `memit_core` see such a module's calls as they see any other's; its
+parameters, which are not there between two calls, are brought in here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memit_core._lookup import look_up
-from memit_core.errors import MemitCoreError
+import memit_core
+from editbench.errors import ModelError
+from memit_core import UpdateFactors
 
 
 @contextmanager
@@ -38,20 +40,20 @@ def in_memory(model: nn.Module, names: Iterable[str]) -> Iterator[frozenset[str]
         The names of all parameters that were brought in.
 
     Raises:
-        MemitCoreError: A name is unknown, a parameter is on the meta device and nothing brings it
-            in, or tied parameters are kept in different places. Nothing has been changed then.
+        ModelError: A parameter is on the meta device and nothing brings it in, or tied parameters
+            are kept in different places. Nothing has been changed then.
     """
     available = dict(model.named_parameters(remove_duplicate=False))
     ties = getattr(model, "all_tied_weights_keys", None) or {}
     keepers: dict[str, _Keeper] = {}
-    for name in look_up("in_memory", "parameter", names, available):
+    for name in names:
         own = ties.get(name, name)
         tied = [other for other in available if other == name or ties.get(other, other) == own]
         found = {other: _find_keeper(model, other) for other in tied}
         if len({None if keeper is None else keeper.device for keeper in found.values()}) > 1:
-            raise MemitCoreError(
-                f"in_memory: tied parameters are kept in different places, got {', '.join(tied)}. "
-                "Load the model with a device map that has them in the same."
+            raise ModelError(
+                "offloaded weights: tied parameters are kept in different places, got "
+                f"{', '.join(tied)}. Load the model with a device map that has them in the same."
             )
         keepers |= {keeper.path: keeper for keeper in found.values() if keeper is not None}
     with ExitStack() as restoring:
@@ -72,11 +74,30 @@ def in_memory(model: nn.Module, names: Iterable[str]) -> Iterator[frozenset[str]
         yield frozenset(brought_in)
 
 
+@contextmanager
+def updated_weights(
+    model: nn.Module, updates: Mapping[str, Tensor | UpdateFactors]
+) -> Iterator[None]:
+    """`memit_core.updated_weights`, also of parameters that accelerate keeps elsewhere.
+
+    These stay in memory within the body, and what is kept elsewhere is not written to.
+
+    Raises:
+        MemitCoreError: As there.
+        ModelError: As `in_memory`.
+    """
+    with (
+        in_memory(model, updates) as brought_in,
+        memit_core.updated_weights(model, updates, temporary=brought_in),
+    ):
+        yield
+
+
 def find_device(model: nn.Module, name: str) -> torch.device:
     """Find where a parameter is when its module computes, wherever it is kept.
 
     Raises:
-        MemitCoreError: The parameter is on the meta device and nothing brings it in.
+        ModelError: The parameter is on the meta device and nothing brings it in.
     """
     keeper = _find_keeper(model, name)
     return model.get_parameter(name).device if keeper is None else keeper.device
@@ -134,8 +155,8 @@ def _find_keeper(model: nn.Module, name: str) -> _Keeper | None:
         if not path and not parameter.is_meta:
             return None
         if not path:
-            raise MemitCoreError(
-                f"in_memory: parameter '{name}' has no values, got {parameter.dtype} on meta. "
-                "Load the model's weights; only what accelerate has offloaded is brought in."
+            raise ModelError(
+                f"offloaded weights: parameter '{name}' has no values, got {parameter.dtype} on "
+                "meta. Load the model's weights; only what accelerate has offloaded is brought in."
             )
         path = path.rpartition(".")[0]

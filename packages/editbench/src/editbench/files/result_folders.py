@@ -1,15 +1,13 @@
 """Folders that a command fills for hours: written by one process, whole or not at all.
 
-Each file is written under another name, flushed to disk and renamed. A process that is killed at
-any point leaves a leftover that the next one removes. A lock, which the system releases when its
-holder dies, keeps a second process out.
+What a process that is killed leaves half-written the next one removes. A lock, which the system
+releases when its holder dies, keeps a second process out.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +16,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from editbench.errors import EditbenchError
-from editbench.seals import seal, unseal
+from editbench.files.seals import seal, unseal
+from editbench.files.whole_files import UNFINISHED, is_unfinished, remove, write_whole
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-UNFINISHED = ".unfinished-"
-"""What names begin with of what is being written, or was when its writer died."""
 
 _LOCK = ".lock"
 
@@ -55,7 +51,7 @@ class FolderKind:
         if self.is_begun(folder) or not folder.exists():
             return
         for found in folder.iterdir():
-            if found.name != _LOCK and not found.name.startswith(UNFINISHED):
+            if found.name != _LOCK and not is_unfinished(found):
                 raise self.error(
                     f"open {self.noun}: the folder holds something that is no {self.noun}, got "
                     f"{str(folder)!r} with {found.name!r} in it. Choose an empty or new folder."
@@ -113,16 +109,9 @@ class FolderKind:
 
     def write(self, path: Path, content: bytes, *, operation: str = "store") -> None:
         """Write a file, whole or not at all; its folder is made if missing."""
-        unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-        try:
-            with self.explained(operation, path):
-                path.parent.mkdir(exist_ok=True)
-                write_flushed(unfinished, content)
-                unfinished.replace(path)
-                flush_folder(path.parent)
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
+        with self.explained(operation, path):
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, content)
 
     @contextmanager
     def explained(self, operation: str, path: Path) -> Iterator[None]:
@@ -154,24 +143,6 @@ def decode_sealed(data: bytes, model: type[_Model]) -> _Model:
     return parsed
 
 
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write a file, and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def first_line(error: Exception) -> str:
     """What an error says, without the details below."""
     return str(error).split("\n", 1)[0]
@@ -180,7 +151,4 @@ def first_line(error: Exception) -> str:
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written; the lock says that it is not being used."""
     for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        remove(leftover)

@@ -3,10 +3,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from memit_core import SecondMoment, save_second_moments
-from memit_core.whole_files import writing_whole
+from editbench.files.whole_files import write_whole, writing_whole, writing_whole_folder
 
 HEX = "0123456789abcdef" * 2
 DAY = 24 * 3600
@@ -58,17 +56,30 @@ def test_writers_at_the_same_time_do_not_touch_each_other(tmp_path: Path) -> Non
     assert path.read_text() == "first"
 
 
+def test_a_folder_appears_whole_and_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "folder"
+    for content in ("old", "new"):
+        with writing_whole_folder(folder) as unfinished:
+            write_whole(unfinished / content, content)
+            assert [path.name for path in folder.glob("*")] == (["old"] if content == "new" else [])
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    with pytest.raises(KeyboardInterrupt), writing_whole_folder(folder) as unfinished:
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
-    own = leave(tmp_path / f".moments.safetensors.{HEX}.partial", 1.1 * DAY)
-    other = leave(tmp_path / f".other.safetensors.{HEX}.partial", 1.1 * DAY)
+    own = leave(tmp_path / f".unfinished-moments.safetensors-{HEX}", 1.1 * DAY)
+    other = leave(tmp_path / f".unfinished-other.safetensors-{HEX}", 1.1 * DAY)
     kept = [
-        leave(tmp_path / f".young.safetensors.{HEX}.partial", 0.9 * DAY),  # may be being written
-        leave(tmp_path / ".notes.partial", 9 * DAY),
-        leave(tmp_path / f"moments.{HEX}.partial", 9 * DAY),
+        leave(tmp_path / f".unfinished-young.safetensors-{HEX}", 0.9 * DAY),  # may be being written
+        leave(tmp_path / ".unfinished-notes", 9 * DAY),
+        leave(tmp_path / f"moments-{HEX}", 9 * DAY),
         leave(tmp_path / "moments.safetensors.partial", 9 * DAY),  # what a collection goes on from
     ]
     path = tmp_path / "moments.safetensors"
-    save_second_moments(path, {0: SecondMoment.from_moment(torch.eye(3), n_tokens=1)}, {})
+    write_whole(path, "moments")
     assert not own.exists()
     assert not other.exists()
     assert sorted(tmp_path.iterdir()) == sorted([*kept, path])
