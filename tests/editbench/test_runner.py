@@ -22,12 +22,10 @@ from editbench.edits.card import hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, RequestError, RunError, SecondMomentError
-from editbench.metrics.accuracy import Accuracy
 from editbench.metrics.base import AnyMetric, Metric
-from editbench.metrics.consistency import ReferenceScore
+from editbench.metrics.generation import ReferenceScore
 from editbench.metrics.perplexity import Perplexity
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers, Generate, GenerateAnswer, Question, Read

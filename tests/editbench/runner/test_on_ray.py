@@ -20,7 +20,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import RunError
 from editbench.metrics.base import Metric
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers, Generate, GenerateAnswer, Question
 from editbench.requests import EditCase, EditRequest

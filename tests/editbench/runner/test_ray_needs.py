@@ -11,7 +11,7 @@ from editbench.costs.stage import Known, StageCost
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase
 from editbench.runner import Inputs, grid

@@ -11,8 +11,7 @@ from editbench.editors.mend.editor import Mend, MendConfig
 from editbench.editors.mend.trained_file import find_trained, read_record
 from editbench.editors.mend.training_config import configure_training
 from editbench.files.seals import checksum_file
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.answering import answer_questions
 from editbench.models.loading import load_model
 from editbench.plugins import PluginManager

@@ -166,8 +166,7 @@ def format_table(summary: "Summary") -> str:
 
 def _format_table(table: "Table", output_format: str) -> str:
     """Lay a table out: for stdout styled in a terminal, and as wide as it needs elsewhere."""
-    from editbench.results.tables.latex import write_latex
-    from editbench.results.tables.markdown import write_markdown
+    from editbench.results.tables.markup import write_latex, write_markdown
     from editbench.results.tables.terminal import draw_table
 
     if output_format == "latex":

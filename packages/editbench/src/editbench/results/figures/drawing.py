@@ -13,18 +13,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from editbench.files.whole_files import write_whole
-from editbench.results.figures import attention, layers, preservation_weight, weight_decay
-from editbench.results.figures.attention import draw_attention
+from editbench.results.figures import layers, sweep, weight_decay
 from editbench.results.figures.categories import draw_categories
-from editbench.results.figures.demonstrations import draw_demonstrations
-from editbench.results.figures.dots import draw_dots
+from editbench.results.figures.dots import draw_demonstrations, draw_dots
 from editbench.results.figures.layers import draw_layers
 from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
-from editbench.results.figures.preservation_weight import draw_preservation_weight
-from editbench.results.figures.scaling import draw_scaling
 from editbench.results.figures.selection import Point, Selection
 from editbench.results.figures.style import figure_settings
+from editbench.results.figures.sweep import (
+    draw_attention,
+    draw_preservation_weight,
+    draw_scaling,
+)
 from editbench.results.figures.weight_decay import draw_weight_decay
 from editbench.results.manifest import TrialDescription
 from editbench.results.report import Summary
@@ -46,9 +47,9 @@ FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
 
 _OVER_DRAWS = {"mixing"}  # what is drawn over seeds, not once for each
 _SWEPT = {
-    attention.FIELD: "attention",
+    sweep.MODULE: "attention",
     layers.FIELD: "layers",
-    preservation_weight.FIELD: "lambda",
+    sweep.PRESERVATION_WEIGHT: "lambda",
     weight_decay.FIELD: "weight-decay",
 }
 
