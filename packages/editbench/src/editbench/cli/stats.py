@@ -25,7 +25,7 @@ from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
-    from editbench.editors.second_moments.collection import TokenCount
+    from editbench.editors.second_moments.collection_work import TokenCount
     from editbench.editors.second_moments.corpus_keys import Shard
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel

@@ -179,7 +179,7 @@ class Editor(ABC):
             EditError: What is missing, and how to get it.
         """
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],

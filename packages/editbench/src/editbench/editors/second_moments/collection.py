@@ -5,14 +5,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
-from editbench.editors.placement import place_second_moments
+from editbench.editors.second_moments.collection_work import (
+    STAGE,
+    TOLERATED_EXCESS,
+    CollectionWork,
+    SamplingStop,
+    TokenCount,
+    limit_length,
+)
 from editbench.editors.second_moments.corpus_keys import WHOLE, CorpusReader, Shard, read_keys
 from editbench.editors.second_moments.moment_files import (
     SecondMomentFile,
@@ -25,70 +32,13 @@ from editbench.files.cache_entries import read_kept
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.models.unedited import of_unedited
-from memit_core import SecondMoment, estimate_excess
-
-TOLERATED_EXCESS: Final = 0.1
-"""It is enough when updates move ordinary text no more than this much more than need be."""
-
-# In tokens for each dimension of a key: when to look first, and when to end in any case.
-_FIRST_LOOK: Final = 4
-_END: Final = 400
-
-STAGE = "second moments"
-TokenCount = int | Literal["auto"]
+from memit_core import SecondMoment
 
 WINDOW = 16  # batches' worth of texts that are sorted by length together
-MAX_LENGTH = 2_048  # tokens that a text is cut to, if nobody says
 _N_PROBES = 256  # keys that halves of a sample are compared on
 _N_PROBE_TEXTS = 32
 _CHECKPOINT_SECONDS = 60.0
 _WORK_FOR_EACH_WRITING = 20  # checkpoints of large models are large
-
-
-class SamplingStop:
-    """Looks, now and then, at what two halves of a collection say about each other.
-
-    Args:
-        d_key: Width of the widest key.
-
-    Attributes:
-        next_look: Tokens after which to look again.
-        end: Tokens after which to end in any case.
-        excess: What the last look found, see `memit_core.estimate_excess`; infinite before.
-    """
-
-    def __init__(self, d_key: int) -> None:
-        self.next_look = _FIRST_LOOK * d_key
-        self.end = _END * d_key
-        self.excess = float("inf")
-
-    def count_ahead(self, n_tokens: int) -> int:
-        """How many tokens to read next: up to the next look, or, when it is due, to look at."""
-        return self.next_look - n_tokens if n_tokens < self.next_look else max(1, n_tokens // 4)
-
-    def look(
-        self,
-        halves: Sequence[Mapping[int, SecondMoment]],
-        keys: Mapping[int, Tensor],
-        n_tokens: int,
-    ) -> bool:
-        """Whether it is enough for every layer.
-
-        Args:
-            halves: Two halves of what has been collected.
-            keys: For each layer some keys that are in neither.
-            n_tokens: Tokens in both halves.
-        """
-        first, second = halves
-        self.excess = max(
-            estimate_excess(first[layer].moment(), second[layer].moment(), keys[layer])
-            for layer in keys
-        )
-        # The excess falls as tokens grow, so this is about where it will be enough. What is looked
-        # at is counted afterwards, so it takes at least as much more as `count_ahead` has said.
-        growth = min(2.0, max(1.25, 1.05 * self.excess / TOLERATED_EXCESS))
-        self.next_look = round(growth * n_tokens)
-        return self.excess <= TOLERATED_EXCESS
 
 
 @dataclass(frozen=True)
@@ -129,7 +79,7 @@ def describe_collection(
         "module": module,
         "layers": list(layers),
         "n_tokens": n_tokens,
-        "max_length": _limit_length(model, max_length),
+        "max_length": limit_length(model, max_length),
         "dtype": "float64",
     }
     if n_tokens == "auto":
@@ -188,20 +138,13 @@ def collect_second_moments(
         model, corpus, layers, n_tokens, module, max_length=max_length, shard=shard
     )
     widths = {layer: model.d_key(layer, module) for layer in layers}
-    stop = SamplingStop(max(widths.values())) if n_tokens == "auto" else None
-    n_parts = 1 if stop is None else 2
-    device, budget = place_second_moments(model, len(layers), max(widths.values()), n_parts)
+    work = CollectionWork.of(model, list(widths.values()), n_tokens)
+    stop, budget = work.stop, work.n_together
     parts = [
-        {layer: SecondMoment(d_key, device=device) for layer, d_key in widths.items()}
-        for _ in range(n_parts)
+        {layer: SecondMoment(d_key, device=work.device) for layer, d_key in widths.items()}
+        for _ in range(work.n_parts)
     ]
-    reader = CorpusReader(
-        model,
-        corpus,
-        stop.end if n_tokens == "auto" and stop is not None else int(n_tokens),
-        _limit_length(model, max_length),
-        shard,
-    )
+    reader = CorpusReader(model, corpus, work.n_tokens, limit_length(model, max_length), shard)
     place = _take_up(checkpoint, parts, provenance)
     reader.n_texts, reader.n_tokens = place.n_texts, place.n_tokens_read
     n_done = n_before = sum(_count_tokens(moments) for moments in parts)
@@ -327,7 +270,3 @@ def _number(parts: Sequence[Mapping[int, SecondMoment]]) -> dict[int, SecondMome
         for place, moments in enumerate(parts)
         for layer, moment in moments.items()
     }
-
-
-def _limit_length(model: EditableModel, max_length: int | None) -> int:
-    return min(max_length or MAX_LENGTH, model.max_positions or MAX_LENGTH)

@@ -10,12 +10,8 @@ from filelock import FileLock, Timeout
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
-from editbench.editors.second_moments.collection import (
-    STAGE,
-    TokenCount,
-    collect_second_moments,
-    describe_collection,
-)
+from editbench.editors.second_moments.collection import collect_second_moments, describe_collection
+from editbench.editors.second_moments.collection_work import STAGE, TokenCount
 from editbench.editors.second_moments.corpus_keys import WHOLE, Shard
 from editbench.editors.second_moments.moment_files import SecondMomentFile, save_second_moments
 from editbench.errors import SecondMomentError

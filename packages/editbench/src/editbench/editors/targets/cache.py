@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from editbench.editors.targets.groups import hash_others
 from editbench.editors.targets.optimizer import FinishedTarget
-from editbench.editors.targets.overflow import is_finite
 from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.tasks import hash_others
 from editbench.errors import EditError
 from editbench.files.cache_entries import name_entry, put_aside
 from editbench.models.editable import EditableModel
@@ -140,7 +139,7 @@ class TargetCache:
                 continue
             state, initial, loss, n_steps = content
             one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
-            if is_finite(one):
+            if one.is_finite:
                 rows[key] = one
         if n_damaged:
             warnings.warn(
@@ -157,7 +156,7 @@ class TargetCache:
             return
         rows = []
         for key, one in outcomes.items():
-            if is_finite(one):
+            if one.is_finite:
                 vectors = one.state.numpy().tobytes(), one.initial.numpy().tobytes()
                 row = (key, *vectors, one.loss, one.n_steps)
                 rows.append((*row, _checksum(*row)))
