@@ -19,7 +19,7 @@ from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
 from editbench.editors.rome import Rome
-from editbench.editors.second_moments.text_keys import read_keys
+from editbench.editors.second_moments.corpus_keys import read_keys
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.edits.weight_edit import WeightEdit

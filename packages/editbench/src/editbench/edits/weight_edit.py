@@ -14,6 +14,7 @@ from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
 from editbench.errors import EditError, ModelError
+from editbench.files.tensor_files import view_bytes
 from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.models.offload import find_device, in_memory, updated_weights
@@ -171,7 +172,7 @@ class WeightEdit(Edit):
         for name, update in sorted(self.updates.items()):
             for part in _parts(update):
                 digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(view_bytes(part.cpu()).numpy().data)
         return digest.hexdigest()
 
     @property

@@ -21,6 +21,7 @@ from editbench.models.chosen_positions import skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.out_of_memory import Halving
+from editbench.models.token_states import by_token
 from memit_core import capture
 
 # Padding that ends a batch; one of less than a sixteenth of the budget may have more.
@@ -164,8 +165,7 @@ def read_keys(
         owners = torch.tensor(batch).repeat_interleave(mask.sum(dim=1).cpu())
         keys = {}
         for layer, projection in projections.items():
-            found = seen.inputs[projection]
-            found = found.reshape(-1, found.shape[-1])  # OPT's MLP flattens
+            found = by_token(seen.inputs[projection])
             # An MLP that skips padding has its own tokens alone, in the same order.
             skipped = len(found) == len(owners)
             keys[layer] = found if skipped else found[real.to(found.device)]
