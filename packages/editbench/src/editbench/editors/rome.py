@@ -12,7 +12,7 @@ from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import EditorConfig, Progress, Resources
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
-from editbench.editors.closed_form.solve import Dials
+from editbench.editors.closed_form.solving import Dials
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
