@@ -19,10 +19,10 @@ from side_by_side import make_parser, record, time_in_turns
 from speed_work import DEFAULT_WORK, SpeedWork
 from torch import nn
 
-from editbench.editors.base import report_nothing
-from editbench.editors.second_moments import corpus_keys
-from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.plugins.atlas import atlas_corpus
+from editbench.progress import report_nothing
+from editbench.second_moments import corpus_keys
+from editbench.second_moments.collection import collect_second_moments
 from memit_core import SecondMoment, capture
 
 

@@ -27,8 +27,8 @@ from side_by_side import (
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from editbench.editors.second_moments.factors import load_factor, save_factor
 from editbench.models.device_memory import free_memory
+from editbench.second_moments.factors import load_factor, save_factor
 from memit_core import FactorizedSecondMoment, solve_update
 
 WEIGHT = 15_000.0

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.second_moments.moment_files import save_second_moments
 from editbench.editors.subject_tokens import target_row
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
+from editbench.second_moments.moment_files import save_second_moments
 from memit_core import SecondMoment
 
 DEFAULT_WORK = Path("../shared/reference/speed")

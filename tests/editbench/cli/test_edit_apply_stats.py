@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editbench.editors.second_moments.moment_files import load_second_moments
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.spec import ModelSpec
 from editbench.plugins import hookimpl
+from editbench.second_moments.moment_files import load_second_moments
 from editbench.testing import tiny_model, tiny_tokenizer
 
 
@@ -265,7 +265,7 @@ def test_finished_stats_are_not_collected_again(invoke, model_folder, corpus_fil
 
 
 def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, monkeypatch):
-    from editbench.editors.second_moments import collection as second_moment_collection
+    from editbench.second_moments import collection as second_moment_collection
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

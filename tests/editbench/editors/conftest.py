@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.second_moments.moment_files import save_second_moments
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.requests import EditRequest
+from editbench.second_moments.moment_files import save_second_moments
 from memit_core import SecondMoment
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from editbench.editors.base import report_nothing
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
+from editbench.progress import report_nothing
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from editbench.editors.base import Resources, Share, report_nothing
+from editbench.editors.base import Resources, Share
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.second_moments.collection_files import collect_to_file
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
+from editbench.second_moments.collection_files import collect_to_file
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 
 REQUESTS = [case.request for case in toy_cases(32)]

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from editbench.editors.base import Resources
-from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.files.cache_entries import JsonEntry, put_aside, read_kept
 from editbench.files.seals import seal, unseal
+from editbench.second_moments.obtaining import obtain_second_moments
 from editbench.testing import tiny_model, toy_corpus
 
 CONTENT = {"numbers": [1, 2.5, None], "text": "ü"}

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from editbench.editors.second_moments.factors import load_factor
-from editbench.editors.second_moments.moment_files import SecondMomentFile, load_second_moments
 from editbench.edits.files import read_edit_file
 from editbench.files.tensor_files import DamagedError, TensorFile
+from editbench.second_moments.factors import load_factor
+from editbench.second_moments.moment_files import SecondMomentFile, load_second_moments
 from editbench.tracing.folder import read_traces
 from memit_core import SecondMoment, UpdateFactors
 

@@ -9,10 +9,11 @@ import torch
 from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.base import Dataset
-from editbench.editors.base import Editor, report_nothing
+from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditCase
 from editbench.runner import Inputs, grid
 from editbench.runner.on_ray import needs

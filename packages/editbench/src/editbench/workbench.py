@@ -16,7 +16,7 @@ import pandas as pd
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.datasets.facts import Facts
-from editbench.editors.base import Progress, Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.given import GivenEdit
 from editbench.edits.edit import Edit
@@ -31,6 +31,7 @@ from editbench.plugins.sources import (
     open_corpus,
     open_dataset,
 )
+from editbench.progress import Progress, report_nothing
 from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid

@@ -19,11 +19,12 @@ from editbench.plugins.sources import (
 
 if TYPE_CHECKING:
     from editbench.datasets.corpus import Corpus
-    from editbench.editors.base import Progress, Resources
+    from editbench.editors.base import Resources
     from editbench.editors.context_prefixes import ContextPrefixes
     from editbench.models.editable import EditableModel
     from editbench.models.loading import DTypeName
     from editbench.plugins.manager import PluginManager
+    from editbench.progress import Progress
     from editbench.runner import Inputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -28,7 +28,7 @@ def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", pa
     Raises:
         SecondMomentError: It lacks a layer that an editor wants, or is for another model.
     """
-    from editbench.editors.second_moments.obtaining import read_second_moments
+    from editbench.second_moments.obtaining import read_second_moments
 
     for editor in editors:
         layers = getattr(editor.config, "critical_layers", ())

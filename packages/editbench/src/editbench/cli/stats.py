@@ -25,10 +25,10 @@ from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_corpus
 
 if TYPE_CHECKING:
-    from editbench.editors.second_moments.collection_work import TokenCount
-    from editbench.editors.second_moments.corpus_keys import Shard
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
+    from editbench.second_moments.collection_work import TokenCount
+    from editbench.second_moments.corpus_keys import Shard
 
 
 _EXAMPLES = """\b
@@ -120,8 +120,8 @@ def stats(
     count = _parse_count(n_tokens)
     share: dict[str, Any] = {"max_length": max_length, "shard": _parse_shard(shard)}
     texts = open_corpus(corpus)
-    from editbench.editors.second_moments.collection import describe_collection
-    from editbench.editors.second_moments.collection_files import collect_to_file
+    from editbench.second_moments.collection import describe_collection
+    from editbench.second_moments.collection_files import collect_to_file
 
     with (
         ProgressDisplay(quiet=quiet) as display,
@@ -157,7 +157,7 @@ def _parse_count(text: str) -> "TokenCount":
 
 
 def _parse_shard(text: str | None) -> "Shard":
-    from editbench.editors.second_moments.corpus_keys import WHOLE, Shard
+    from editbench.second_moments.corpus_keys import WHOLE, Shard
 
     if text is None:
         return WHOLE
@@ -168,7 +168,7 @@ def _parse_shard(text: str | None) -> "Shard":
 
 
 def _merge(shards: Sequence[Path], out: Path) -> None:
-    from editbench.editors.second_moments.moment_files import merge_shards
+    from editbench.second_moments.moment_files import merge_shards
 
     with writing(out):
         moments = merge_shards(shards, out)
@@ -188,7 +188,7 @@ def _default_layers(
 
 def _is_done(out: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a file of the same origin is there; any other file will be replaced."""
-    from editbench.editors.second_moments.moment_files import SecondMomentFile
+    from editbench.second_moments.moment_files import SecondMomentFile
 
     try:
         return out.exists() and SecondMomentFile(out).provenance == provenance

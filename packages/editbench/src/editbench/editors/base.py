@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress, report_nothing
 from editbench.requests import EditCase, EditRequest
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
@@ -72,17 +73,6 @@ class EditorConfig(BaseModel):
     def updated_from_file(self, values: Mapping[str, Any], source: str) -> Self:
         """The same for the fields of a configuration file, which may imply more than it names."""
         return self.updated(values, source)
-
-
-class Progress(Protocol):
-    """Told about long work: which stage, how much of it is done, and a remark such as a loss."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units of `stage` are finished."""
-
-
-def report_nothing(stage: str, done: int, total: int, note: str = "") -> None:
-    """A `Progress` that stays silent."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import EditorConfig, Progress, Resources
+from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.solving import Dials
@@ -28,7 +28,6 @@ from editbench.editors.dialect import (
 )
 from editbench.editors.keys.reading import ProjectionReading, read_projections
 from editbench.editors.keys.sweep_batches import estimate_insertion
-from editbench.editors.second_moments.obtaining import estimate_second_moments
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
 from editbench.editors.targets.cache import TargetCache
@@ -41,8 +40,10 @@ from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.tasks import TargetTask, make_tasks
 from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
+from editbench.second_moments.obtaining import estimate_second_moments
 from memit_core import UpdateFactors
 
 STAGE = "edits"

@@ -9,17 +9,18 @@ from typing import Any
 
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Editor, EditorConfig, Progress, Resources
+from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.second_moments.npz_files import list_npz
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.errors import SecondMomentError
 from editbench.files.seals import checksum, checksum_file
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.requests import ConflictPolicy
 from editbench.results.manifest import Sample, TrialDescription
+from editbench.second_moments.npz_files import list_npz
 
 
 @dataclass(frozen=True)

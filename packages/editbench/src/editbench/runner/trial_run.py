@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
-from editbench.editors.base import Editor, Progress
+from editbench.editors.base import Editor
 from editbench.editors.subject_tokens import check_requests
 from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
@@ -18,6 +18,7 @@ from editbench.metrics.base import AnyMetric
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
+from editbench.progress import Progress
 from editbench.questions import Answers
 from editbench.results.row import Status
 from editbench.results.store import TrialRecord

@@ -27,10 +27,6 @@ from editbench.editors.context_prefixes import (
     sample_context_prefixes,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
-from editbench.editors.second_moments.obtaining import (
-    estimate_second_moments,
-    obtain_second_moments,
-)
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
@@ -47,6 +43,10 @@ from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.models.offload import updated_weights
 from editbench.requests import EditRequest
+from editbench.second_moments.obtaining import (
+    estimate_second_moments,
+    obtain_second_moments,
+)
 from memit_core import MemitCoreError, spread_residuals
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, EditorConfig, Resources, report_nothing
+from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
@@ -33,6 +33,7 @@ from editbench.errors import EditError
 from editbench.files.seals import checksum_file
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import report_nothing
 from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 

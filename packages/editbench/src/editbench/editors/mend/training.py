@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editbench.editors.base import Progress
 from editbench.editors.mend.examples import (
     check_cases,
     draw_batch,
@@ -27,6 +26,7 @@ from editbench.edits.card import package_versions
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import Progress
 from editbench.requests import EditCase
 
 STAGE = "training"

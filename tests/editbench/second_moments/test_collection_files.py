@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 
 from editbench.editors.base import Resources
-from editbench.editors.second_moments import collection_files
-from editbench.editors.second_moments.collection_files import alone
-from editbench.editors.second_moments.obtaining import cached_path, obtain_second_moments
+from editbench.second_moments import collection_files
+from editbench.second_moments.collection_files import alone
+from editbench.second_moments.obtaining import cached_path, obtain_second_moments
 from editbench.testing import tiny_model, toy_corpus
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editbench.editors.second_moments.collection_files import alone
-from editbench.editors.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
 from editbench.files.cache_entries import JsonEntry, read_kept
 from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.models.out_of_memory import else_on_cpu
+from editbench.second_moments.collection_files import alone
+from editbench.second_moments.obtaining import LayerMoments
 from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from editbench.editors.second_moments.npz_files import read_npz_moments
-from editbench.editors.second_moments.obtaining import LayerMoments, read_second_moments
 from editbench.errors import SecondMomentError
 from editbench.runner.trial import Inputs
+from editbench.second_moments.npz_files import read_npz_moments
+from editbench.second_moments.obtaining import LayerMoments, read_second_moments
 from editbench.testing import tiny_model
 from memit_core import SecondMoment
 

@@ -9,15 +9,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Progress
-from editbench.editors.second_moments.collection import collect_second_moments, describe_collection
-from editbench.editors.second_moments.collection_work import STAGE, TokenCount
-from editbench.editors.second_moments.corpus_keys import WHOLE, Shard
-from editbench.editors.second_moments.moment_files import SecondMomentFile, save_second_moments
 from editbench.errors import SecondMomentError
 from editbench.files.cache_entries import put_aside, read_kept
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
+from editbench.second_moments.collection import collect_second_moments, describe_collection
+from editbench.second_moments.collection_work import STAGE, TokenCount
+from editbench.second_moments.corpus_keys import WHOLE, Shard
+from editbench.second_moments.moment_files import SecondMomentFile, save_second_moments
 from memit_core import SecondMoment
 
 _SAY_AFTER_SECONDS = 10.0

@@ -11,19 +11,20 @@ import torch
 
 from editbench.atlas.text import write_ordinary_sentence
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, report_nothing
-from editbench.editors.second_moments import collection as second_moment_collection
-from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.second_moments.collection_files import collect_to_file
-from editbench.editors.second_moments.collection_work import TOLERATED_EXCESS
-from editbench.editors.second_moments.corpus_keys import Shard, batch_texts
-from editbench.editors.second_moments.moment_files import load_second_moments, merge_shards
-from editbench.editors.second_moments.obtaining import (
+from editbench.editors.base import Resources
+from editbench.errors import SecondMomentError
+from editbench.models.memory_budget import MemoryBudget
+from editbench.progress import report_nothing
+from editbench.second_moments import collection as second_moment_collection
+from editbench.second_moments.collection import collect_second_moments
+from editbench.second_moments.collection_files import collect_to_file
+from editbench.second_moments.collection_work import TOLERATED_EXCESS
+from editbench.second_moments.corpus_keys import Shard, batch_texts
+from editbench.second_moments.moment_files import load_second_moments, merge_shards
+from editbench.second_moments.obtaining import (
     obtain_second_moments,
     read_second_moments,
 )
-from editbench.errors import SecondMomentError
-from editbench.models.memory_budget import MemoryBudget
 from editbench.testing import tiny_model, toy_corpus
 from memit_core import capture
 

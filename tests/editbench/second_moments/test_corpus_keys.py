@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from editbench.editors.second_moments.corpus_keys import read_keys
 from editbench.models.architecture import ProjectionKind
 from editbench.models.chosen_positions import find_padded
 from editbench.models.editable import EditableModel
+from editbench.second_moments.corpus_keys import read_keys
 
 LAYERS = (0, 2)
 LENGTHS = (20, 3, 11, 3)

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Progress
-from editbench.editors.second_moments.collection_work import (
+from editbench.errors import SecondMomentError
+from editbench.files.cache_entries import read_kept
+from editbench.models.architecture import ProjectionKind
+from editbench.models.editable import EditableModel
+from editbench.models.unedited import of_unedited
+from editbench.progress import Progress
+from editbench.second_moments.collection_work import (
     STAGE,
     TOLERATED_EXCESS,
     CollectionWork,
@@ -20,18 +25,13 @@ from editbench.editors.second_moments.collection_work import (
     TokenCount,
     limit_length,
 )
-from editbench.editors.second_moments.corpus_keys import WHOLE, CorpusReader, Shard, read_keys
-from editbench.editors.second_moments.moment_files import (
+from editbench.second_moments.corpus_keys import WHOLE, CorpusReader, Shard, read_keys
+from editbench.second_moments.moment_files import (
     SecondMomentFile,
     SecondMoments,
     load_second_moments,
     save_second_moments,
 )
-from editbench.errors import SecondMomentError
-from editbench.files.cache_entries import read_kept
-from editbench.models.architecture import ProjectionKind
-from editbench.models.editable import EditableModel
-from editbench.models.unedited import of_unedited
 from memit_core import SecondMoment
 
 WINDOW = 16  # batches' worth of texts that are sorted by length together

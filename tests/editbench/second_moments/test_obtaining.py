@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, report_nothing
-from editbench.editors.second_moments.obtaining import (
+from editbench.editors.base import Resources
+from editbench.errors import SecondMomentError
+from editbench.progress import report_nothing
+from editbench.second_moments.obtaining import (
     collect_second_moments,
     collect_to_file,
     obtain_second_moments,
     read_second_moments,
 )
-from editbench.errors import SecondMomentError
 from editbench.testing import tiny_model, toy_corpus
 
 
@@ -41,7 +42,7 @@ def test_collection_ends_after_exactly_the_tokens_asked_for() -> None:
 
 
 def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
-    import editbench.editors.second_moments.collection as module
+    import editbench.second_moments.collection as module
 
     monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
     model = tiny_model()

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from editbench.editors.second_moments.factors import load_factor, save_factor
 from editbench.files.tensor_files import DamagedError
+from editbench.second_moments.factors import load_factor, save_factor
 from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,

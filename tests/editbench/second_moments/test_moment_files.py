@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from editbench.editors.second_moments.moment_files import (
+from editbench.errors import SecondMomentError
+from editbench.second_moments.moment_files import (
     SecondMomentFile,
     load_second_moments,
     save_second_moments,
 )
-from editbench.errors import SecondMomentError
 from memit_core import MemitCoreError, SecondMoment
 
 
@@ -115,7 +115,7 @@ def test_replacing_a_file_keeps_the_old_one_until_the_new_one_is_whole(
     script = (
         "import resource, signal, sys, torch, memit_core\n"
         "from pathlib import Path\n"
-        "from editbench.editors.second_moments.moment_files import save_second_moments\n"
+        "from editbench.second_moments.moment_files import save_second_moments\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "moment = memit_core.SecondMoment.from_moment(torch.eye(50), n_tokens=60)\n"

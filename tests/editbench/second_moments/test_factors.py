@@ -14,10 +14,10 @@ from editbench.editors.closed_form import solving
 from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
-from editbench.editors.second_moments import factors as second_moment_factors
-from editbench.editors.second_moments.factors import obtain_factor
-from editbench.editors.second_moments.obtaining import LayerMoments
 from editbench.errors import SecondMomentError
+from editbench.second_moments import factors as second_moment_factors
+from editbench.second_moments.factors import obtain_factor
+from editbench.second_moments.obtaining import LayerMoments
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import FactorizedSecondMoment, Preservation, UpdateFactors, solve_edits
 

@@ -9,26 +9,46 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources
-from editbench.editors.second_moments.collection import collect_second_moments, describe_collection
-from editbench.editors.second_moments.collection_files import (
-    alone,
-    collect_to_file,
-    is_collected,
-)
-from editbench.editors.second_moments.collection_work import TokenCount, estimate_collection
-from editbench.editors.second_moments.moment_files import SecondMomentFile
-from editbench.editors.second_moments.npz_files import is_npz, read_npz_moments
 from editbench.errors import SecondMomentError
 from editbench.files.seals import checksum_json
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
+from editbench.second_moments.collection import collect_second_moments, describe_collection
+from editbench.second_moments.collection_files import (
+    alone,
+    collect_to_file,
+    is_collected,
+)
+from editbench.second_moments.collection_work import TokenCount, estimate_collection
+from editbench.second_moments.moment_files import SecondMomentFile
+from editbench.second_moments.npz_files import is_npz, read_npz_moments
+
+
+class Sources(Protocol):
+    """Where second moments may come from; what surrounds an edit (`Resources`) says so."""
+
+    @property
+    def second_moments(self) -> Path | None:
+        """A file to read them from; None if they are to be collected."""
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """Text to collect them from."""
+
+    @property
+    def cache(self) -> Path | None:
+        """Where they are kept."""
+
+    @property
+    def report_progress(self) -> Progress:
+        """Told about the collection."""
 
 
 class LayerMoments(Mapping[int, Tensor]):
@@ -64,7 +84,7 @@ def obtain_second_moments(
     model: EditableModel,
     layers: Sequence[int],
     n_tokens: TokenCount,
-    resources: Resources,
+    sources: Sources,
     module: ProjectionKind = "mlp",
 ) -> LayerMoments:
     """The second moments of `layers`: from the user's file, the cache, or the corpus.
@@ -75,7 +95,7 @@ def obtain_second_moments(
         model: The model. They are of the unedited one, whatever edits are on it.
         layers: Critical layers.
         n_tokens: Tokens to collect from where there is no file; see `collect_second_moments`.
-        resources: Names the file, the cache folder and the corpus.
+        sources: Names the file, the cache folder and the corpus.
         module: Whose output projection's inputs are the keys.
 
     Raises:
@@ -83,34 +103,34 @@ def obtain_second_moments(
         ModelError: Something else than an edit has changed the model.
     """
     model.check_known("second moments")
-    if resources.second_moments is not None:
-        return read_second_moments(model, layers, resources.second_moments, module)
-    if resources.corpus is None:
+    if sources.second_moments is not None:
+        return read_second_moments(model, layers, sources.second_moments, module)
+    if sources.corpus is None:
         raise SecondMomentError(
             f"second moments: no file and no corpus to collect them from for '{model.name}'. "
             "Give --second-moments FILE (made by 'editbench stats') or --corpus FILE."
         )
-    collection = (model, resources.corpus, layers, n_tokens)
-    if resources.cache is not None:
-        path = cached_path(resources.cache, *collection, module)
+    collection = (model, sources.corpus, layers, n_tokens)
+    if sources.cache is not None:
+        path = cached_path(sources.cache, *collection, module)
         provenance = describe_collection(*collection, module)
         if not is_collected(path, provenance) and not path.exists():
-            with alone(path, resources.report_progress):
+            with alone(path, sources.report_progress):
                 if not is_collected(path, provenance):
-                    collect_to_file(*collection, path, resources.report_progress, module)
+                    collect_to_file(*collection, path, sources.report_progress, module)
         if is_collected(path, provenance):
             return read_second_moments(model, layers, path, module)
     # There is no cache, or something stands in it that can be neither used nor put aside.
-    found = collect_second_moments(*collection, resources.report_progress, module=module)
+    found = collect_second_moments(*collection, sources.report_progress, module=module)
     readers = {layer: moment.moment for layer, moment in found.items()}
-    return LayerMoments(readers, source=f"corpus '{resources.corpus.name}'")
+    return LayerMoments(readers, source=f"corpus '{sources.corpus.name}'")
 
 
 def estimate_second_moments(
     model: EditableModel,
     layers: Sequence[int],
     n_tokens: TokenCount,
-    resources: Resources,
+    sources: Sources,
     known: Known,
     module: ProjectionKind = "mlp",
 ) -> list[StageCost]:
@@ -120,18 +140,18 @@ def estimate_second_moments(
         model: The model, with weights or without.
         layers: Critical layers.
         n_tokens: Tokens to collect from; see `collect_second_moments`.
-        resources: Names the file, the cache folder and the corpus.
+        sources: Names the file, the cache folder and the corpus.
         known: What earlier work leaves in the cache; these are added.
         module: Whose output projection's inputs are the keys.
     """
-    if resources.second_moments is not None:
+    if sources.second_moments is not None:
         return []
-    if resources.cache is not None:
+    if sources.cache is not None:
         if not known.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
             return []
-        corpus = resources.corpus  # an estimate without weights does without
+        corpus = sources.corpus  # an estimate without weights does without
         if corpus is not None and (
-            cached_path(resources.cache, model, corpus, layers, n_tokens, module).exists()
+            cached_path(sources.cache, model, corpus, layers, n_tokens, module).exists()
         ):
             return []
     return [estimate_collection(model, layers, n_tokens, module)]
