@@ -273,6 +273,7 @@ def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, m
     options = ["--model", model_folder, "--corpus", corpus_file, "--out", "s.safetensors"]
     options += ["--n-tokens", 20000]
     monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(second_moment_collection, "_WORK_FOR_EACH_WRITING", 0)
     with monkeypatch.context() as once:
         once.setattr(second_moment_collection, "save_second_moments", interrupt)
         result = invoke("stats", *options)

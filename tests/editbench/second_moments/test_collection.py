@@ -174,6 +174,7 @@ def test_auto_stops_where_ten_times_as_many_tokens_say_it_may() -> None:
 
 def test_an_interrupted_auto_collection_goes_on_with_both_halves(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(second_moment_collection, "_WORK_FOR_EACH_WRITING", 0)
     model, corpus = tiny_model(), endless_corpus("some")
     whole = collect_second_moments(model, corpus, LAYERS, "auto", report_nothing)
     checkpoint = tmp_path / "partial"
