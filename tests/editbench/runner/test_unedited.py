@@ -21,8 +21,7 @@ from editbench.models.editable import EditableModel
 from editbench.questions import Answers, Generate, Question
 from editbench.requests import EditCase, EditRequest
 from editbench.runner import Trial, grid, run_grid, unedited
-from editbench.runner.plan import plan_trials
-from editbench.runner.unedited import make_sheets
+from editbench.runner.prepare import prepare_run
 from editbench.testing import tiny_model, toy_cases
 
 
@@ -103,33 +102,33 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small_sheets(monkeypatch):
-    monkeypatch.setattr(unedited, "_SHEET_SIZE", 5)
+def small_questionnaires(monkeypatch):
+    monkeypatch.setattr(unedited, "_SIZE", 5)
 
 
-def test_sheets_hold_each_question_of_a_grid_once(model, small_sheets):
-    planned = plan_trials(make_grid(model))
-    sheets = make_sheets(planned)
-    distinct = list({id(sheet): sheet for needed in sheets for sheet in needed}.values())
-    asked = [(sheet.seed, question) for sheet in distinct for question in sheet.questions]
+def test_questionnaires_hold_each_question_of_a_grid_once(model, small_questionnaires):
+    prepared = prepare_run(make_grid(model)).prepared
+    distinct = list({id(one): one for each in prepared for one in each.questionnaires}.values())
+    asked = [(one.seed, question) for one in distinct for question in one.questions]
     assert len(asked) == len(set(asked)) == 4 * 6 + 2 * 4  # scores; texts of both seeds
     assert all((seed is None) != isinstance(question, Generate) for seed, question in asked)
-    assert max(len(sheet.questions) for sheet in distinct) == 5
-    for plan, needed in zip(planned, sheets, strict=True):
-        held = {question for sheet in needed for question in sheet.questions}
-        assert held >= set(plan.batches[0].questions)
-        assert {sheet.seed for sheet in needed} == {None, plan.trial.seed}
-    assert len(sheets[0]) < len(sheets[-1])  # a small trial is not made to wait for all
+    assert max(len(one.questions) for one in distinct) == 5
+    for trial in prepared:
+        held = {question for one in trial.questionnaires for question in one.questions}
+        assert held >= set(trial.batches[0].questions)
+        assert {one.seed for one in trial.questionnaires} == {None, trial.seed}
+    # A small trial is not made to wait for all.
+    assert len(prepared[0].questionnaires) < len(prepared[-1].questionnaires)
 
 
 def test_the_order_of_the_trials_does_not_matter(model):
-    def sheets_of(trials: Sequence[Trial]) -> set[tuple[object, ...]]:
-        sheets = make_sheets(plan_trials(trials))
-        return {(sheet.seed, sheet.questions) for needed in sheets for sheet in needed}
+    def asked_of(trials: Sequence[Trial]) -> set[tuple[object, ...]]:
+        prepared = prepare_run(trials).prepared
+        return {(one.seed, one.questions) for each in prepared for one in each.questionnaires}
 
     trials = make_grid(model)
     mixed = random.Random(0).sample(trials, len(trials))
-    assert sheets_of(mixed) == sheets_of(trials)
+    assert asked_of(mixed) == asked_of(trials)
 
 
 def test_no_question_is_put_to_the_unedited_model_twice(model, tmp_path):
@@ -171,14 +170,14 @@ def test_other_weights_have_other_answers(model, tmp_path):
 
 
 def test_what_is_kept_is_what_the_model_says(model, tmp_path):
-    (sheets, *_) = make_sheets(plan_trials(make_grid(model)))
-    for sheet in sheets:
+    (trial, *_) = prepare_run(make_grid(model)).prepared
+    for questionnaire in trial.questionnaires:
         for _ in ("asked", "read"):
-            answers = sheet.ask(
+            answers = questionnaire.ask(
                 model, cache=tmp_path, token_budget=500, on_progress=lambda done, total: None
             )
             expected = answer_questions(
-                model, sheet.questions, seed=sheet.seed or 0, token_budget=500
+                model, questionnaire.questions, seed=questionnaire.seed or 0, token_budget=500
             )
             assert answers == expected
 
@@ -213,15 +212,15 @@ def edit(model: EditableModel) -> WeightEdit:
 def test_answers_are_those_of_the_unedited_model_also_under_an_edit(model, edit, tmp_path, keeps):
     cache = tmp_path if keeps else None
     options = {"cache": cache, "token_budget": None, "on_progress": lambda done, total: None}
-    sheets = make_sheets(plan_trials(make_grid(model)))
-    for sheet in {sheet for some in sheets for sheet in some}:
-        expected = sheet.ask(model, **{**options, "cache": None})
+    prepared = prepare_run(make_grid(model)).prepared
+    for questionnaire in {one for each in prepared for one in each.questionnaires}:
+        expected = questionnaire.ask(model, **{**options, "cache": None})
         with edit.applied(model):
             state = model.state
-            assert sheet.ask(model, **options) == expected
-            assert sheet.ask(model, **options) == expected
+            assert questionnaire.ask(model, **options) == expected
+            assert questionnaire.ask(model, **options) == expected
             assert model.state == state
-        assert sheet.ask(model, **options) == expected
+        assert questionnaire.ask(model, **options) == expected
 
 
 def test_a_run_on_an_edited_model_is_refused(model, edit, tmp_path):

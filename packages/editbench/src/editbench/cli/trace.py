@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.group import telling_what_is_kept
+from editbench.cli.lookup import read_cases
 from editbench.cli.options import (
     ModelLoading,
     cache_options,
     in_file,
     loading_options,
-    out_path,
+    model_option,
+    out_option,
     quiet_option,
+    resume_option,
+    seed_option,
     skip_invalid_option,
 )
-from editbench.cli.planning import read_cases
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, DataError, TraceError
@@ -43,13 +46,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option(
-    "--model",
-    default="atlas",
-    show_default=True,
-    metavar="NAME",
-    help="Short name, hub name or folder.",
-)
+@model_option(default="atlas", show_default=True)
 @click.option(
     "--facts",
     "facts_file",
@@ -62,7 +59,7 @@ Examples:
     metavar="NAME[=PATH]",
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
-@skip_invalid_option
+@skip_invalid_option()
 @click.option(
     "--n-facts",
     type=click.IntRange(min=1),
@@ -92,7 +89,7 @@ Examples:
     help="How many layers of MLP or attention outputs are restored together. [default: 10, and "
     "fewer in models of fewer than 28 layers]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@seed_option(help="Of the noise.")
 @click.option(
     "--preset",
     type=click.Choice(["reference"]),
@@ -115,15 +112,11 @@ Examples:
     show_default=True,
     help="Tables to read; CSV; or a JSON object.",
 )
-@click.option(
-    "--out", type=out_path, metavar="DIR", help="The trace folder. [default: traces/<time>]"
-)
-@click.option(
-    "--resume", is_flag=True, help="Go on with the trace in --out, skipping what is done."
-)
-@cache_options
-@loading_options
-@quiet_option
+@out_option(metavar="DIR", help="The trace folder. [default: traces/<time>]")
+@resume_option(help="Go on with the trace in --out, skipping what is done.")
+@cache_options()
+@loading_options()
+@quiet_option()
 @click.pass_obj
 def trace(
     plugins: PluginManager,
