@@ -5,33 +5,20 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.editbench.runner.toys import make_grid
 
 from editbench.costs.answers import plan_answers
 from editbench.costs.stage import Known, StageCost
-from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.metrics.success import Success
 from editbench.models.editable import EditableModel
-from editbench.requests import EditCase
-from editbench.runner import Inputs, grid, prepare_run
+from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
 from editbench.runner.prepare import PreparedTrial
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.testing import toy_corpus
 
 GIB = 2**30
 NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
-
-
-class Toy(Dataset):
-    name: ClassVar[str] = "toy"
-    fingerprint = "toy-1"
-
-    def __init__(self) -> None:
-        pass
-
-    def cases(self) -> Sequence[EditCase]:
-        return toy_cases(12)
 
 
 class Silent(Memit):
@@ -50,24 +37,12 @@ class Stumbling(Memit):
         raise RuntimeError("no idea")
 
 
-@pytest.fixture
-def model() -> EditableModel:
-    return tiny_model(n_layers=2)
-
-
 def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
     config = MemitConfig(
         critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
     )
-    trials = grid(
-        models=[model],
-        datasets=[Toy()],
-        editors=lambda _: [editor(config)],
-        metrics=lambda _: [Success()],
-        n_edits=[12],
-        seeds=[0],
-        inputs=lambda model, dataset: Inputs(corpus=toy_corpus()),
-    )
+    inputs = Inputs(corpus=toy_corpus())
+    trials = make_grid(model, editor(config), n_edits=[12], inputs=lambda model, dataset: inputs)
     return prepare_run(trials).prepared[1]
 
 

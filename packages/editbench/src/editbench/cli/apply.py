@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import (
-    ModelLoading,
-    dtype_option,
-    in_file,
-    loading_options,
-    model_option,
-    out_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -34,7 +28,7 @@ _MUCH_ROUNDING = 0.5
 
 
 @click.command(epilog=_EXAMPLES)
-@model_option(required=True, help="The model the edit was made for.")
+@options.model(required=True, help="The model the edit was made for.")
 @click.option(
     "--edit",
     "edit_files",
@@ -44,9 +38,9 @@ _MUCH_ROUNDING = 0.5
     metavar="FILE",
     help="An edit file; several are added up. Repeatable.",
 )
-@out_option(required=True, metavar="DIR", help="A new or empty folder.")
-@loading_options(
-    dtype_option(
+@options.out(required=True, metavar="DIR", help="A new or empty folder.")
+@options.loading(
+    options.dtype(
         default="auto",
         help="Precision of the whole edited model; 'auto' keeps what the files hold. The edit may "
         "have been computed in another one.",

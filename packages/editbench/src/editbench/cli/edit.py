@@ -6,24 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.fact_check import advise_sharing, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
-from editbench.cli.options import (
-    ModelLoading,
-    config_option,
-    conflict_option,
-    in_file,
-    input_options,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-    seed_option,
-    set_option,
-    skip_invalid_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
@@ -61,19 +49,19 @@ Examples:
     help="What to write: JSON Lines, a JSON array or CSV with subject, prompt and target, or the "
     "fields of other tools.",
 )
-@model_option(required=True)
-@out_option(
+@options.model(required=True)
+@options.out(
     required=True,
     metavar="FILE",
     help="The edit file (.safetensors); an existing one is replaced once the new one is complete.",
 )
 @click.option("--editor", default="memit", show_default=True, metavar="NAME", help="How to edit.")
-@config_option("config_file")
-@set_option()
+@options.config("config_file")
+@options.set_()
 @layers_option()
-@conflict_option()
-@skip_invalid_option()
-@seed_option()
+@options.on_conflict()
+@options.skip_invalid()
+@options.seed()
 @click.option(
     "--check/--no-check",
     "check_targets",
@@ -82,9 +70,9 @@ Examples:
     "say how often its text is the target, and what it says instead of the others.",
 )
 @plan_option()
-@input_options()
-@loading_options()
-@quiet_option()
+@options.inputs()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def edit(
     plugins: PluginManager,

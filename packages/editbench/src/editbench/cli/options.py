@@ -1,4 +1,7 @@
-"""Options that several commands share, each declared once, and what they are gathered into."""
+"""Options that several commands share, each declared once, and what they are gathered into.
+
+Commands write ``@options.seed()``.
+"""
 
 import functools
 import inspect
@@ -55,58 +58,61 @@ def gathering(name: str, make: Callable[..., object], *options: Decorator) -> De
             made = make(**{each: given.pop(each) for each in parameters})
             return command(*arguments, **{name: made}, **given)
 
-        return functools.reduce(lambda made, option: option(made), reversed(options), with_gathered)
+        declared: Callable[..., Any] = with_gathered
+        for option in reversed(options):
+            declared = option(declared)
+        return declared
 
     return declare
 
 
-model_option = shared("--model", metavar="NAME", help="Short name, hub name or folder.")
-out_option = shared("--out", type=out_path)
-seed_option = shared(
+model = shared("--model", metavar="NAME", help="Short name, hub name or folder.")
+out = shared("--out", type=out_path)
+seed = shared(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random choice."
 )
-config_option = shared(
+config = shared(
     "--config",
     metavar="FILE",
     help="The editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
-set_option = shared(
+set_ = shared(
     "--set",
     "set_options",
     multiple=True,
     metavar="EDITOR.FIELD=VALUE",
     help="One hyperparameter; wins over --config. Repeatable.",
 )
-conflict_option = shared(
+on_conflict = shared(
     "--on-conflict",
     type=click.Choice(["error", "drop-all", "keep-first"]),
     default="error",
     show_default=True,
     help="What to do with facts that contradict each other.",
 )
-resume_option = shared(
+resume = shared(
     "--resume", is_flag=True, help="Go on with the run in --out, skipping what is done."
 )
-skip_invalid_option = shared(
+skip_invalid = shared(
     "--skip-invalid",
     is_flag=True,
     help="Leave out records that cannot be used, and list them; by default the first of them is an "
     "error.",
 )
-corpus_option = shared("--corpus", metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
-dtype_option = shared(
+corpus = shared("--corpus", metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
+dtype = shared(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
     default="float32",
     show_default=True,
     help="Precision of the weights; 'auto' keeps what the files hold.",
 )
-quiet_option = shared("-q", "--quiet", is_flag=True, help="Show no progress.")
+quiet = shared("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 
 @dataclass(frozen=True)
 class ModelLoading:
-    """How models are loaded, as `loading_options` read it."""
+    """How models are loaded, as `loading` read it."""
 
     dtype: "DTypeName"
     device: str | None
@@ -173,12 +179,12 @@ def _suspecting_plugins(model: str, plugins: "PluginManager") -> Iterator[None]:
         raise
 
 
-def loading_options(dtype: Decorator | None = None) -> Decorator:
+def loading(precision: Decorator | None = None) -> Decorator:
     """Options that say how a model is loaded, passed on as ``loading``: a `ModelLoading`."""
     return gathering(
         "loading",
         ModelLoading,
-        dtype or dtype_option(),
+        precision or dtype(),
         click.option(
             "--device",
             metavar="DEVICE",
@@ -213,7 +219,7 @@ def loading_options(dtype: Decorator | None = None) -> Decorator:
     )
 
 
-def cache_options() -> Decorator:
+def cache() -> Decorator:
     """``--cache`` and ``--no-cache``, passed on as ``cache``: a folder or None."""
 
     def choose(cache: Path | None, no_cache: bool) -> Path | None:
@@ -234,7 +240,7 @@ def cache_options() -> Decorator:
     )
 
 
-def input_options() -> Decorator:
+def inputs() -> Decorator:
     """Options for what an editor may use, passed on as ``inputs`` and ``cache``."""
 
     def read(
@@ -273,10 +279,10 @@ def input_options() -> Decorator:
             help="A JSON list of groups of texts to put before prompts; by default they are "
             "sampled from the model, with the seed.",
         ),
-        corpus_option(
+        corpus(
             help="Ordinary text to collect second moments from, where no file of them is given: "
             f"{CORPUS_SOURCES} By default what the model's settings name (Wikipedia for the "
             "published ones), or 'atlas'."
         ),
     )
-    return lambda command: gathered(cache_options()(command))
+    return lambda command: gathered(cache()(command))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
@@ -19,20 +20,7 @@ from editbench.cli.lookup import (
     read_cases,
     remark_on_corpus,
 )
-from editbench.cli.options import (
-    ModelLoading,
-    config_option,
-    conflict_option,
-    input_options,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-    resume_option,
-    seed_option,
-    set_option,
-    skip_invalid_option,
-)
+from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError, EditError, UnknownNameError
@@ -74,7 +62,7 @@ Examples:
 
 @click.command(epilog=_NAMES)
 @click.argument("name", metavar="NAME")
-@model_option(default=_EMBEDDED_MODEL, show_default=True)
+@options.model(default=_EMBEDDED_MODEL, show_default=True)
 @click.option(
     "--dataset",
     metavar="NAME[=PATH]",
@@ -86,22 +74,22 @@ Examples:
     metavar="N",
     help="The largest number of facts at once. [default: the paper's, or what the data allow]",
 )
-@seed_option()
-@set_option(help="One hyperparameter, where the experiment does not vary it; wins over --config.")
-@config_option(
+@options.seed()
+@options.set_(help="One hyperparameter, where the experiment does not vary it; wins over --config.")
+@options.config(
     "config_files",
     multiple=True,
     metavar="EDITOR=FILE",
     help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
-@conflict_option(default="keep-first")
-@skip_invalid_option()
-@out_option(required=True, metavar="DIR", help="The run folder.")
-@resume_option()
-@input_options()
-@loading_options()
+@options.on_conflict(default="keep-first")
+@options.skip_invalid()
+@options.out(required=True, metavar="DIR", help="The run folder.")
+@options.resume()
+@options.inputs()
+@options.loading()
 @executor_options()
-@quiet_option()
+@options.quiet()
 @click.pass_obj
 def reproduce(
     plugins: PluginManager,

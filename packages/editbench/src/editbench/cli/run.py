@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from editbench.cli import options
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
@@ -24,20 +25,7 @@ from editbench.cli.lookup import (
     note_files,
     remark_on_corpus,
 )
-from editbench.cli.options import (
-    ModelLoading,
-    config_option,
-    conflict_option,
-    input_options,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-    resume_option,
-    seed_option,
-    set_option,
-    skip_invalid_option,
-)
+from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import read_overrides
 from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
 from editbench.plugins.manager import PluginManager
@@ -68,7 +56,7 @@ Examples:
     metavar="NAME",
     help="How to edit. The unedited model is always measured too.",
 )
-@model_option("models", multiple=True, default=["atlas"], show_default=True)
+@options.model("models", multiple=True, default=["atlas"], show_default=True)
 @click.option(
     "--dataset",
     "datasets",
@@ -101,7 +89,7 @@ Examples:
     metavar="NAME[+NAME]",
     help="Only facts of this relation; of several joined by + in equal shares. [default: all]",
 )
-@seed_option("seeds", multiple=True, default=[0])
+@options.seed("seeds", multiple=True, default=[0])
 @click.option(
     "--sample",
     type=click.Choice(["first", "shuffled"]),
@@ -109,8 +97,8 @@ Examples:
     show_default=True,
     help="Take the dataset's first facts, or draw them with the seed.",
 )
-@set_option(help="One hyperparameter; wins over --config.")
-@config_option(
+@options.set_(help="One hyperparameter; wins over --config.")
+@options.config(
     "config_files",
     multiple=True,
     metavar="[EDITOR=]FILE",
@@ -123,15 +111,15 @@ Examples:
     metavar="NAME[,NAME]",
     help="What to measure; by default what is meant for the dataset.",
 )
-@conflict_option()
-@skip_invalid_option()
-@out_option(metavar="DIR", help="The run folder. [default: runs/<time>]")
-@resume_option()
+@options.on_conflict()
+@options.skip_invalid()
+@options.out(metavar="DIR", help="The run folder. [default: runs/<time>]")
+@options.resume()
 @plan_option()
-@input_options()
-@loading_options()
+@options.inputs()
+@options.loading()
 @executor_options()
-@quiet_option()
+@options.quiet()
 @click.pass_obj
 def run(
     plugins: PluginManager,

@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import parse_layers
-from editbench.cli.options import (
-    ModelLoading,
-    corpus_option,
-    in_file,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
@@ -42,9 +35,9 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@model_option()
-@corpus_option()
-@out_option(required=True, metavar="FILE", help="The file to write.")
+@options.model()
+@options.corpus()
+@options.out(required=True, metavar="FILE", help="The file to write.")
 @click.option(
     "--layers",
     metavar="LAYERS",
@@ -84,8 +77,8 @@ Examples:
     metavar="FILE",
     help="Collect nothing, but join the files of all shards; give it once for each.",
 )
-@loading_options()
-@quiet_option()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def stats(
     plugins: PluginManager,

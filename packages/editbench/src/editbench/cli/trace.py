@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.lookup import read_cases
-from editbench.cli.options import (
-    ModelLoading,
-    cache_options,
-    in_file,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-    resume_option,
-    seed_option,
-    skip_invalid_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, DataError, TraceError
@@ -46,7 +36,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@model_option(default="atlas", show_default=True)
+@options.model(default="atlas", show_default=True)
 @click.option(
     "--facts",
     "facts_file",
@@ -59,7 +49,7 @@ Examples:
     metavar="NAME[=PATH]",
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
-@skip_invalid_option()
+@options.skip_invalid()
 @click.option(
     "--n-facts",
     type=click.IntRange(min=1),
@@ -89,7 +79,7 @@ Examples:
     help="How many layers of MLP or attention outputs are restored together. [default: 10, and "
     "fewer in models of fewer than 28 layers]",
 )
-@seed_option(help="Of the noise.")
+@options.seed(help="Of the noise.")
 @click.option(
     "--preset",
     type=click.Choice(["reference"]),
@@ -112,11 +102,11 @@ Examples:
     show_default=True,
     help="Tables to read; CSV; or a JSON object.",
 )
-@out_option(metavar="DIR", help="The trace folder. [default: traces/<time>]")
-@resume_option(help="Go on with the trace in --out, skipping what is done.")
-@cache_options()
-@loading_options()
-@quiet_option()
+@options.out(metavar="DIR", help="The trace folder. [default: traces/<time>]")
+@options.resume(help="Go on with the trace in --out, skipping what is done.")
+@options.cache()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def trace(
     plugins: PluginManager,

@@ -7,22 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.lookup import read_cases
-from editbench.cli.options import (
-    ModelLoading,
-    config_option,
-    in_file,
-    loading_options,
-    model_option,
-    out_option,
-    quiet_option,
-    resume_option,
-    seed_option,
-    set_option,
-    skip_invalid_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_config_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
@@ -47,7 +36,7 @@ def train() -> None:
 
 
 @train.command(epilog=_EXAMPLES)
-@model_option(required=True)
+@options.model(required=True)
 @click.option(
     "--dataset",
     required=True,
@@ -61,13 +50,13 @@ def train() -> None:
     help="Cases that decide when to stop. By default a tenth of the dataset's subjects is held "
     "out for that.",
 )
-@out_option(
+@options.out(
     metavar="FILE",
     help="The hypernetwork to write (.safetensors). By default it goes into the cache, where the "
     "editor finds it.",
 )
-@skip_invalid_option()
-@seed_option()
+@options.skip_invalid()
+@options.seed()
 @click.option(
     "--max-steps", type=click.IntRange(min=1), help="Steps at most; the same as --set max_steps=N."
 )
@@ -76,15 +65,15 @@ def train() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Minutes at most, over all sessions of a training that is resumed.",
 )
-@resume_option(help="Go on with a training that was interrupted, if there is one.")
-@config_option(
+@options.resume(help="Go on with a training that was interrupted, if there is one.")
+@options.config(
     "config_file",
     type=in_file,
     help="The training's settings: a flat YAML or JSON file.",
 )
-@set_option(metavar="FIELD=VALUE", help="One setting; wins over --config. Repeatable.")
-@loading_options()
-@quiet_option()
+@options.set_(metavar="FIELD=VALUE", help="One setting; wins over --config. Repeatable.")
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def mend(
     plugins: PluginManager,
