@@ -130,7 +130,9 @@ class TestLayers:
 
     def test_auto(self, monkeypatch, capsys):
         suggestion = Suggestion((2, 3), "a rule", (), 7)
-        monkeypatch.setattr("editbench.tracing.suggest.suggest_layers", lambda *_, **__: suggestion)
+        monkeypatch.setattr(
+            "editbench.tracing.suggestion.suggest_layers", lambda *_, **__: suggestion
+        )
         (overrides,) = self.settle("auto")["memit"]
         assert overrides.set_values["critical_layers"] == [2, 3]
 
@@ -141,7 +143,7 @@ class TestLayers:
             seen.extend(fact.subject for fact in facts)
             return Suggestion((1,), "a rule", (), len(facts))
 
-        monkeypatch.setattr("editbench.tracing.suggest.suggest_layers", suggest)
+        monkeypatch.setattr("editbench.tracing.suggestion.suggest_layers", suggest)
         self.settle(f"auto={known_file}")
         assert seen == list(NAMES)
 

@@ -144,7 +144,7 @@ class LayerChoice:
         display: ProgressDisplay,
     ) -> tuple[int, ...]:
         from editbench.tracing.facts import read_known_facts
-        from editbench.tracing.suggest import suggest_layers
+        from editbench.tracing.suggestion import suggest_layers
 
         file = self._facts_file
         name = source.name if file is None else file.name
