@@ -140,7 +140,7 @@ def trace(
     """
     from editbench.tracing.folder import refuse_folder, refuse_other_trace
     from editbench.tracing.settings import parse_noise
-    from editbench.tracing.study import TraceOptions, plan_trace, trace_into
+    from editbench.tracing.study import TraceOptions, prepare_trace, trace_into
 
     parse_noise(noise)
     if facts_file is not None and dataset is not None:
@@ -159,7 +159,7 @@ def trace(
             opened = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
             facts = _facts_of(opened, source, display)
         editable = loading.load(model, plugins)
-        manifest, known = plan_trace(
+        manifest, known = prepare_trace(
             editable,
             facts,
             TraceOptions(noise, n_samples, window, seed, as_reference=preset == "reference"),

@@ -19,7 +19,7 @@ from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
-    from editbench.editors.mend.training import Trained
+    from editbench.editors.mend.training import TrainedHypernetwork
     from editbench.editors.mend.training_config import MendTraining
 
 _EXAMPLES = """\b
@@ -187,7 +187,7 @@ def _describe_interruption(path: Path | None) -> str:
     return "Interrupted: nothing had been kept yet."
 
 
-def _summarize(trained: "Trained") -> str:
+def _summarize(trained: "TrainedHypernetwork") -> str:
     record = trained.record
     step, loss, edit, locality, recall = min(record.validation_losses, key=lambda each: each[1])
     return (

@@ -12,7 +12,7 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.passages import Label, Passage, Row, batch_rows, make_rows
+from editbench.models.passages import Label, Passage, TokenRow, batch_rows, make_rows
 from editbench.questions import Score, ScoreAnswer
 
 # Logits are the largest thing in memory: 2^27 of them are 512 MiB in float32.
@@ -86,7 +86,7 @@ def score_passages(
 
 def batch_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
-) -> Iterator[list[Row[Label]]]:
+) -> Iterator[list[TokenRow[Label]]]:
     """The forward passes that scoring takes: what is run together, row by row."""
     rows = make_rows(passages)
     if find_continuing(model) != "padded":  # branches behind a row see its keys and values
@@ -100,7 +100,7 @@ def batch_passages(
 
 
 def _score_batch(
-    model: EditableModel, rows: Sequence[Row[Label]]
+    model: EditableModel, rows: Sequence[TokenRow[Label]]
 ) -> Iterator[tuple[Label, ScoreAnswer]]:
     wanted: list[tuple[Label, list[tuple[_Place, int]]]] = []
     for index, row in enumerate(rows):
@@ -121,7 +121,7 @@ def _score_batch(
 
 
 def _run(
-    model: EditableModel, rows: Sequence[Row[Label]], tokens: Sequence[tuple[_Place, int]]
+    model: EditableModel, rows: Sequence[TokenRow[Label]], tokens: Sequence[tuple[_Place, int]]
 ) -> dict[tuple[_Place, int], tuple[float, bool]]:
     """Look up log p of tokens at places, and whether each is the likeliest."""
     has_branches = any(row.branches for row in rows)

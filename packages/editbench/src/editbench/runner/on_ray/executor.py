@@ -1,7 +1,7 @@
 """Trials as tasks of a Ray cluster, on this machine or on many.
 
 Ray schedules the tasks by what they need, sends each of them what it works on, and runs a task
-again whose worker has died. The process that asked keeps the plan and writes the results.
+again whose worker has died. The process that asked prepares the run and writes the results.
 """
 
 import copy
@@ -204,7 +204,7 @@ class _Shipment:
         return self._sent[id(part)][1]
 
     def _settle(self, trial: PreparedTrial) -> dict[str, float]:
-        # Seeds do not change what a trial takes, so it is planned once for all of them. Metrics
+        # Seeds do not change what a trial takes, so it is worked out once for all of them. Metrics
         # are made, or fitted, for a dataset, and stand for it.
         inputs = (trial.inputs.second_moments, id(trial.inputs.corpus))
         editor = (trial.editor.name, trial.editor.config.model_dump_json(), *inputs)
