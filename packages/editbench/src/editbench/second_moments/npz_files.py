@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from editbench.errors import SecondMomentError
+from editbench.files.seals import checksum, checksum_file
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from memit_core import IllPosedError, SecondMoment
@@ -48,6 +49,28 @@ def is_npz(path: Path) -> bool:
 def list_npz(path: Path) -> list[Path]:
     """The files that a path stands for: itself, or those in the folder."""
     return sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+
+
+def hash_moments(path: Path) -> str:
+    """SHA-256 of a file of second moments, this kind or another, or of all in a folder.
+
+    Raises:
+        SecondMomentError: It cannot be read.
+    """
+    if not path.is_dir():
+        return _hash_file(path)
+    sums = "".join(f"{_hash_file(file)}  {file.name}\n" for file in list_npz(path))
+    return checksum(sums.encode())
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return checksum_file(path)
+    except OSError as error:
+        raise SecondMomentError(
+            f"second moments: cannot read the file, got {str(path)!r} ({error.strerror}). "
+            "Check the path, or leave it out to collect second moments anew."
+        ) from error
 
 
 def read_npz_moments(

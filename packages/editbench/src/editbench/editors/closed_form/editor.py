@@ -79,6 +79,15 @@ class ClosedForm(Editor):
         """Whose output projection is written to."""
         return self.config.module
 
+    def needs_second_moments(self, model: EditableModel) -> Mapping[ProjectionKind, Sequence[int]]:
+        """Those of the layers that are written to."""
+        return {self.module: self.layers}
+
+    @property
+    def finds_targets_apart(self) -> bool:
+        """Whether what one fact is to reach does not depend on the others."""
+        return not (self.config.share_subjects or self.config.warm_start)
+
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
         return self.config.dials
@@ -191,7 +200,7 @@ class ClosedForm(Editor):
             obtain_second_moments(
                 model, layers, config.second_moment_tokens, resources, config.module
             )
-        elif not (config.share_subjects or config.warm_start):  # where z depend on others' z
+        elif self.finds_targets_apart:
             rest = Share(share.index - n_collecting, share.n - n_collecting)
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
