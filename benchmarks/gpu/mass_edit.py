@@ -27,7 +27,7 @@ from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Progress, Resources
 from editbench.editors.closed_form import editor as closed_form
 from editbench.editors.closed_form import hidden_goals
-from editbench.editors.closed_form.preserved_values import PreservedValues
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
 from editbench.editors.second_moments.obtaining import LayerMoments

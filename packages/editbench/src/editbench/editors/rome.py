@@ -10,7 +10,7 @@ from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Solved
-from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.closed_form.solving import Dials
 from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.dialect import (

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.closed_form.solving import Dials
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Convert,

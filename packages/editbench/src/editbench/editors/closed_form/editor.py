@@ -20,7 +20,7 @@ from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.expected_prefixes import expect_prefixes
 from editbench.editors.keys.insertion_costs import (
