@@ -164,7 +164,8 @@ class ModelLoading:
                 specs=specs,
                 **more,
             )
-        model.max_memory = None if self.max_memory is None else int(self.max_memory * 2**30)
+        limit = None if self.max_memory is None else int(self.max_memory * 2**30)
+        model.memory.narrow(limit)
         return model
 
 

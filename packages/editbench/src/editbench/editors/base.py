@@ -219,7 +219,7 @@ class Editor(ABC):
         """
         return {}
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],

@@ -25,7 +25,7 @@ def contract_of_editors() -> Contract:
         "train_briefly": _check_config,
         "check_usable": None,
         "needs_second_moments": _is_a(Mapping, "a mapping of projections to layers"),
-        "plan": _is_sequence_of(StageCost, "a sequence of StageCost"),
+        "estimate": _is_sequence_of(StageCost, "a sequence of StageCost"),
         "prepare": None,
         "edit": _check_edit,
     }

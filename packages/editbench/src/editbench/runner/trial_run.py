@@ -198,6 +198,6 @@ def _ask(
             trial.model,
             batch.questions,
             seed=trial.seed,
-            token_budget=conditions.token_budget or trial.model.token_budget,
+            token_budget=conditions.token_budget or trial.model.memory.tokens,
             on_progress=lambda done, total: on_progress("answers", done, total),
         )

@@ -10,10 +10,14 @@ from editbench.editors.base import Progress, Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.goals import Measured
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.keys.reading import ProjectionReading, read_projections
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
-from editbench.editors.targets.overflow import is_finite, refuse_overflowed
+from editbench.editors.targets.optimizer import (
+    FinishedTarget,
+    TargetOptimizer,
+    refuse_overflowed,
+)
+from editbench.editors.targets.tasks import TargetTask
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
@@ -134,5 +138,5 @@ class ValueTargets:
             [task], lambda step, n_finished, loss: report(loss), initial=initial
         )
         # What follows depends on it, so there is no going on without it.
-        refuse_overflowed(self._editor, self._model, [request], [is_finite(found)])
+        refuse_overflowed(self._editor, self._model, [request], [found.is_finite])
         return found
