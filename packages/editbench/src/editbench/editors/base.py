@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
@@ -224,7 +224,7 @@ class Editor(ABC):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost, at most, and compute nothing.
 
@@ -236,7 +236,7 @@ class Editor(ABC):
                 but its tokens, its architecture and its sizes are there.
             requests: As for `edit`.
             resources: As for `edit`.
-            known: What earlier work of the same plan leaves in the cache; add to it what this does.
+            expected: What earlier work of the same plan leaves in the cache; add what this does.
 
         Returns:
             The stages, in their order.

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.editor import ClosedForm
@@ -191,7 +191,7 @@ class Rome(ClosedForm):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Estimate what `edit` costs, with an empty cache of targets; see `Editor.estimate`."""
         config = self.config
@@ -205,7 +205,7 @@ class Rome(ClosedForm):
         keys, _ = estimate_insertion(model, requests, prefixes, "uniform", layers)
         tokens = config.second_moment_tokens
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known),
+            *estimate_second_moments(model, layers, tokens, resources, expected),
             estimate_targets(model, tasks, layers[-1], config, token_budget=1),  # one by one
             keys,
             estimate_solve(model, len(requests), layers, one_by_one=True),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
@@ -154,7 +154,7 @@ class ClosedForm(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
         config = self.config
@@ -171,14 +171,14 @@ class ClosedForm(Editor):
             config,
             prefixes.flat,
             resources.cache,
-            known,
+            expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
         tokens = config.second_moment_tokens
         has_null_space = config.null_space_threshold is not None
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known, module),
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
             *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
             estimate_targets(model, unknown, layers[-1], config),
             *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
