@@ -33,7 +33,7 @@ class Stumbling(Memit):
 
     name: ClassVar[str] = "stumbling"
 
-    def plan(self, *arguments: object) -> Sequence[StageCost]:
+    def estimate(self, *arguments: object) -> Sequence[StageCost]:
         raise RuntimeError("no idea")
 
 

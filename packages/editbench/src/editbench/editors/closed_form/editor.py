@@ -124,7 +124,7 @@ class ClosedForm(Editor):
         return sample_context_prefixes(
             model,
             n_prefixes=self.config.n_context_prefixes,
-            length=self.config.context_prefix_length,
+            lengths=self.config.prefix_lengths,
             seed=seed,
         )
 
@@ -157,17 +157,36 @@ class ClosedForm(Editor):
         expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
-        config = self.config
-        layers, module = config.critical_layers, config.module
+        config, layers, module = self.config, self.layers, self.module
         model.architecture.check_layer(layers[-1])
-        lengths = (config.context_prefix_length,)
         prefixes = expect_prefixes(
-            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
+            model.tokens,
+            resources.context_prefixes,
+            config.n_context_prefixes,
+            config.prefix_lengths,
         )
+        tokens = config.second_moment_tokens
+        has_null_space = self.dials().null_space is not None
+        return [
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            *self.estimate_goals(model, requests, prefixes, resources, expected),
+        ]
+
+    def estimate_goals(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Work out what finding targets and writing them costs; see `Editor.estimate`."""
+        config, last = self.config, self.layers[-1]
         unknown = find_unknown(
             model,
             requests,
-            layers[-1],
+            last,
             config,
             prefixes.flat,
             resources.cache,
@@ -175,13 +194,11 @@ class ClosedForm(Editor):
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
-        tokens = config.second_moment_tokens
-        has_null_space = config.null_space_threshold is not None
         return [
-            *estimate_second_moments(model, layers, tokens, resources, expected, module),
-            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
-            estimate_targets(model, unknown, layers[-1], config),
-            *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
+            estimate_targets(model, unknown, last, config),
+            *estimate_insertion(
+                model, requests, prefixes, config.key_weighting, self.layers, self.module
+            ),
         ]
 
     def prepare(
@@ -192,11 +209,10 @@ class ClosedForm(Editor):
         share: Share,
     ) -> None:
         """Collect a share of the second moments, and optimise a share of the z."""
-        config = self.config
-        layers = config.critical_layers
+        config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
         rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, config.module, share
+            model, layers, config.second_moment_tokens, resources, self.module, share
         )
         if rest is not None and self.finds_targets_apart:
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
