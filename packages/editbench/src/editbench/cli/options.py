@@ -164,8 +164,8 @@ class ModelLoading:
                 specs=specs,
                 **more,
             )
-        limit = None if self.max_memory is None else int(self.max_memory * 2**30)
-        model.memory.narrow(limit)
+        if self.max_memory is not None:
+            model.memory.narrow(int(self.max_memory * 2**30))
         return model
 
 
