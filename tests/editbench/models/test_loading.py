@@ -102,7 +102,7 @@ class TestDamagedFolder:
             load("./nothing")
 
     def test_a_file(self, model_folder: Save) -> None:
-        self.check(model_folder() / "config.json", "this is a file; expected the folder")
+        self.check(model_folder() / "config.json", "this is a file, and no GGUF file")
 
     def test_empty(self, tmp_path: Path) -> None:
         self.check(tmp_path, "no config.json .* an empty folder")
@@ -311,7 +311,9 @@ class TestOptions:
             load(model_folder(), device_map="auto")
 
     def test_revision_of_a_folder(self, model_folder: Save) -> None:
-        with pytest.raises(ConfigError, match="is a folder and has no revisions, got 'v1'"):
+        with pytest.raises(
+            ConfigError, match="has no revisions, got 'v1'"
+        ):
             load(model_folder(), revision="v1")
 
 
@@ -366,7 +368,9 @@ class TestSpecs:
 
     def test_spec_names_one_source(self) -> None:
         for source in ({}, {"repository": "a/b", "load": lambda: None}):
-            with pytest.raises(PluginError, match="exactly one of 'repository' and 'load'"):
+            with pytest.raises(
+                PluginError, match="exactly one of 'repository', 'find_file'"
+            ):
                 ModelSpec("broken", **source)
 
     def test_builtin_models_have_the_papers_settings(self) -> None:

@@ -23,6 +23,7 @@ from editbench.models.device_memory import (
     working_device,
 )
 from editbench.models.edit_stack import EditStack, PutOn
+from editbench.models.gguf_file import GgufFile
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
@@ -50,12 +51,14 @@ class EditableModel:
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
         max_memory: Bytes that it and the work on it may take of a device; None for all there are.
         planned_device: For a model without weights, the device that work on it is planned for.
-        source: The folder that its weights were read from; None if it was made in memory.
+        source: The folder that its weights were read from; None if there is none.
+        gguf: The GGUF file that they were read from, dequantized; None if there is none.
     """
 
     max_memory: int | None = None
     planned_device: torch.device | None = None
     source: Path | None = None
+    gguf: GgufFile | None = None
 
     def __init__(
         self,
