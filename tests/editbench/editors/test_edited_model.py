@@ -120,8 +120,8 @@ def test_prefixes_are_sampled_from_the_unedited_model(
     with first.applied(model):
         other = EDITORS[name].edit(model, THEN, resources(context_prefixes=None))
         assert_same(other, EDITORS[name].edit(model, THEN, resources(context_prefixes=given)))
-        assert sample_context_prefixes(model, n_prefixes=3, length=8, seed=1) == (
-            sample_context_prefixes(tiny_model(), n_prefixes=3, length=8, seed=1)
+        assert sample_context_prefixes(model, n_prefixes=3, lengths=(8,), seed=1) == (
+            sample_context_prefixes(tiny_model(), n_prefixes=3, lengths=(8,), seed=1)
         )
 
 

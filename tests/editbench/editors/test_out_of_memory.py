@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.editors.base import Editor, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.context_prefixes import ContextPrefixes
@@ -267,7 +267,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
             room *= 1.1
             model.memory.narrow(int(model.memory.weight_bytes[model.device] + room))
             fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
-        (stage,) = chosen.estimate(model, REQUESTS, resources, Known())
+        (stage,) = chosen.estimate(model, REQUESTS, resources, ExpectedCache())
         found = chosen.edit(model, REQUESTS, resources)
     assert fitting == [*[1] * (len(fitting) - 1), 2]
     assert max(sizes) == 2

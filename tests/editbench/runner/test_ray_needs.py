@@ -8,7 +8,7 @@ import torch
 from tests.editbench.runner.toys import make_grid
 
 from editbench.costs.answers import estimate_answers
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.models.editable import EditableModel
@@ -16,7 +16,7 @@ from editbench.progress import report_nothing
 from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
 from editbench.runner.prepare import PreparedTrial
-from editbench.testing import toy_corpus
+from editbench.testing import tiny_model, toy_corpus
 
 GIB = 2**30
 NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
@@ -34,8 +34,14 @@ class Stumbling(Memit):
 
     name: ClassVar[str] = "stumbling"
 
-    def plan(self, *arguments: object) -> Sequence[StageCost]:
+    def estimate(self, *arguments: object) -> Sequence[StageCost]:
         raise RuntimeError("no idea")
+
+
+@pytest.fixture
+def model() -> EditableModel:
+    """One for each test: limits of memory stay on it."""
+    return tiny_model(n_layers=2)
 
 
 def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
@@ -51,7 +57,7 @@ def stages_of(work: PreparedTrial) -> list[StageCost]:
     (batch,) = work.batches
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(0, None, report_nothing)
-    editing = work.editor.estimate(work.model, requests, resources, Known())
+    editing = work.editor.estimate(work.model, requests, resources, ExpectedCache())
     return [*editing, *estimate_answers(work.model, batch.questions)]
 
 

@@ -121,13 +121,13 @@ def work_of_trials(
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, StageCost, add_stages
+    from editbench.costs.stage import ExpectedCache, StageCost, add_stages
     from editbench.progress import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.trial_run import describe
 
-    known = Known()
+    expected = ExpectedCache()
     # Trials share their batches, and what is asked about one costs the same after every editor.
     answered: dict[tuple[int, int, bool], list[StageCost]] = {}
     work = []
@@ -139,14 +139,16 @@ def work_of_trials(
         if trial.failure is not None:
             stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
         for batch in trial.batches:
-            editing = partial(trial.editor.estimate, trial.model, batch.requests, resources, known)
+            editing = partial(
+                trial.editor.estimate, trial.model, batch.requests, resources, expected
+            )
             stages += _ask(trial.editor.name, editing)
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
-                if not trial.is_unedited or known.add("answers", key):
+                if not trial.is_unedited or expected.add("answers", key):
                     place = (id(trial.model), id(batch), seed is None)
                     if place not in answered:
                         asking = partial(estimate_answers, trial.model, questions)
@@ -175,10 +177,12 @@ def work_of_edit(
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, add_stages
+    from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    stages = _ask(editor.name, partial(editor.estimate, model, requests, resources, Known()))
+    stages = _ask(
+        editor.name, partial(editor.estimate, model, requests, resources, ExpectedCache())
+    )
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
@@ -179,7 +179,7 @@ class Editor(ABC):
         spec = model.spec
         if spec is not None and cls.name in spec.defaults:
             values, source = spec.defaults[cls.name], f"defaults of '{model.name}'"
-            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+            origin = spec.source_of(cls.name)
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (
@@ -214,7 +214,7 @@ class Editor(ABC):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost, at most, and compute nothing.
 
@@ -226,7 +226,7 @@ class Editor(ABC):
                 but its tokens, its architecture and its sizes are there.
             requests: As for `edit`.
             resources: As for `edit`.
-            known: What earlier work of the same plan leaves in the cache; add to it what this does.
+            expected: What earlier work of the same plan leaves in the cache; add what this does.
 
         Returns:
             The stages, in their order.

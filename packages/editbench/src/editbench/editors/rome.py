@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.editor import ClosedForm
@@ -14,8 +14,6 @@ from editbench.editors.closed_form.solving import Dials
 from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
-    expect_prefixes,
-    sample_context_prefixes,
 )
 from editbench.editors.dialect import (
     TARGET_NAMES,
@@ -32,9 +30,6 @@ from editbench.editors.targets.tasks import make_tasks
 from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
-from editbench.second_moments.obtaining import (
-    estimate_second_moments,
-)
 from memit_core import UpdateFactors
 
 
@@ -95,6 +90,11 @@ class RomeConfig(LayerConfig):
         default=(5, 10),
         description="tokens of the sampled prefixes (context_template_length_params)",
     )
+
+    @property
+    def prefix_lengths(self) -> tuple[int, ...]:
+        """Tokens of sampled prefixes, of as many of each length."""
+        return self.context_prefix_lengths
 
     @classmethod
     def writing_to(cls, layers: Sequence[int]) -> Mapping[str, Any]:
@@ -171,42 +171,19 @@ class Rome(ClosedForm):
         bare_key = goal.reading.keys[0].to(update.right)
         return UpdateFactors(update.left, update.right / (bare_key @ update.right))
 
-    def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
-        """Sample prefixes of all lengths."""
-        config = self.config
-        texts: list[str] = []
-        for index, length in enumerate(config.context_prefix_lengths):
-            sampled = sample_context_prefixes(
-                model,
-                n_prefixes=config.n_context_prefixes,
-                length=length,
-                seed=seed + index * config.n_context_prefixes,
-            )
-            texts += [text for text in sampled.flat if text]
-        groups = (("",), tuple(dict.fromkeys(texts)))
-        return ContextPrefixes(tuple(group for group in groups if group))
-
-    def estimate(
+    def estimate_goals(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Estimate what `edit` costs, with an empty cache of targets; see `Editor.estimate`."""
-        config = self.config
-        layers = self.layers
-        model.architecture.check_layer(layers[-1])
-        lengths = config.context_prefix_lengths
-        prefixes = expect_prefixes(
-            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
-        )
+        """What `edit` costs with an empty cache of targets; see `ClosedForm.estimate_goals`."""
         tasks = make_tasks(model.tokens, requests, prefixes.flat)
-        keys, _ = estimate_insertion(model, requests, prefixes, "uniform", layers)
-        tokens = config.second_moment_tokens
+        keys, _ = estimate_insertion(model, requests, prefixes, "uniform", self.layers)
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known),
-            estimate_targets(model, tasks, layers[-1], config, token_budget=1),  # one by one
+            estimate_targets(model, tasks, self.layers[-1], self.config, token_budget=1),
             keys,
-            estimate_solve(model, len(requests), layers, one_by_one=True),
+            estimate_solve(model, len(requests), self.layers, one_by_one=True),
         ]

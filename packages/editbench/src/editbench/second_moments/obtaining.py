@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.errors import SecondMomentError
 from editbench.files.seals import checksum_json
@@ -131,7 +131,7 @@ def estimate_second_moments(
     layers: Sequence[int],
     n_tokens: TokenCount,
     sources: Sources,
-    known: Known,
+    expected: ExpectedCache,
     module: ProjectionKind = "mlp",
 ) -> list[StageCost]:
     """What `obtain_second_moments` costs: nothing if they are in a file or in the cache.
@@ -141,13 +141,13 @@ def estimate_second_moments(
         layers: Critical layers.
         n_tokens: Tokens to collect from; see `collect_second_moments`.
         sources: Names the file, the cache folder and the corpus.
-        known: What earlier work leaves in the cache; these are added.
+        expected: What earlier work leaves in the cache; these are added.
         module: Whose output projection's inputs are the keys.
     """
     if sources.second_moments is not None:
         return []
     if sources.cache is not None:
-        if not known.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
+        if not expected.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
             return []
         corpus = sources.corpus  # an estimate without weights does without
         if corpus is not None and (

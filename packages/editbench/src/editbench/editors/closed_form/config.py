@@ -139,6 +139,11 @@ class ClosedFormConfig(LayerConfig):
         return self
 
     @property
+    def prefix_lengths(self) -> tuple[int, ...]:
+        """Tokens of sampled prefixes: all have one length."""
+        return (self.context_prefix_length,)
+
+    @property
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
         null_space = None

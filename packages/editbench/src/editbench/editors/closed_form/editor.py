@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
@@ -124,7 +124,7 @@ class ClosedForm(Editor):
         return sample_context_prefixes(
             model,
             n_prefixes=self.config.n_context_prefixes,
-            length=self.config.context_prefix_length,
+            lengths=self.config.prefix_lengths,
             seed=seed,
         )
 
@@ -154,34 +154,51 @@ class ClosedForm(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
-        config = self.config
-        layers, module = config.critical_layers, config.module
+        config, layers, module = self.config, self.layers, self.module
         model.architecture.check_layer(layers[-1])
-        lengths = (config.context_prefix_length,)
         prefixes = expect_prefixes(
-            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
+            model.tokens,
+            resources.context_prefixes,
+            config.n_context_prefixes,
+            config.prefix_lengths,
         )
+        tokens = config.second_moment_tokens
+        has_null_space = self.dials().null_space is not None
+        return [
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            *self.estimate_goals(model, requests, prefixes, resources, expected),
+        ]
+
+    def estimate_goals(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Work out what finding targets and writing them costs; see `Editor.estimate`."""
+        config, last = self.config, self.layers[-1]
         unknown = find_unknown(
             model,
             requests,
-            layers[-1],
+            last,
             config,
             prefixes.flat,
             resources.cache,
-            known,
+            expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
-        tokens = config.second_moment_tokens
-        has_null_space = config.null_space_threshold is not None
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known, module),
-            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
-            estimate_targets(model, unknown, layers[-1], config),
-            *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
+            estimate_targets(model, unknown, last, config),
+            *estimate_insertion(
+                model, requests, prefixes, config.key_weighting, self.layers, self.module
+            ),
         ]
 
     def prepare(
@@ -192,13 +209,12 @@ class ClosedForm(Editor):
         share: Share,
     ) -> None:
         """Collect the second moments, as the first share, or optimise a share of the z."""
-        config = self.config
-        layers = config.critical_layers
+        config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
         n_collecting = int(resources.second_moments is None)
         if share.index < n_collecting:
             obtain_second_moments(
-                model, layers, config.second_moment_tokens, resources, config.module
+                model, layers, config.second_moment_tokens, resources, self.module
             )
         elif self.finds_targets_apart:
             rest = Share(share.index - n_collecting, share.n - n_collecting)
@@ -266,15 +282,17 @@ class _Stream:
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
                 measured = goal.measure(layer)
-                name = model.architecture.weight_name(
-                    model.architecture.projection(layer, editor.module)
-                )
+                projection = model.architecture.projection(layer, editor.module)
+                name = model.architecture.weight_name(projection)
                 try:
+                    residuals = editor.spread(measured, len(layers) - index)
+                    if measured.norm is not None:
+                        said = model.model.get_submodule(projection)(
+                            measured.keys.to(model.model.dtype)
+                        )
+                        residuals = measured.norm.pull_back(said, residuals)
                     update = self._preserved.solve(
-                        layer,
-                        measured.keys,
-                        editor.spread(measured, len(layers) - index),
-                        editor.slack(len(requests)),
+                        layer, measured.keys, residuals, editor.slack(len(requests))
                     )
                     if index < len(layers) - 1:
                         weight = model.model.get_parameter(name)
