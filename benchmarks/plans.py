@@ -24,13 +24,13 @@ from editbench.costs.answers import estimate_answers
 from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import ExpectedCache
 from editbench.datasets.base import Dataset
-from editbench.editors.base import Resources
+from editbench.editors.base import Inputs, Resources
 from editbench.metrics.base import Metric
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.manager import load_plugins
-from editbench.plugins.sources import corpus_of, open_corpus, open_dataset
+from editbench.plugins.sources import complete_inputs, open_corpus, open_dataset
 from editbench.questions import Generate, Question
 
 PARTS = {"keys": "insertion", "solve": "insertion", "answers: texts": "texts"}
@@ -105,7 +105,8 @@ def measure(
     """Plan the edit and the questions, do them, and compare stage by stage."""
     cases = dataset.cases()[: args.n_edits]
     requests = [case.request for case in cases]
-    corpus = open_corpus(str(args.corpus)) if args.corpus else corpus_of(model.spec)
+    given = open_corpus(str(args.corpus)) if args.corpus else None
+    corpus = complete_inputs(Inputs(corpus=given), model).corpus
     questions = gather_questions(dataset, args.n_edits)
     texts = [each for each in questions if isinstance(each, Generate)]
     scores = [each for each in questions if not isinstance(each, Generate)]
