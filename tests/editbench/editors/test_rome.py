@@ -384,6 +384,7 @@ def test_published_hyperparameters_are_the_reference_s() -> None:
     published = {
         spec.name: RomeConfig.parse(spec.defaults["rome"], "test")
         for spec in (*BUILTIN_SPECS, ATLAS)
+        if "rome" in spec.defaults
     }
     layers = {"gpt2-xl": (17,), "gpt-j-6b": (5,), "gpt-neox-20b": (15,)}
     assert {name: published[name].critical_layers for name in layers} == layers

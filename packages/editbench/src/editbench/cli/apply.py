@@ -56,7 +56,8 @@ def apply(
     """Save a model with edits on it.
 
     The edited tensors are replaced, in the precision that the model's files hold; every other
-    tensor and file comes through as it is, and the folder loads like the model's own. It is loaded
+    tensor and file comes through as it is, and the folder loads like the model's own. Of a GGUF
+    file the folder holds the dequantized weights. It is loaded
     once and compared before the command is done. An edit fits the model that it was computed for,
     and no other.
     """

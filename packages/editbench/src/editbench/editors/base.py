@@ -189,7 +189,7 @@ class Editor(ABC):
         spec = model.spec
         if spec is not None and cls.name in spec.defaults:
             values, source = spec.defaults[cls.name], f"defaults of '{model.name}'"
-            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+            origin = spec.source_of(cls.name)
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (

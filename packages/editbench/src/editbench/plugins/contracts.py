@@ -91,8 +91,9 @@ def check_spec(spec: Any) -> str | None:
             return f"wrong '{name}', got {getattr(spec, name)!r}; expected a string"
     if not isinstance(spec.repository, str | None):
         return f"wrong 'repository', got {spec.repository!r}; expected a string"
-    if spec.load is not None and not callable(spec.load):
-        return f"wrong 'load', got {spec.load!r}; expected a function"
+    for name in ("find_file", "load"):
+        if (value := getattr(spec, name)) is not None and not callable(value):
+            return f"wrong '{name}', got {value!r}; expected a function"
     if not isinstance(spec.defaults, Mapping) or not all(
         isinstance(values, Mapping) for values in spec.defaults.values()
     ):

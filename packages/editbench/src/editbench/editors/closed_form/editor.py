@@ -279,15 +279,17 @@ class _Stream:
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
                 measured = goal.measure(layer)
-                name = model.architecture.weight_name(
-                    model.architecture.projection(layer, editor.module)
-                )
+                projection = model.architecture.projection(layer, editor.module)
+                name = model.architecture.weight_name(projection)
                 try:
+                    residuals = editor.spread(measured, len(layers) - index)
+                    if measured.norm is not None:
+                        said = model.model.get_submodule(projection)(
+                            measured.keys.to(model.model.dtype)
+                        )
+                        residuals = measured.norm.pull_back(said, residuals)
                     update = self._preserved.solve(
-                        layer,
-                        measured.keys,
-                        editor.spread(measured, len(layers) - index),
-                        editor.slack(len(requests)),
+                        layer, measured.keys, residuals, editor.slack(len(requests))
                     )
                     if index < len(layers) - 1:
                         weight = model.model.get_parameter(name)
