@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from editbench.cli import options
-from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import parse_layers
 from editbench.cli.options import ModelLoading, in_file
@@ -101,7 +100,7 @@ def stats(
     command is repeated. Files that memit has collected (.npz) need no conversion: give them to
     --second-moments as they are.
     """
-    check_output_file(out)
+    options.check_out_file(out)
     if shards:
         _merge(shards, out)
         return
