@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
@@ -21,14 +21,14 @@ class GivenEdit(Editor):
         self.name = edit.card.editor  # type: ignore[misc]  # of this one alone
         self._edit = edit
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.plan`."""
+        """Nothing; see `Editor.estimate`."""
         return []
 
     def edit(

@@ -15,24 +15,25 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
-from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.expected_prefixes import expect_prefixes
-from editbench.editors.keys.insertion_costs import (
-    plan_insertion,
-    plan_null_spaces,
-    plan_second_moments,
+from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.context_prefixes import (
+    ContextPrefixes,
+    expect_prefixes,
+    sample_context_prefixes,
 )
+from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.second_moments.obtaining import (
+    estimate_second_moments,
     obtain_second_moments,
     prepare_second_moments,
 )
-from editbench.editors.targets.costs import find_unknown, plan_targets
+from editbench.editors.solve_estimates import estimate_null_spaces
+from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
@@ -78,6 +79,15 @@ class ClosedForm(Editor):
         """Whose output projection is written to."""
         return self.config.module
 
+    def needs_second_moments(self, model: EditableModel) -> Mapping[ProjectionKind, Sequence[int]]:
+        """Those of the layers that are written to."""
+        return {self.module: self.layers}
+
+    @property
+    def finds_targets_apart(self) -> bool:
+        """Whether what one fact is to reach does not depend on the others."""
+        return not (self.config.share_subjects or self.config.warm_start)
+
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
         return self.config.dials
@@ -114,7 +124,7 @@ class ClosedForm(Editor):
         return sample_context_prefixes(
             model,
             n_prefixes=self.config.n_context_prefixes,
-            length=self.config.context_prefix_length,
+            lengths=self.config.prefix_lengths,
             seed=seed,
         )
 
@@ -139,38 +149,56 @@ class ClosedForm(Editor):
 
     # Costs, and work that can be divided
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Work out what `edit` would cost; see `Editor.plan`."""
-        config = self.config
-        layers = config.critical_layers
+        """Work out what `edit` would cost; see `Editor.estimate`."""
+        config, layers, module = self.config, self.layers, self.module
         model.architecture.check_layer(layers[-1])
-        lengths = (config.context_prefix_length,)
-        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        prefixes = expect_prefixes(
+            model.tokens,
+            resources.context_prefixes,
+            config.n_context_prefixes,
+            config.prefix_lengths,
+        )
+        tokens = config.second_moment_tokens
+        has_null_space = self.dials().null_space is not None
+        return [
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            *self.estimate_goals(model, requests, prefixes, resources, expected),
+        ]
+
+    def estimate_goals(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Work out what finding targets and writing them costs; see `Editor.estimate`."""
+        config, last = self.config, self.layers[-1]
         unknown = find_unknown(
             model,
             requests,
-            layers[-1],
+            last,
             config,
             prefixes.flat,
             resources.cache,
-            known,
+            expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
-        has_null_space = config.null_space_threshold is not None
         return [
-            *plan_second_moments(
-                model, layers, config.second_moment_tokens, resources, known, config.module
+            estimate_targets(model, unknown, last, config),
+            *estimate_insertion(
+                model, requests, prefixes, config.key_weighting, self.layers, self.module
             ),
-            *([plan_null_spaces(model, layers, config.module)] if has_null_space else []),
-            plan_targets(model, unknown, layers[-1], config),
-            *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
         ]
 
     def prepare(
@@ -181,14 +209,12 @@ class ClosedForm(Editor):
         share: Share,
     ) -> None:
         """Collect a share of the second moments, and optimise a share of the z."""
-        config = self.config
-        layers = config.critical_layers
+        config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
         rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, config.module, share
+            model, layers, config.second_moment_tokens, resources, self.module, share
         )
-        depends_on_others = config.share_subjects or config.warm_start
-        if rest is not None and not depends_on_others:
+        if rest is not None and self.finds_targets_apart:
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest

@@ -12,8 +12,11 @@ from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep, SweepChecks
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer
-from editbench.editors.targets.overflow import refuse_overflowed
+from editbench.editors.targets.optimizer import (
+    FinishedTarget,
+    TargetOptimizer,
+    refuse_overflowed,
+)
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
