@@ -239,7 +239,7 @@ def test_a_search_tries_all_settings_and_goes_on_where_it_was(tmp_path: Path) ->
     command = [
         "settings_search.py", "--model", "atlas", "--facts", str(path), "--n-edits", "2",
         "--corpus", "atlas", "--threads", "1", "--work", str(tmp_path), "--out", str(out),
-        "--set", "n_steps=1", "second_moment_tokens=500",
+        "--set", "n_steps=1", "second_moment_tokens=2000",
     ]  # fmt: skip
     with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
         search = importlib.import_module("settings_search").main
