@@ -5,7 +5,9 @@
 Atlas is edited and asked by itself; with `--model`, another one, whose facts are CounterFact's. A
 stage's memory is what the process has at its worst moment more than before the model was loaded,
 with all libraries at work already: no plan speaks of these. ``time`` and ``memory`` are what was
-planned over what was measured. Caches are empty, and prefixes sampled. Linux only.
+planned over what was measured. Seconds are those of the main thread itself, which waits for the
+others at work: so other programs on a busy machine do not count. Caches are empty, and prefixes
+sampled. Linux only.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from editbench.models.loading import load_model
 from editbench.plugins.manager import load_plugins
 from editbench.plugins.sources import corpus_of, open_corpus, open_dataset
 from editbench.questions import Generate, Question
+from editbench.testing import tiny_model, toy_cases, toy_corpus
 
 PARTS = {"keys": "insertion", "solve": "insertion", "answers: texts": "texts"}
 """What is planned apart and done together, or called otherwise while it is done."""
@@ -48,6 +51,18 @@ def forget_peak() -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def load_libraries() -> None:
+    """Do a little of everything once."""
+    model = tiny_model()
+    requests = [case.request for case in toy_cases(2)]
+    resources = Resources(seed=0, corpus=toy_corpus())
+    for name in ("memit", "ft-w"):
+        editor_type = load_plugins().get_editor(name)
+        editor_type(editor_type.default_config(model)[0]).edit(model, requests, resources)
+    questions = [Generate(request.text, 30) for request in requests]
+    answer_questions(model, questions, seed=0, token_budget=100)
 
 
 @dataclass
@@ -73,14 +88,14 @@ class Watch:
 
     def begin(self, stage: str) -> None:
         """End one stage, and begin another."""
-        now = time.perf_counter()
+        now = time.thread_time()
         if self._since:
             before = self.seconds.get(self._stage, 0.0)
             self.seconds[self._stage] = before + now - self._since
             peak = read_memory("VmHWM") - self.n_bytes_before
             self.peaks[self._stage] = max(peak, self.peaks.get(self._stage, 0))
         forget_peak()
-        self._stage, self._since = stage, time.perf_counter()
+        self._stage, self._since = stage, time.thread_time()
 
 
 def gather_questions(dataset: Dataset, n_edits: int) -> list[Question]:
@@ -163,7 +178,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dataset = open_dataset(args.dataset, load_plugins(), None)
-    gc.collect()
+    load_libraries()
+    forget_peak()
     before = read_memory("VmRSS")
     model = load_model(args.model, specs=load_plugins().models(), device="cpu")
     rows = measure(model, dataset, args.editors, args, before)

@@ -263,6 +263,6 @@ def run(
                 executor=executor,
             )
     if only_plan:
-        show_plan(work, is_divided=executor is not None)
+        show_plan(work, inputs.cache, is_divided=executor is not None)
     else:
         show_result(context, summary)

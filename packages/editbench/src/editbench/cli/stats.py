@@ -137,7 +137,8 @@ def stats(
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
         n_shards = share["shard"].n_shards
-        announce(work_of_collection(editable, chosen, count, module, n_shards), display)
+        work = work_of_collection(editable, chosen, count, module, n_shards)
+        announce(work, default_cache(), display)
         moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)

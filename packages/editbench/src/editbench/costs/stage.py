@@ -17,7 +17,7 @@ class StageCost:
         n_tokens: Tokens that go through the model, padding included; each pass counts.
         n_flops: Floating-point operations in the model's type.
         n_double_flops: Floating-point operations in float64.
-        n_read_bytes: Bytes of weights and caches that are read for them.
+        n_read_bytes: Bytes that are read for them besides the weights of blocks.
         n_block_calls: How often a decoder block is called, backwards twice: each call takes a
             while, however small.
         n_peak_bytes: Bytes on the device at the worst moment, the model's weights left out.
@@ -133,14 +133,13 @@ class Forward:
         """What all of it costs."""
         forward, backward = self.flops(size)
         n_passes = self.n_blocks * self.n_times
-        seen = self.rows.n_rows * self.n_before * size.n_cache_bytes / size.n_layers
+        seen = self.rows.n_rows * self.n_before * size.n_cache_bytes * self.n_blocks / size.n_layers
+        n_head = size.d_model * size.n_logits * size.itemsize if self.n_reads else 0
         return StageCost(
             name=name,
             n_tokens=self.rows.n_padded * self.n_times,
             n_flops=self.n_times * (forward + (backward if self.has_gradients else 0.0)),
-            n_read_bytes=n_passes
-            * (1 + self.has_gradients)
-            * (size.n_weight_bytes / size.n_layers + seen),
+            n_read_bytes=self.n_times * (1 + self.has_gradients) * (seen + n_head),
             n_block_calls=n_passes * (3 if self.has_gradients else 1),
             n_peak_bytes=self.peak_bytes(size),
         )

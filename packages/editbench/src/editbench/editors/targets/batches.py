@@ -259,7 +259,6 @@ class _Replay:
             STAGE,
             n_tokens=n_steps * self.suffixes.n_padded,
             n_flops=n_steps * (forward + moved) + (n_steps - 1) * (backward - moved),
-            n_read_bytes=size.n_weight_bytes * (2 * n_steps - 1) * n_blocks / size.n_layers,
             n_block_calls=n_calls,
         )
 
