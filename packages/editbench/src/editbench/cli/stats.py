@@ -22,7 +22,7 @@ from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_corpus
+from editbench.plugins.sources import default_cache, open_corpus
 
 if TYPE_CHECKING:
     from editbench.editors.second_moments.collection import TokenCount

@@ -85,6 +85,8 @@ class Forward:
         rows: The rows.
         n_blocks: Through how many blocks they go.
         n_before: Tokens in front of them, in the longest row, whose keys and values are there.
+        is_copied: Whether those of the block at hand are copied for each row, instead of those of
+            all blocks being there for each.
         n_reads: At how many places logits are read; in the last block the MLP works there alone.
         n_mlp_tokens: Tokens that MLPs work on, where that is not all of them.
         n_times: How often they run.
@@ -94,6 +96,7 @@ class Forward:
     rows: Padded
     n_blocks: int
     n_before: int = 0
+    is_copied: bool = False
     n_reads: int = 0
     n_mlp_tokens: int | None = None
     n_times: int = 1
@@ -120,6 +123,7 @@ class Forward:
         n_tokens = self.rows.n_padded
         logits = self.n_reads * size.logit_bytes(with_loss=self.has_gradients)
         cached = float(self.rows.n_rows * self.n_before * size.n_cache_bytes)
+        cached *= 2 / size.n_layers if self.is_copied else 1
         working = n_tokens * size.working_bytes(self.n_keys)
         if not self.has_gradients:
             return max(cached + working, logits)

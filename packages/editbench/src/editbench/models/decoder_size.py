@@ -164,7 +164,10 @@ class DecoderSize:
         """
         d_norms = self.n_norms * self.d_model * (3 * _FLOAT32 if self.composed_norms else 1)
         norms = d_norms * (1 if self.composed_norms else self.itemsize)
-        widths = self.d_model + 2 * self.d_attention + self.d_cache * (1 + n_prefix)
+        keys_values = self.d_cache * (1 + n_prefix)
+        if self.d_cache < 2 * self.d_attention:  # heads that share keys have a copy each
+            keys_values = 2 * self.d_attention * (1 + n_prefix) + self.d_cache
+        widths = self.d_model + 2 * self.d_attention + keys_values
         widths += self.d_mlp * (1 if self.n_mlp_maps == 2 else 3) + self._score_width(n_keys)
         return norms + round(widths * self.itemsize)
 
