@@ -171,7 +171,7 @@ class _Block(nn.Module):
             return self.norms[index](states)
         wide = states.float()
         scale = (wide.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()
-        return self.norms[index].weight * (wide * scale).to(states.dtype)
+        return self.norms[index].get_parameter("weight") * (wide * scale).to(states.dtype)
 
 
 def _count(size: DecoderSize, n_tokens: int) -> float:

@@ -1,7 +1,7 @@
 """What one stage of the work costs, added up over what runs together."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Self
 
 from editbench.models.batches import Padded
@@ -96,6 +96,7 @@ class Forward:
     rows: Padded
     n_blocks: int
     n_before: int = 0
+    _: KW_ONLY
     is_copied: bool = False
     n_reads: int = 0
     n_mlp_tokens: int | None = None

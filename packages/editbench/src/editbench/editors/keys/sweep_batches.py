@@ -209,6 +209,5 @@ def _sweep(
         at, is_open = layer, visit.opens
     whole = Forward(batch.extent, n_whole, n_before, is_copied=True)
     # The MLP works at the subjects alone, which is what reading means there.
-    at_ends = {"n_blocks": 1, "n_times": n_read, "n_mlp_tokens": batch.extent.n_rows}
-    read = replace(whole, **at_ends)
+    read = replace(whole, n_blocks=1, n_times=n_read, n_mlp_tokens=batch.extent.n_rows)
     return [whole, read], n_closed
