@@ -1,6 +1,6 @@
 """Benchmark: what plans say of time and memory, against what the work takes.
 
-    python benchmarks/plans.py --out benchmarks/results/plans.json
+    python benchmarks/plans.py --out benchmarks/results/plans/atlas.json
 
 Atlas is edited and asked by itself; with `--model`, another one, whose facts are CounterFact's. A
 stage's memory is what the process has at its worst moment, less what it had before without the

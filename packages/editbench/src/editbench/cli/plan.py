@@ -34,7 +34,8 @@ def plan_option(command: Command) -> Command:
         "only_plan",
         is_flag=True,
         help="Say what would be computed, how much memory it takes and how long, and stop. Of a "
-        "model folder, configuration and tokenizer are enough.",
+        "model folder, configuration and tokenizer are enough. The machine's speed is measured "
+        "once, in a second or two, and kept in the cache folder.",
     )(command)
 
 

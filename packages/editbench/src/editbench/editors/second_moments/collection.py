@@ -301,7 +301,7 @@ def _some_keys(
 
 
 def _report(report_progress: Progress, n_done: int, work: CollectionWork, speed: float) -> None:
-    """Report tokens; where the collection itself finds out when to end, nobody knows of how many."""
+    """Report tokens; of how many, nobody knows where the collection finds out when to end."""
     note = f"{speed:,.0f} tokens/s"
     if work.stop is None:
         report_progress(STAGE, n_done, work.n_tokens, note)
