@@ -156,7 +156,10 @@ def main() -> None:
         config = random_model.make_config(shape, n_steps=n_steps)
         requests = random_model.make_requests(shape, args.n_edits)
         prefixes = sample_context_prefixes(
-            model, n_prefixes=config.n_context_prefixes, length=config.context_prefix_length, seed=0
+            model,
+            n_prefixes=config.n_context_prefixes,
+            lengths=(config.context_prefix_length,),
+            seed=0,
         )
     else:
         work = SpeedWork.read(args.work)

@@ -308,7 +308,7 @@ def count_all_padding(args: argparse.Namespace, work: SpeedWork) -> list[dict[st
     tiny = random_model.make_model(shape, dtype=torch.float32, device="cpu")
     config = random_model.make_config(shape)
     prefixes = sample_context_prefixes(
-        tiny, n_prefixes=config.n_context_prefixes, length=config.context_prefix_length, seed=0
+        tiny, n_prefixes=config.n_context_prefixes, lengths=(config.context_prefix_length,), seed=0
     )
     for n in args.n_requests:
         requests = random_model.make_requests(shape, n)

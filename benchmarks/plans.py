@@ -24,7 +24,7 @@ from side_by_side import make_parser, record
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.plan import Plan, Work
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Resources
 from editbench.metrics.base import Metric
@@ -133,7 +133,7 @@ def measure(
         else:
             editor_type = load_plugins().get_editor(name)
             editor = editor_type(editor_type.default_config(model)[0])
-            stages = editor.estimate(model, requests, resources, Known())
+            stages = editor.estimate(model, requests, resources, ExpectedCache())
         plan = Plan.of([Work(name, model, tuple(stages))])
         if name == "questions":
             for stage, some in (("answers: scores", scores), ("texts", texts)):

@@ -11,7 +11,7 @@ import torch
 
 from editbench.costs.machine import Machine
 from editbench.costs.plan import Plan, Work
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
 from editbench.models import memory_budget
@@ -129,7 +129,7 @@ def test_the_papers_models_fit(name: str, gib: int, random_model: ModuleType) ->
     model.memory.narrow(int(gib * 1e9))
     requests = random_model.make_requests(shape, 10_000)
     editor = Memit(random_model.make_config(shape))
-    stages = editor.estimate(model, requests, Resources(seed=0), Known())
+    stages = editor.estimate(model, requests, Resources(seed=0), ExpectedCache())
     assert [stage.name for stage in stages] == [
         "second moments", "target hidden states", "keys", "solve",
     ]  # fmt: skip

@@ -56,8 +56,8 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What work that comes earlier in a plan leaves behind for later work: caches, by any key."""
+class ExpectedCache:
+    """What earlier work of a plan will have left in caches for later work, by any key."""
 
     keys: set[object] = field(default_factory=set)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
@@ -105,7 +105,7 @@ DIALECT = Dialect(
     editor="ft-w",
     methods=("ft", "ft-l", "ft-m", "ft-w"),
     names={
-        "layers": read_single_layer,
+        "layers": lambda value, _: {"layer": read_single_layer(value)},
         "num_steps": "n_epochs",
         "lr": "learning_rate",
         "weight_decay": _read_weight_decay,
@@ -199,7 +199,7 @@ class FineTune(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
         return [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
@@ -26,7 +26,7 @@ class GivenEdit(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Nothing; see `Editor.estimate`."""
         return []

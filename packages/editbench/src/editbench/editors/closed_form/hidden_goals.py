@@ -1,6 +1,6 @@
 """Targets at the last critical layer: z by optimization, for all facts of a batch at once."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from editbench.editors.base import Progress, Resources
 from editbench.editors.closed_form.config import ClosedFormConfig
 from editbench.editors.closed_form.goals import Measured
+from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep, SweepChecks
 from editbench.editors.targets.cache import TargetCache
@@ -31,6 +32,7 @@ class HiddenGoal:
     outcomes: Sequence[FinishedTarget]
     layers: Sequence[int]
     states: Tensor
+    norms: Mapping[int, NormBehind | None]
     sweep: LayerSweep
     report_progress: Progress
 
@@ -43,7 +45,7 @@ class HiddenGoal:
         done = self.layers.index(layer)
         self.report_progress(STAGE, done, len(self.layers), f"layer {layer}")
         keys, hidden = self.sweep.measure(layer)
-        return Measured(keys, self.states, hidden)
+        return Measured(keys, self.states, hidden, self.norms[layer])
 
     def finish(self) -> None:
         """Report that all layers are done."""
@@ -77,6 +79,9 @@ class HiddenTargets:
         site = OffsetSite.block_output(model, config.critical_layers[-1])
         self._optimizer = TargetOptimizer(model, site, config, replay=True)
         self._checks = SweepChecks()
+        self._norms = {
+            layer: NormBehind.find(model, layer, config.module) for layer in config.critical_layers
+        }
 
     @property
     def replay_failure(self) -> str | None:
@@ -116,5 +121,11 @@ class HiddenTargets:
             checks=self._checks,
         )
         states = found.states.to(model.device)
-        report_progress = self._resources.report_progress
-        yield HiddenGoal(found.outcomes, config.critical_layers, states, sweep, report_progress)
+        yield HiddenGoal(
+            found.outcomes,
+            config.critical_layers,
+            states,
+            self._norms,
+            sweep,
+            self._resources.report_progress,
+        )

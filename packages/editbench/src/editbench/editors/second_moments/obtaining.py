@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, Share
 from editbench.editors.second_moments.collection import (
@@ -116,7 +116,7 @@ def estimate_second_moments(
     layers: Sequence[int],
     n_tokens: TokenCount,
     resources: Resources,
-    known: Known,
+    expected: ExpectedCache,
     module: ProjectionKind = "mlp",
 ) -> list[StageCost]:
     """What `obtain_second_moments` costs: nothing if they are in a file or in the cache.
@@ -126,13 +126,13 @@ def estimate_second_moments(
         layers: Critical layers.
         n_tokens: Tokens to collect from; see `collect_second_moments`.
         resources: Names the file, the cache folder and the corpus.
-        known: What earlier work leaves in the cache; these are added.
+        expected: What earlier work leaves in the cache; these are added.
         module: Whose output projection's inputs are the keys.
     """
     if resources.second_moments is not None:
         return []
     if resources.cache is not None:
-        if not known.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
+        if not expected.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
             return []
         corpus = resources.corpus  # an estimate without weights does without
         if corpus is not None and (

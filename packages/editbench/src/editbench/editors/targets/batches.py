@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from editbench.costs.stage import Forward, Known, StageCost, sum_cost
+from editbench.costs.stage import ExpectedCache, Forward, StageCost, sum_cost
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.tasks import (
@@ -87,7 +87,7 @@ def chunk_tasks(
     Raises:
         RequestError: A prompt with its target is longer than the model takes.
     """
-    model.check_lengths(row.token_ids for task in tasks for row in (*task.prompts, task.essence))
+    model.check_lengths(row.token_ids for task in tasks for row in (*task.prompts, task.kl_row))
     most = model.memory.gradient_tokens if token_budget is None else token_budget
     memory = model.memory.batch_bytes(model.memory.waiting_bytes(layer + 1))
     n_blocks = model.size.n_layers - 1 - layer
@@ -106,7 +106,7 @@ def find_unknown(
     settings: TargetSettings,
     prefixes: Sequence[str],
     folder: Path | None,
-    known: Known,
+    expected: ExpectedCache,
     *,
     share_subjects: bool,
     warm_start: bool,
@@ -120,7 +120,7 @@ def find_unknown(
         settings: How they are optimized.
         prefixes: Context prefixes.
         folder: The folder of the cache; None keeps nothing.
-        known: What earlier work leaves in it; these edits are added.
+        expected: What earlier work leaves in it; these edits are added.
         share_subjects: Whether all requests about a subject share an offset.
         warm_start: Whether offsets start from those of finished edits.
     """
@@ -131,7 +131,7 @@ def find_unknown(
     cache = TargetCache(folder)
     keys = cache.keys(model, requests, groups, layer, settings, prefixes, warm_start=warm_start)
     held = cache.read(keys)
-    is_new = [known.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
+    is_new = [expected.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
     unknown = [group for group in first if any(is_new[member] for member in group)]
     return make_tasks(model.tokens, requests, prefixes, unknown)
 
@@ -175,11 +175,11 @@ def _estimate_chunk(
     size = model.size
     n_blocks = size.n_layers - 1 - layer
     rows = TargetRows.of(tasks)
-    groups = [_Replay.of(model, [*rows.prompts, *rows.essence], len(rows.target_ids))]
+    groups = [_Replay.of(model, [*rows.prompts, *rows.kl_rows], len(rows.target_ids))]
     if not settings.reads_last_layer(size.n_layers):  # they are read at different layers
         groups = [
             _Replay.of(model, rows.prompts, len(rows.target_ids)),
-            _Replay.of(model, rows.essence, 0),
+            _Replay.of(model, rows.kl_rows, 0),
         ]
     total = StageCost(STAGE)
     if rows.bare_rows is None:
