@@ -13,6 +13,7 @@ sampled. Linux only.
 import argparse
 import ctypes
 import gc
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ def measure(
     names: Sequence[str],
     args: argparse.Namespace,
     before: int,
+    cache: str,
 ) -> list[dict[str, Any]]:
     """Plan the edit and the questions, do them, and compare stage by stage."""
     cases = dataset.cases()[: args.n_edits]
@@ -127,7 +129,8 @@ def measure(
     rows = []
     for name in [*names, "questions"]:
         watch = Watch(before)
-        resources = Resources(seed=0, corpus=corpus, report_progress=watch)
+        folder = Path(tempfile.mkdtemp(dir=cache))
+        resources = Resources(seed=0, cache=folder, corpus=corpus, report_progress=watch)
         if name == "questions":
             stages = estimate_answers(model, questions)
         else:
@@ -183,7 +186,8 @@ def main() -> None:
     answer_questions(model, [Generate("The", 5)], seed=0, token_budget=100)
     forget_peak()
     before = read_memory("VmRSS") - model.memory.weight_bytes[model.device]
-    rows = measure(model, dataset, args.editors, args, before)
+    with tempfile.TemporaryDirectory() as cache:
+        rows = measure(model, dataset, args.editors, args, before, cache)
     record(args, {"model": args.model, "n_edits": args.n_edits}, rows)
 
 
