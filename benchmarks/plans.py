@@ -33,7 +33,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.manager import load_plugins
-from editbench.plugins.sources import corpus_of, open_corpus, open_dataset
+from editbench.plugins.sources import open_corpus, open_dataset
 from editbench.questions import Generate, Question
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 
@@ -122,7 +122,7 @@ def measure(
     """Plan the edit and the questions, do them, and compare stage by stage."""
     cases = dataset.cases()[: args.n_edits]
     requests = [case.request for case in cases]
-    corpus = open_corpus(str(args.corpus)) if args.corpus else corpus_of(model.spec)
+    corpus = open_corpus(args.corpus)
     questions = gather_questions(dataset, args.n_edits)
     texts = [each for each in questions if isinstance(each, Generate)]
     scores = [each for each in questions if not isinstance(each, Generate)]
@@ -175,7 +175,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default="atlas")
     parser.add_argument("--dataset", default="atlas", help="as for editbench run")
-    parser.add_argument("--corpus", help="as for editbench run; by default the model's own")
+    parser.add_argument("--corpus", default="atlas", help="as for editbench run")
     parser.add_argument("--n-edits", type=int, default=100)
     parser.add_argument("--editors", nargs="+", default=["memit", "rome", "ft-w"])
     args = parser.parse_args()
