@@ -127,7 +127,7 @@ def measure(
     texts = [each for each in questions if isinstance(each, Generate)]
     scores = [each for each in questions if not isinstance(each, Generate)]
     rows = []
-    for name in [*names, "questions"]:
+    for name in names:
         watch = Watch(before)
         folder = Path(tempfile.mkdtemp(dir=cache))
         resources = Resources(seed=0, cache=folder, corpus=corpus, report_progress=watch)
@@ -177,7 +177,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="atlas", help="as for editbench run")
     parser.add_argument("--corpus", default="atlas", help="as for editbench run")
     parser.add_argument("--n-edits", type=int, default=100)
-    parser.add_argument("--editors", nargs="+", default=["memit", "rome", "ft-w"])
+    what = ["memit", "rome", "ft-w", "questions"]
+    parser.add_argument("--what", nargs="+", default=what, help="editors, and questions")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dataset = open_dataset(args.dataset, load_plugins(), None)
@@ -187,7 +188,7 @@ def main() -> None:
     forget_peak()
     before = read_memory("VmRSS") - model.memory.weight_bytes[model.device]
     with tempfile.TemporaryDirectory() as cache:
-        rows = measure(model, dataset, args.editors, args, before, cache)
+        rows = measure(model, dataset, args.what, args, before, cache)
     record(args, {"model": args.model, "n_edits": args.n_edits}, rows)
 
 

@@ -64,7 +64,9 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
 def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux's /proc")
-    rows = run("plans", "--n-edits", "2", "--editors", "ft-w", out=tmp_path / "record.json")
+    rows = run(
+        "plans", "--n-edits", "2", "--what", "ft-w", "questions", out=tmp_path / "record.json"
+    )
     whats = [row["what"] for row in rows]
     assert whats == ["ft-w: fine-tuning", "questions: answers: scores", "questions: texts"]
     for row in rows:
