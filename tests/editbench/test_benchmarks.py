@@ -63,6 +63,19 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
         assert row["difference"] < 1e-4
 
 
+def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux's /proc")
+    rows = run(
+        "plans", "--n-edits", "2", "--what", "ft-w", "questions", out=tmp_path / "record.json"
+    )
+    whats = [row["what"] for row in rows]
+    assert whats == ["ft-w: fine-tuning", "questions: answers: scores", "questions: texts"]
+    for row in rows:
+        assert row["planned"] > 0 < row["measured"]
+        assert row["planned_mib"] > 0 < row["measured_mib"]
+
+
 def test_whole_edit_times_both_with_and_without_answers(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")

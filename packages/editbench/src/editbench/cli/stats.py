@@ -15,7 +15,7 @@ from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError, SecondMomentError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_corpus
+from editbench.plugins.sources import default_cache, open_corpus
 
 if TYPE_CHECKING:
     from editbench.models.architecture import ProjectionKind
@@ -130,7 +130,8 @@ def stats(
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
         n_shards = share["shard"].n_shards
-        announce(work_of_collection(editable, chosen, count, module, n_shards), display)
+        work = work_of_collection(editable, chosen, count, module, n_shards)
+        announce(work, default_cache(), display)
         moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)
