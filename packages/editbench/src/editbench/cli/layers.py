@@ -13,7 +13,7 @@ from editbench.cli.progress import ProgressDisplay
 from editbench.cli.settings import Setting
 from editbench.errors import ConfigError, EditbenchError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
+from editbench.plugins.sources import open_dataset, validation_of
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor
@@ -25,7 +25,6 @@ N_TRACED_FACTS = 50
 
 _AUTO = "auto"
 _SEED = 0
-_VALIDATION = "-validation"
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,16 @@ class LayerChoice:
             raise ConfigError(
                 f"--layers: --set gives {FIELD}, too, got {self.text!r}. Give one of them."
             )
+        self.check_text()
+
+    def check_text(self) -> None:
+        """Refuse what is malformed.
+
+        Raises:
+            ConfigError: It is.
+        """
+        if self.text is None:
+            return
         if self._facts_file is not None and not self._facts_file.is_file():
             raise ConfigError(
                 f"--layers: there is no such file, got {str(self._facts_file)!r}. Check the path."
@@ -112,10 +121,7 @@ class LayerChoice:
         """
         if self.text is None:
             return settings
-        if self.is_auto:
-            layers = self._trace(model, source, cache, display)
-        else:
-            layers = tuple(parse_layers(self.text))
+        layers = self.find(model, source, cache, display)
         return {
             name: [
                 replace(setting, set_values={**setting.set_values, FIELD: list(layers)})
@@ -125,6 +131,19 @@ class LayerChoice:
             else group
             for name, group in settings.items()
         }
+
+    def find(
+        self,
+        model: "EditableModel",
+        source: FactSource,
+        cache: Path | None,
+        display: ProgressDisplay,
+    ) -> tuple[int, ...]:
+        """The layers of the option, which was given; as for `settle`."""
+        assert self.text is not None
+        if self.is_auto:
+            return self._trace(model, source, cache, display)
+        return tuple(parse_layers(self.text))
 
     @property
     def is_auto(self) -> bool:
@@ -220,8 +239,7 @@ def facts_of_dataset(
 
     So that the facts on which results are reported choose nothing, where that can be.
     """
-    if "=" not in option and f"{option}{_VALIDATION}" in plugins.datasets():
-        option += _VALIDATION
+    option = validation_of(option, plugins)
 
     def read() -> "list[KnownFact]":
         from editbench.tracing.facts import facts_of_cases

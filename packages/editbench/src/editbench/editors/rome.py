@@ -29,6 +29,7 @@ from editbench.editors.keys.insertion_costs import (
     plan_solve,
 )
 from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.search_space import Grid, SearchSpace, middle_layers
 from editbench.editors.second_moments.obtaining import prepare_second_moments
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.chunks import make_tasks
@@ -144,6 +145,17 @@ class Rome(ClosedForm):
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """The layer, and how the MLP's output is optimized."""
+        assert isinstance(config, RomeConfig)
+        return {
+            "layer": Grid(middle_layers(model.architecture.n_layers, config.layer, to=0.6)),
+            "learning_rate": Grid.around(config.learning_rate, (0.25, 0.5, 1, 2, 4)),
+            "n_steps": Grid.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Grid.of((1.0, 2.0, 4.0, 8.0), config.clamp_factor),
+        }
 
     @property
     def layers(self) -> Sequence[int]:

@@ -28,6 +28,7 @@ from editbench.editors.keys.insertion_costs import (
     plan_null_spaces,
     plan_second_moments,
 )
+from editbench.editors.search_space import Grid, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.second_moments.obtaining import (
     obtain_second_moments,
     prepare_second_moments,
@@ -65,6 +66,25 @@ class ClosedForm(Editor):
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_closed_form_defaults`."""
         return derive_closed_form_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """Layers, and how z is optimized; λ, which does not touch z."""
+        assert isinstance(config, ClosedFormConfig)
+        n_layers, layers = model.architecture.n_layers, config.critical_layers
+        return {
+            # The first layer's MLP may have seen nothing but the token itself.
+            "critical_layers": LayerWindow(
+                tuple(range(min(1, layers[0]), n_layers)),
+                middle_layers(n_layers, layers[-1], to=0.6),
+            ),
+            "learning_rate": Grid.around(config.learning_rate, (0.2, 0.5, 1, 2, 5, 10)),
+            "n_steps": Grid.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Grid.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
+            "preservation_weight": Grid.around(
+                config.preservation_weight, (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), is_cheap=True
+            ),
+        }
 
     # Slots
 

@@ -23,10 +23,11 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.search_space import SearchSpace
 from editbench.editors.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import EditError
+from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditCase, EditRequest
@@ -108,6 +109,14 @@ class Mend(Editor):
         config = config.updated({"weights_sha256": hash_file(path)}, str(path))
         trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
         return config, f"{origin}; hypernetwork {trained}, from {path}"
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """What matters in MEND is learned; see `Editor.search_space`."""
+        raise ConfigError(
+            "tune: what matters in MEND is learned, got editor 'mend'. Train its hypernetwork with "
+            "'editbench train mend', which stops by validation cases."
+        )
 
     @classmethod
     def config_for_check(
