@@ -70,11 +70,12 @@ class Problem:
     def describe(self) -> dict[str, Any]:
         """What a search must have in common with one that it goes on with, as plain values."""
         facts = self.facts
+        tried = {name: list(grid.values) for name, grid in self.parts.items()}
         return {
             "model": self.model.fingerprint,
             "editor": self.editor.name,
             "start": self.start.model_dump(mode="json"),
-            "choice of values to try": {name: list(grid.values) for name, grid in self.parts.items()},
+            "choice of values to try": tried,
             "seed": self.seed,
             "number of edits at once": facts.size.n_edits,
             "number of batches": facts.size.n_batches,
