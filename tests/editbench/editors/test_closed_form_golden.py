@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from editbench.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editbench.editors.closed_form import preserved_values
+from editbench.editors.closed_form import solving
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Solved
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.emmet import Emmet, EmmetConfig
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.edits.weight_edit import WeightEdit, make_dense
@@ -81,7 +81,7 @@ def stored_null_space(golden, family: Path, monkeypatch: pytest.MonkeyPatch) -> 
         eigenvalues, vectors = torch.linalg.eigh(stored[f"layer.{layer}.P"].double())
         return vectors[:, eigenvalues > 0.5]
 
-    monkeypatch.setattr(preserved_values, "find_null_space", find)
+    monkeypatch.setattr(solving, "find_null_space", find)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

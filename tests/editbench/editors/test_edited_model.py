@@ -37,7 +37,7 @@ EDITORS: dict[str, Editor] = {
     ),
     "rome": Rome(
         RomeConfig(
-            layer=1,
+            critical_layers=(1,),
             second_moment_tokens=600,
             n_context_prefixes=1,
             context_prefix_lengths=(4,),
@@ -119,8 +119,8 @@ def test_prefixes_are_sampled_from_the_unedited_model(
     with first.applied(model):
         other = EDITORS[name].edit(model, THEN, resources(context_prefixes=None))
         assert_same(other, EDITORS[name].edit(model, THEN, resources(context_prefixes=given)))
-        assert sample_context_prefixes(model, n_prefixes=3, length=8, seed=1) == (
-            sample_context_prefixes(tiny_model(), n_prefixes=3, length=8, seed=1)
+        assert sample_context_prefixes(model, n_prefixes=3, lengths=(8,), seed=1) == (
+            sample_context_prefixes(tiny_model(), n_prefixes=3, lengths=(8,), seed=1)
         )
 
 

@@ -8,22 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.editors.base import Editor, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.keys.layer_sweep import LayerSweep
-from editbench.editors.keys.projection_reading import read_projections
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden, read_projections
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
 from editbench.editors.second_moments.text_keys import read_keys
 from editbench.editors.subject_tokens import key_row
-from editbench.editors.training.costs import count_fitting
+from editbench.editors.training.batches import count_fitting
 from editbench.editors.training.minibatch import Minibatch
-from editbench.editors.training.target_likelihood import keep_states, make_target_batches
+from editbench.editors.training.target_likelihood import TargetBatch, keep_states
 from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
@@ -31,7 +30,7 @@ from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, explaining_out_of_memory
 from editbench.requests import EditRequest
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.testing import config_for_check, tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]
@@ -220,7 +219,7 @@ def test_gradients_of_parts_add_up(
     names = [f"{path}.{name}" for name, _ in model.model.get_submodule(path).named_parameters()]
 
     def measure() -> tuple[float, list[Tensor]]:
-        (batch,) = make_target_batches(model, FAMILY_REQUESTS, 4, "teacher-forced")
+        batch = TargetBatch(model, FAMILY_REQUESTS, "teacher-forced")
         minibatch = Minibatch(batch)
         if are_kept:
             request = FAMILY_REQUESTS[0]
@@ -257,7 +256,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
     editor: type[Editor], tmp_path: Path, room_for: RoomFor
 ) -> None:
     model = tiny_model()
-    chosen = editor(editor.config_for_check(model, toy_cases(12), tmp_path))
+    chosen = editor(config_for_check(editor, model, toy_cases(12), tmp_path))
     resources = Resources(seed=0)
     expected = chosen.edit(model, REQUESTS, resources)
     n_trained = 96 * 24 + 24 if editor is FineTune else 0
@@ -266,9 +265,9 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
         fitting, room = [], 2.0**10
         while not fitting or fitting[-1] < 2:
             room *= 1.1
-            model.max_memory = int(model.weight_bytes[model.device] + room)
+            model.memory.narrow(int(model.memory.weight_bytes[model.device] + room))
             fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
-        (stage,) = chosen.plan(model, REQUESTS, resources, Known())
+        (stage,) = chosen.estimate(model, REQUESTS, resources, ExpectedCache())
         found = chosen.edit(model, REQUESTS, resources)
     assert fitting == [*[1] * (len(fitting) - 1), 2]
     assert max(sizes) == 2
@@ -278,7 +277,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
 
 def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
     model = tiny_model()
-    config = Mend.config_for_check(model, toy_cases(12), tmp_path)
+    config = config_for_check(Mend, model, toy_cases(12), tmp_path)
     expected = Mend(config).edit(model, REQUESTS, Resources(seed=0))
     with room_for(model, 2) as sizes, pytest.warns(UserWarning, match="gradients of edits"):
         found = Mend(config).edit(model, REQUESTS, Resources(seed=0))
@@ -290,7 +289,7 @@ def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) ->
 def test_memit_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
     """From second moments to the last solve."""
     model = tiny_model()
-    config = Memit.config_for_check(model, [], tmp_path)
+    config = config_for_check(Memit, model, [], tmp_path)
     resources = Resources(seed=0, corpus=toy_corpus())
     expected = Memit(config).edit(model, REQUESTS, resources)
     with room_for(model, 8, 0), pytest.warns(UserWarning, match="memory ran out") as caught:
@@ -306,7 +305,7 @@ def test_too_little_for_a_single_fact_is_one_clear_error(
     editor: type[Editor], tmp_path: Path, room_for: RoomFor
 ) -> None:
     model = tiny_model()
-    config = editor.config_for_check(model, toy_cases(12), tmp_path)
+    config = config_for_check(editor, model, toy_cases(12), tmp_path)
     before = model.compute_fingerprint()
     with room_for(model, 0, 0), pytest.raises(DeviceMemoryError, match="even for one row"):
         editor(config).edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))

@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from editbench.editors.base import Resources
-from editbench.editors.closed_form import preserved_values
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form import solving
+from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.editors.second_moments import factors as second_moment_factors
@@ -247,7 +247,7 @@ def test_insertion_holds_at_most_three_matrices(tmp_path, factors: str, monkeypa
         for path in files_of(tmp_path):
             path.unlink()
     if factors == "none":
-        monkeypatch.setattr(preserved_values, "obtain_factor", lambda *_: None)
+        monkeypatch.setattr(solving, "obtain_factor", lambda *_: None)
     counted = CountMatrices(model.d_key(0))
 
     plain = PreservedValues.solve

@@ -10,8 +10,8 @@ from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.targets import chunks as target_chunks
 from editbench.editors.targets.target_hidden import choose_share
+from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import load_second_moments
@@ -26,7 +26,7 @@ def model() -> EditableModel:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(target_chunks, "_CPU_TOKENS", 48)
+    monkeypatch.setattr(memory_budget, "_CPU_GRADIENT_TOKENS", 48)
 
 
 def make_memit() -> Memit:
@@ -107,7 +107,9 @@ def test_an_edit_is_the_same_with_and_without_shares(model, tmp_path, n):
 
 
 def test_shares_of_rome_collect_second_moments(model, tmp_path):
-    config = RomeConfig(layer=1, n_steps=2, n_context_prefixes=1, second_moment_tokens=2000)
+    config = RomeConfig(
+        critical_layers=(1,), n_steps=2, n_context_prefixes=1, second_moment_tokens=2000
+    )
     rome, heard = Rome(config), []
     for index in range(2):
         rome.prepare(model, REQUESTS, resources(tmp_path, []), Share(index, 2))

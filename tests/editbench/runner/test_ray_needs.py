@@ -5,41 +5,27 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.editbench.runner.toys import make_grid
 
-from editbench.costs.answers import plan_answers
-from editbench.costs.stage import Known, StageCost
-from editbench.datasets.base import Dataset
+from editbench.costs.answers import estimate_answers
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.metrics.success import Success
 from editbench.models.editable import EditableModel
-from editbench.requests import EditCase
-from editbench.runner import Inputs, grid
+from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
-from editbench.runner.plan import plan_trials
-from editbench.runner.trial_run import Work
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.runner.prepare import PreparedTrial
+from editbench.testing import tiny_model, toy_corpus
 
 GIB = 2**30
 NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
-
-
-class Toy(Dataset):
-    name: ClassVar[str] = "toy"
-    fingerprint = "toy-1"
-
-    def __init__(self) -> None:
-        pass
-
-    def cases(self) -> Sequence[EditCase]:
-        return toy_cases(12)
 
 
 class Silent(Memit):
     """An editor that does not say what it costs."""
 
     name: ClassVar[str] = "silent"
-    plan = Editor.plan
+    estimate = Editor.estimate
 
 
 class Stumbling(Memit):
@@ -47,41 +33,35 @@ class Stumbling(Memit):
 
     name: ClassVar[str] = "stumbling"
 
-    def plan(self, *arguments: object) -> Sequence[StageCost]:
+    def estimate(self, *arguments: object) -> Sequence[StageCost]:
         raise RuntimeError("no idea")
 
 
 @pytest.fixture
 def model() -> EditableModel:
+    """One for each test: limits of memory stay on it."""
     return tiny_model(n_layers=2)
 
 
-def work_of(model: EditableModel, editor: type[Memit]) -> Work:
+def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
     config = MemitConfig(
         critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
     )
-    trials = grid(
-        models=[model],
-        datasets=[Toy()],
-        editors=lambda _: [editor(config)],
-        metrics=lambda _: [Success()],
-        n_edits=[12],
-        seeds=[0],
-        inputs=lambda model, dataset: Inputs(corpus=toy_corpus()),
-    )
-    return Work.of(plan_trials(trials)[1], ())
+    inputs = Inputs(corpus=toy_corpus())
+    trials = make_grid(model, editor(config), n_edits=[12], inputs=lambda model, dataset: inputs)
+    return prepare_run(trials).prepared[1]
 
 
-def stages_of(work: Work) -> list[StageCost]:
+def stages_of(work: PreparedTrial) -> list[StageCost]:
     (batch,) = work.batches
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(0, None, report_nothing)
-    editing = work.editor.plan(work.model, requests, resources, Known())
-    return [*editing, *plan_answers(work.model, batch.questions)]
+    editing = work.editor.estimate(work.model, requests, resources, ExpectedCache())
+    return [*editing, *estimate_answers(work.model, batch.questions)]
 
 
 def test_what_a_trial_needs_follows_from_its_plan(model):
-    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    work, n_bytes = prepared_trial(model, Memit), model.memory.weight_bytes[model.device]
     options = needs.TaskNeeds().settle(work, NODES)
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     assert peak > n_bytes  # the rule for what is not planned would give less
@@ -90,17 +70,17 @@ def test_what_a_trial_needs_follows_from_its_plan(model):
         "num_gpus": 0.0,
         "memory": GIB + n_bytes + round(1.25 * peak),
     }
-    assert model.max_memory is None
+    assert model.memory.limit is None
     # What is planned for a GPU is not taken of main memory.
     assert needs.TaskNeeds(gpus=0.5).settle(work, NODES)["memory"] == GIB + 2 * n_bytes
 
 
 def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(model):
-    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    work, n_bytes = prepared_trial(model, Memit), model.memory.weight_bytes[model.device]
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     for more, expected in ((1.125, 1.125), (0.5, 1.0)):
         nodes = [{"CPU": 1.0, "memory": float(GIB + n_bytes + round(more * peak))}]
-        planned = needs.plan_peak(work, nodes)
+        planned = needs.estimate_peak(work, nodes)
         assert planned == peak  # it is a buffer of fixed size, which smaller batches do not change
         memory = needs.TaskNeeds().settle(work, nodes)["memory"]
         assert memory == GIB + n_bytes + round(expected * peak)
@@ -108,31 +88,31 @@ def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(mode
 
 @pytest.mark.parametrize("editor", [Silent, Stumbling])
 def test_what_is_not_planned_has_memory_for_the_weights_twice(editor, model):
-    memory = needs.TaskNeeds().settle(work_of(model, editor), NODES)["memory"]
-    assert memory == GIB + 2 * model.weight_bytes[model.device]
+    memory = needs.TaskNeeds().settle(prepared_trial(model, editor), NODES)["memory"]
+    assert memory == GIB + 2 * model.memory.weight_bytes[model.device]
 
 
 def test_what_is_asked_for_is_not_chosen(model):
-    chosen = needs.TaskNeeds(cpus=2, gpus=0, memory=1.5).settle(work_of(model, Memit), NODES)
+    chosen = needs.TaskNeeds(cpus=2, gpus=0, memory=1.5).settle(prepared_trial(model, Memit), NODES)
     assert chosen == {"num_cpus": 2, "num_gpus": 0, "memory": 3 * GIB // 2}
     assert needs.count_places(chosen, NODES) == 1 + 2
-    with_gpu = needs.TaskNeeds(cpus=2, gpus=0.5).settle(work_of(model, Memit), NODES)
+    with_gpu = needs.TaskNeeds(cpus=2, gpus=0.5).settle(prepared_trial(model, Memit), NODES)
     assert needs.count_places(with_gpu, NODES) == 0
 
 
 def test_with_the_share_that_it_asks_for_a_trial_has_the_batches_of_a_machine_of_its_own(model):
-    work = work_of(model, Memit)
+    work = prepared_trial(model, Memit)
     alone = stages_of(work)
     memory = needs.TaskNeeds().settle(work, NODES)["memory"]
     needs.limit_memory(model, memory=memory, gpus=0)
-    assert model.room < memory
+    assert model.memory.room < memory
     assert stages_of(work) == alone
 
 
 def test_a_small_share_makes_small_batches(model):
-    work = work_of(model, Memit)
+    work = prepared_trial(model, Memit)
     alone = stages_of(work)
-    needs.limit_memory(model, memory=model.weight_bytes[model.device] + 2**21, gpus=0)
+    needs.limit_memory(model, memory=model.memory.weight_bytes[model.device] + 2**21, gpus=0)
     narrow = stages_of(work)
     assert sum(stage.n_block_calls for stage in narrow) > sum(s.n_block_calls for s in alone)
     for one, other in zip(narrow, alone, strict=True):
@@ -151,6 +131,6 @@ def test_a_small_share_makes_small_batches(model):
 )
 def test_the_share_of_a_task(memory, gpus, own, limit, model, monkeypatch):
     monkeypatch.setattr(needs, "_gpu_bytes", lambda device: 80 * GIB)
-    model.max_memory = own
+    model.memory.narrow(own)
     needs.limit_memory(model, memory=memory, gpus=gpus)
-    assert model.max_memory == limit
+    assert model.memory.limit == limit

@@ -1,16 +1,15 @@
 """``editbench apply``: an edit onto a model, saved as an ordinary Hugging Face folder."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import ModelLoading, dtype_option, in_file, loading_options, out_path
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
@@ -25,15 +24,10 @@ Example:
 """
 _N_NAMED = 5
 _MUCH_ROUNDING = 0.5
-_WRITTEN_DTYPE = dtype_option(
-    "auto",
-    "Precision of the whole edited model; 'auto' keeps what the files hold. The edit may have been "
-    "computed in another one.",
-)
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", required=True, metavar="NAME", help="The model the edit was made for.")
+@options.model(required=True, help="The model the edit was made for.")
 @click.option(
     "--edit",
     "edit_files",
@@ -43,8 +37,14 @@ _WRITTEN_DTYPE = dtype_option(
     metavar="FILE",
     help="An edit file; several are added up. Repeatable.",
 )
-@click.option("--out", required=True, type=out_path, metavar="DIR", help="A new or empty folder.")
-@partial(loading_options, dtype=_WRITTEN_DTYPE)
+@options.out(required=True, metavar="DIR", help="A new or empty folder.")
+@options.loading(
+    options.dtype(
+        default="auto",
+        help="Precision of the whole edited model; 'auto' keeps what the files hold. The edit may "
+        "have been computed in another one.",
+    )
+)
 @click.pass_obj
 def apply(
     plugins: PluginManager,
@@ -56,11 +56,12 @@ def apply(
     """Save a model with edits on it.
 
     The edited tensors are replaced, in the precision that the model's files hold; every other
-    tensor and file comes through as it is, and the folder loads like the model's own. It is loaded
+    tensor and file comes through as it is, and the folder loads like the model's own. Of a GGUF
+    file the folder holds the dequantized weights. It is loaded
     once and compared before the command is done. An edit fits the model that it was computed for,
     and no other.
     """
-    _check_output_folder(out)
+    options.check_out_folder(out)
     from editbench.edits.export import export_edit
     from editbench.edits.weight_edit import WeightEdit
 
@@ -96,15 +97,4 @@ def _describe(written: "Export") -> None:
         click.echo(
             "Left out, since they may hold the weights without the edit: "
             f"{', '.join(left_out[:_N_NAMED])}{more}"
-        )
-
-
-def _check_output_folder(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(
-            f"--out: expected a new or empty folder, got {str(path)!r}. Choose another name."
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"--out: there is no such folder, got {str(path.parent)!r}. Make it first."
         )

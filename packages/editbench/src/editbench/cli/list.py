@@ -32,10 +32,11 @@ Examples:
 def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None:
     """List what there is to run.
 
-    Editors, datasets, metrics and models are listed with the plugin that each comes from. A plugin
+    Editors, datasets, metrics and models are listed with the plugin that each comes from, models
+    with the editors that they have settings for; where these are from, JSON says. A plugin
     that cannot be loaded is named with the reason, and makes the exit code 2.
     """
-    listing: dict[str, list[dict[str, str]]] = {}
+    listing: dict[str, list[dict[str, Any]]] = {}
     problems: list[str] = []
     for wanted in [kind] if kind else KINDS:
         try:
@@ -44,7 +45,12 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
             problems.append(str(error))
             found = ()
         listing[wanted] = [
-            {"name": each.name, "description": each.summary, "plugin": each.plugin}
+            {
+                "name": each.name,
+                "description": each.summary,
+                "plugin": each.plugin,
+                **({"settings": each.settings} if wanted == "models" else {}),
+            }
             for each in found
         ]
     problems = [str(failure) for failure in plugins.failures] + problems
@@ -57,7 +63,7 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
         raise EditbenchError("; ".join(problem.rstrip(".") for problem in problems) + ".")
 
 
-def _format(listing: dict[str, list[dict[str, str]]]) -> str:
+def _format(listing: dict[str, list[dict[str, Any]]]) -> str:
     entries = [entry for group in listing.values() for entry in group]
     name_width = max((len(entry["name"]) for entry in entries), default=0)
     plugin_width = max((len(entry["plugin"]) for entry in entries), default=0)
@@ -67,10 +73,15 @@ def _format(listing: dict[str, list[dict[str, str]]]) -> str:
         lines = [
             wrap(
                 f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
-                f"{entry['description']}".rstrip(),
+                f"{entry['description']}{_name_settings(entry)}".rstrip(),
                 indent if indent <= terminal_width() // 2 else 6,
             )
             for entry in group
         ]
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
     return "\n\n".join(blocks)
+
+
+def _name_settings(entry: dict[str, Any]) -> str:
+    settings = [editor for editor in entry.get("settings", ()) if editor != "mend-training"]
+    return f"; settings for {', '.join(settings)}" if settings else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.layers import LayerChoice
-from editbench.cli.options import Command
+from editbench.cli.options import shared
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out, terminal_width
 from editbench.errors import ConfigError
@@ -21,21 +21,19 @@ if TYPE_CHECKING:
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
-    from editbench.runner import Trial
+    from editbench.runner import PreparedRun
 
 _LONG_SECONDS = 30.0
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
 
 
-def plan_option(command: Command) -> Command:
-    """Add ``--plan``, passed on as ``only_plan``."""
-    return click.option(
-        "--plan",
-        "only_plan",
-        is_flag=True,
-        help="Say what would be computed, how much memory it takes and how long, and stop. Of a "
-        "model folder, configuration and tokenizer are enough.",
-    )(command)
+plan_option = shared(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Say what would be computed, how much memory it takes and how long, and stop. Of a model "
+    "folder, configuration and tokenizer are enough.",
+)
 
 
 def refuse_tracing(layers: LayerChoice) -> None:
@@ -112,56 +110,49 @@ def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bo
 
 
 def work_of_trials(
-    trials: "Sequence[Trial]", cache: Path | None, *, resumed: Path | None = None
+    run: "PreparedRun", cache: Path | None, *, resumed: Path | None = None
 ) -> "list[Work]":
     """What trials will compute, those before them in the same run taken into account.
 
     Args:
-        trials: The trials.
+        run: The trials.
         cache: What is kept between runs.
         resumed: The folder of a run that is gone on with: what it has finished is left out.
-
-    Raises:
-        EditbenchError: The trials cannot be run; see `plan_trials`.
     """
-    from editbench.costs.answers import plan_answers
+    from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, StageCost, add_stages
+    from editbench.costs.stage import ExpectedCache, StageCost, add_stages
     from editbench.editors.base import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
-    from editbench.runner.plan import plan_trials
     from editbench.runner.trial_run import describe
 
-    known = Known()
+    expected = ExpectedCache()
     # Trials share their batches, and what is asked about one costs the same after every editor.
     answered: dict[tuple[int, int, bool], list[StageCost]] = {}
     work = []
-    all_planned = plan_trials(trials)
-    for planned in all_planned:
-        trial = planned.trial
+    for trial in run.prepared:
         if resumed is not None and has_succeeded(resumed, trial.hash):
             continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
-        if planned.failure is not None:
-            stages.append(StageCost.unknown(trial.editor.name, describe(planned.failure)))
-        for batch in planned.batches:
-            requests = [case.request for case in batch.cases]
-            stages += _ask(
-                trial.editor.name,
-                partial(trial.editor.plan, trial.model, requests, resources, known),
+        if trial.failure is not None:
+            stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
+        for batch in trial.batches:
+            editing = partial(
+                trial.editor.estimate, trial.model, batch.requests, resources, expected
             )
+            stages += _ask(trial.editor.name, editing)
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
-                if trial.editor.name != "unedited" or known.add("answers", key):
+                if not trial.is_unedited or expected.add("answers", key):
                     place = (id(trial.model), id(batch), seed is None)
                     if place not in answered:
-                        plan = partial(plan_answers, trial.model, questions)
-                        answered[place] = _ask("answers", plan)
+                        asking = partial(estimate_answers, trial.model, questions)
+                        answered[place] = _ask("answers", asking)
                     stages += answered[place]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
@@ -184,16 +175,18 @@ def work_of_edit(
         resources: What the editor may use.
         with_check: Whether the model is asked for the facts before and after.
     """
-    from editbench.costs.answers import plan_answers
+    from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, add_stages
+    from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    stages = _ask(editor.name, partial(editor.plan, model, requests, resources, Known()))
+    stages = _ask(
+        editor.name, partial(editor.estimate, model, requests, resources, ExpectedCache())
+    )
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]
-        stages += 2 * _ask("answers", partial(plan_answers, model, [*questions, *texts]))
+        stages += 2 * _ask("answers", partial(estimate_answers, model, [*questions, *texts]))
     label = f"{editor.name} on {model.name}, {len(requests):,} edits"
     return [Work(label, model, tuple(add_stages(stages)))]
 
@@ -215,20 +208,18 @@ def work_of_collection(
         n_shards: Only one of so many shares is collected.
     """
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known
-    from editbench.editors.base import Resources
-    from editbench.editors.keys.insertion_costs import plan_second_moments
+    from editbench.editors.second_moments.collection import STAGE, estimate_collection
 
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
-    plan = partial(plan_second_moments, model, layers, share, Resources(seed=0), Known(), module)
-    return [Work(f"second moments of {model.name}", model, tuple(_ask("second moments", plan)))]
+    stages = _ask(STAGE, lambda: [estimate_collection(model, layers, share, module)])
+    return [Work(f"second moments of {model.name}", model, tuple(stages))]
 
 
-def _ask(name: str, plan: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":
-    """Plan some work; where that fails the work may fail, too, which is reported then."""
+def _ask(name: str, estimate: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":
+    """Estimate some work; where that fails the work may fail, too, which is reported then."""
     from editbench.costs.stage import StageCost
 
     try:
-        return list(plan())
+        return list(estimate())
     except Exception as error:
         return [StageCost.unknown(name, " ".join(str(error).split()))]

@@ -9,26 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
-from editbench.cli.options import (
-    EditorInputs,
-    ModelLoading,
-    editor_input_options,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
-)
-from editbench.cli.planning import default_metrics, note_files, read_cases
+from editbench.cli.lookup import default_metrics, note_files, read_cases, remark_on_corpus
+from editbench.cli.options import ModelLoading
+from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset, validation_of
+from editbench.plugins.sources import complete_inputs, open_dataset, validation_of
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor, EditorConfig
+    from editbench.editors.base import Editor, EditorConfig, Inputs
     from editbench.editors.search_space import SearchSpace
     from editbench.models.editable import EditableModel
     from editbench.requests import EditCase
@@ -48,7 +41,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
+@options.model(required=True)
 @click.option(
     "--dataset",
     required=True,
@@ -63,10 +56,8 @@ Examples:
     metavar="NAME[=PATH]",
     help="Leave out facts about subjects of this dataset: the one that you report on.",
 )
-@click.option(
-    "--out",
+@options.out(
     required=True,
-    type=out_path,
     metavar="FILE",
     help="The configuration to write (YAML), for --config. The search's record lies beside it, in "
     "FILE.search: the same command goes on from there, with more --trials or --minutes, too.",
@@ -113,25 +104,17 @@ Examples:
     metavar="POINTS",
     help="How far specificity (NS, NA) may fall below the unedited model's. [default: no bound]",
 )
-@layers_option
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    help="Hyperparameters to start from and to compare with, where not the model's own.",
+@layers_option()
+@options.config(
+    help="Hyperparameters to start from and to compare with, where not the model's own: a flat "
+    "YAML or JSON file, ours or another tool's."
 )
-@click.option(
-    "--set",
-    "set_options",
-    multiple=True,
-    metavar="EDITOR.FIELD=VALUE",
-    help="One value: it stays as it is. Several of one field: these are tried.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
-@skip_invalid_option
-@editor_input_options
-@loading_options
-@quiet_option
+@options.set_(help="One value: it stays as it is. Several of one field: these are tried.")
+@options.seed()
+@options.skip_invalid()
+@options.inputs()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def tune(
     plugins: PluginManager,
@@ -147,11 +130,12 @@ def tune(
     objective: Literal["S", "SA", "both"] | None,
     max_drop: float | None,
     layers: LayerChoice,
-    config_file: str | None,
+    config: str | None,
     set_options: tuple[str, ...],
     seed: int,
     skip_invalid: bool,
-    inputs: EditorInputs,
+    inputs: "Inputs",
+    cache: Path | None,
     loading: ModelLoading,
     quiet: bool,
 ) -> None:
@@ -175,11 +159,11 @@ def tune(
     refuse_overwriting(out)
     layers.check_text()
     editor_type = plugins.get_editor(editor)
-    configs = [] if config_file is None else [config_file]
-    settings = read_settings({editor: editor_type}, configs, set_options)[editor]
+    configs = [] if config is None else [config]
+    overrides = read_overrides({editor: editor_type}, configs, set_options)[editor]
     source = validation_of(dataset, plugins)
-    facts = open_dataset(source, plugins, inputs.cache, skip_invalid=skip_invalid)
-    reported = [open_dataset(each, plugins, inputs.cache) for each in excluded]
+    facts = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
+    reported = [open_dataset(each, plugins, cache) for each in excluded]
     from editbench.tuning.bench import Bench, Problem
     from editbench.tuning.comparison import compare_held_out
     from editbench.tuning.configuration_file import format_comparison, write_configuration
@@ -190,7 +174,7 @@ def tune(
 
     with ExitStack() as stack:
         display = stack.enter_context(ProgressDisplay(quiet=quiet))
-        note_files(settings, display)
+        note_files(overrides, display)
         cases: Sequence[EditCase] = read_cases(facts, display)
         if facts.path is None and source == dataset and not facts.name.endswith("-validation"):
             cases = cases[len(cases) // 2 :]
@@ -203,21 +187,19 @@ def tune(
         metrics = default_metrics(division.search, plugins, facts.default_metrics)
         wanted = Objective.of(objective, metrics, division.search, max_drop)
         editable = loading.load(model, plugins)
-        if remark := inputs.remark_on_corpus(editable):
-            display.say(remark)
-        start, origin, space = _choose_space(editor_type, editable, settings)
-        space = _choose_layers(layers, editor, editable, cases, inputs.cache, space, display)
-        problem = Problem(
-            editable, editor_type, start, space, division, wanted, inputs.for_runner(editable), seed
-        )
+        start, origin, space = _choose_space(editor_type, editable, overrides)
+        remark_on_corpus([editor_type(start)], inputs, editable, display)
+        space = _choose_layers(layers, editor, editable, cases, cache, space, display)
+        given = complete_inputs(inputs, editable)
+        problem = Problem(editable, editor_type, start, space, division, wanted, given, seed)
         display.say(f"Start: settings of {editor} on {editable.name}: {origin}.")
         size = division.size
         display.say(
             f"Facts: {len(division.search.cases())} of {source} to search on and as many others to "
             f"compare on, {size.n_edits} written at once. Report results on none of them."
         )
-        cache = inputs.cache or Path(stack.enter_context(TemporaryDirectory(prefix="editbench-")))
-        bench = Bench(problem, cache, _saying_once(display))
+        kept = cache or Path(stack.enter_context(TemporaryDirectory(prefix="editbench-")))
+        bench = Bench(problem, kept, _saying_once(display))
         stack.enter_context(writing(out))
         study = stack.enter_context(open_record(record_folder(out), problem.describe()))
 
@@ -246,7 +228,7 @@ def tune(
 
 
 def _choose_space(
-    editor: "type[Editor]", model: "EditableModel", settings: Sequence[Setting]
+    editor: "type[Editor]", model: "EditableModel", overrides: Sequence[Overrides]
 ) -> "tuple[EditorConfig, str, SearchSpace]":
     """The hyperparameters to start from, where they come from, and what is tried in their place.
 
@@ -256,12 +238,12 @@ def _choose_space(
     from editbench.editors.search_space import Grid
 
     tried: dict[str, list[Any]] = {}
-    for setting in settings:
-        for name, value in setting.set_values.items():
+    for each in overrides:
+        for name, value in each.set_values.items():
             if value not in tried.setdefault(name, []):
                 tried[name].append(value)
     first = {name: values[0] for name, values in tried.items()}
-    start, origin = replace(settings[0], set_values=first).configure(editor, model)
+    start, origin = replace(overrides[0], set_values=first).configure(editor, model)
     offered = editor.search_space(model, start)
     space = {name: each for name, each in offered.items() if name not in tried}
     for name, values in tried.items():

@@ -87,6 +87,9 @@ class LayerWindow:
         return replace(self, layers=tuple(layers), lasts=tuple(layers))
 
 
+LAYER_FIELDS = ("critical_layers", "layer")
+"""What editors call the layers that they write to."""
+
 SearchSpace = Mapping[str, Grid | LayerWindow]
 """What to try, by field; fields that are not named keep their values."""
 
@@ -103,7 +106,7 @@ def restrict_layers(space: SearchSpace, layers: Sequence[int], editor: str) -> S
     Raises:
         ConfigError: The editor has no layers to choose.
     """
-    fields = [name for name in ("critical_layers", "layer") if name in space]
+    fields = [name for name in LAYER_FIELDS if name in space]
     if not fields:
         raise ConfigError(
             f"--layers: there are no layers to choose for editor '{editor}', got {list(layers)}. "

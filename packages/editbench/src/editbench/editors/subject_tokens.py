@@ -77,7 +77,7 @@ def _lay_out(tokens: Tokens, request: EditRequest, prefix: str) -> tuple[Score, 
     return question, tokens.locate(question.prompt, start, end, chat=request.chat)
 
 
-def essence_row(tokens: Tokens, subject: str) -> PromptRow:
+def kl_row(tokens: Tokens, subject: str) -> PromptRow:
     """The row at whose end the KL term compares next-token distributions.
 
     The reference writes "{subject} is a" and compares right after the subject, so nothing behind

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.models.editable import EditableModel
@@ -15,14 +15,14 @@ class Unedited(Editor):
 
     name: ClassVar[str] = "unedited"
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.plan`."""
+        """Nothing; see `Editor.estimate`."""
         return []
 
     def edit(

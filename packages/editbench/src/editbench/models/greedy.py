@@ -46,26 +46,28 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
     """
     asked = list(dict.fromkeys(questions))
     with torch.no_grad():
-        scores = score_continuations(model, asked, model.token_budget, _report_nothing)
+        scores = score_continuations(model, asked, model.memory.tokens, _report_nothing)
         said = {
             question: Said(True, question.continuation)
             for question in asked
             if all(scores[question].argmax)
         }
-        openings = {question: go_on(model, question) for question in asked if question not in said}
+        continuations = {
+            question: go_on(model, question) for question in asked if question not in said
+        }
         texts = generate_texts(
             model,
-            list(dict.fromkeys(openings.values())),
+            list(dict.fromkeys(continuations.values())),
             0,
-            model.token_budget,
+            model.memory.tokens,
             _report_nothing,
             top_k=1,
             ends=find_ends(model),
         )
-    for question, opening in openings.items():
+    for question, continuation in continuations.items():
         prompt, expected = model.tokens.encode_question(question)
         wanted = model.tokens.decode([*prompt, *expected])
-        text = texts[opening].text
+        text = texts[continuation].text
         # The last character may lack some of its bytes.
         own = text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
         said[question] = Said(text.startswith(wanted), own)

@@ -23,9 +23,10 @@ def contract_of_editors() -> Contract:
         "derive_defaults": _is_a(Mapping, "a mapping of fields to values"),
         "default_config": _check_default_config,
         "search_space": _check_search_space,
-        "config_for_check": _check_config,
+        "train_briefly": _check_config,
         "check_usable": None,
-        "plan": _is_sequence_of(StageCost, "a sequence of StageCost"),
+        "needs_second_moments": _is_a(Mapping, "a mapping of projections to layers"),
+        "estimate": _is_sequence_of(StageCost, "a sequence of StageCost"),
         "prepare": None,
         "edit": _check_edit,
     }
@@ -70,7 +71,7 @@ def check_metric_class(cls: Any) -> str | None:
     """Look at what a metric's class says about itself."""
     from pydantic import ValidationError
 
-    from editbench.runner.plan import describe_metric
+    from editbench.runner.provenance import describe_metric
 
     if not hasattr(cls, "produces"):
         return "it has no 'produces'; expected a tuple of the names of its rows"
@@ -91,8 +92,9 @@ def check_spec(spec: Any) -> str | None:
             return f"wrong '{name}', got {getattr(spec, name)!r}; expected a string"
     if not isinstance(spec.repository, str | None):
         return f"wrong 'repository', got {spec.repository!r}; expected a string"
-    if spec.load is not None and not callable(spec.load):
-        return f"wrong 'load', got {spec.load!r}; expected a function"
+    for name in ("find_file", "load"):
+        if (value := getattr(spec, name)) is not None and not callable(value):
+            return f"wrong '{name}', got {value!r}; expected a function"
     if not isinstance(spec.defaults, Mapping) or not all(
         isinstance(values, Mapping) for values in spec.defaults.values()
     ):

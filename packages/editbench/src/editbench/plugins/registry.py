@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -54,6 +54,12 @@ class Registration:
         """What it is, in one line: a model's notes, else the first line of the docstring."""
         text = getattr(self.value, "notes", None) or inspect.getdoc(self.value) or ""
         return text.strip().partition("\n")[0]
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Of a model, the editors that it has settings for, with where these come from."""
+        defaults = getattr(self.value, "defaults", {})
+        return {editor: self.value.source_of(editor) for editor in defaults}
 
 
 def register(kind: Kind, values: object, plugin: str) -> list[Registration]:

@@ -9,7 +9,7 @@ from editbench.editors.base import EditorConfig, Progress
 from editbench.results.labels import label_metrics
 from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
 from editbench.results.quantities import find_quantities
-from editbench.runner.plan import describe_metric
+from editbench.runner.provenance import describe_metric
 from editbench.tuning.bench import Bench
 
 _BOOTSTRAP_SEED = 0

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.closed_form.solving import Dials
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Convert,
@@ -46,12 +46,28 @@ CLOSED_FORM_NAMES: Mapping[str, str | Convert] = {
 """What other tools call the fields that all closed-form editors have."""
 
 
-class ClosedFormConfig(TargetSettings):
-    """Every number of MEMIT's algorithm and its kin's, with the paper's symbol and its name."""
+class LayerConfig(TargetSettings):
+    """What every closed-form editor has: layers, and keys to preserve there."""
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, description="R: layers written to, ascending; z lives at the last (layers)"
     )
+    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
+        default=100_000,
+        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
+    )
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        layers = self.critical_layers
+        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+            raise ValueError(f"critical_layers must ascend and not be negative, got {list(layers)}")
+        return self
+
+
+class ClosedFormConfig(LayerConfig):
+    """Every number of MEMIT's algorithm and its kin's, with the paper's symbol and its name."""
+
     module: ProjectionKind = Field(
         default="mlp",
         description="whose output projection is written to: mlp, or attention for the ablation",
@@ -77,10 +93,6 @@ class ClosedFormConfig(TargetSettings):
         default=False,
         description="start from the mean offset of finished edits with the same target; what "
         "is found depends on the order",
-    )
-    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
-        default=100_000,
-        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
     )
     history: bool = Field(
         default=False,
@@ -119,19 +131,17 @@ class ClosedFormConfig(TargetSettings):
     )
 
     @model_validator(mode="after")
-    def _layers_ascend(self) -> Self:
-        layers = self.critical_layers
-        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
-            raise ValueError(f"critical_layers must ascend and not be negative, got {list(layers)}")
-        return self
-
-    @model_validator(mode="after")
     def _null_space_has_a_price(self) -> Self:
         if self.null_space_threshold is not None and self.ridge == 0:
             raise ValueError(
                 "a null space needs a ridge above 0: it is all that is preserved there"
             )
         return self
+
+    @property
+    def prefix_lengths(self) -> tuple[int, ...]:
+        """Tokens of sampled prefixes: all have one length."""
+        return (self.context_prefix_length,)
 
     @property
     def dials(self) -> Dials:

@@ -15,25 +15,26 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
-from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.expected_prefixes import expect_prefixes
-from editbench.editors.keys.insertion_costs import (
-    plan_insertion,
-    plan_null_spaces,
-    plan_second_moments,
+from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.context_prefixes import (
+    ContextPrefixes,
+    expect_prefixes,
+    sample_context_prefixes,
 )
+from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Grid, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.second_moments.obtaining import (
+    estimate_second_moments,
     obtain_second_moments,
     prepare_second_moments,
 )
-from editbench.editors.targets.costs import find_unknown, plan_targets
+from editbench.editors.solve_estimates import estimate_null_spaces
+from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
@@ -78,7 +79,7 @@ class ClosedForm(Editor):
                 tuple(range(min(1, layers[0]), n_layers)),
                 middle_layers(n_layers, layers[-1], to=0.6),
             ),
-            "learning_rate": Grid.around(config.learning_rate, (0.2, 0.5, 1, 2, 5, 10)),
+            "learning_rate": Grid.around(config.learning_rate, (0.1, 0.2, 0.5, 1, 2, 5)),
             "n_steps": Grid.of((10, 15, 20, 25, 35), config.n_steps),
             "clamp_factor": Grid.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
             "preservation_weight": Grid.around(
@@ -97,6 +98,15 @@ class ClosedForm(Editor):
     def module(self) -> ProjectionKind:
         """Whose output projection is written to."""
         return self.config.module
+
+    def needs_second_moments(self, model: EditableModel) -> Mapping[ProjectionKind, Sequence[int]]:
+        """Those of the layers that are written to."""
+        return {self.module: self.layers}
+
+    @property
+    def finds_targets_apart(self) -> bool:
+        """Whether what one fact is to reach does not depend on the others."""
+        return not (self.config.share_subjects or self.config.warm_start)
 
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
@@ -134,7 +144,7 @@ class ClosedForm(Editor):
         return sample_context_prefixes(
             model,
             n_prefixes=self.config.n_context_prefixes,
-            length=self.config.context_prefix_length,
+            lengths=self.config.prefix_lengths,
             seed=seed,
         )
 
@@ -159,38 +169,56 @@ class ClosedForm(Editor):
 
     # Costs, and work that can be divided
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Work out what `edit` would cost; see `Editor.plan`."""
-        config = self.config
-        layers = config.critical_layers
+        """Work out what `edit` would cost; see `Editor.estimate`."""
+        config, layers, module = self.config, self.layers, self.module
         model.architecture.check_layer(layers[-1])
-        lengths = (config.context_prefix_length,)
-        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        prefixes = expect_prefixes(
+            model.tokens,
+            resources.context_prefixes,
+            config.n_context_prefixes,
+            config.prefix_lengths,
+        )
+        tokens = config.second_moment_tokens
+        has_null_space = self.dials().null_space is not None
+        return [
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            *self.estimate_goals(model, requests, prefixes, resources, expected),
+        ]
+
+    def estimate_goals(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Work out what finding targets and writing them costs; see `Editor.estimate`."""
+        config, last = self.config, self.layers[-1]
         unknown = find_unknown(
             model,
             requests,
-            layers[-1],
+            last,
             config,
             prefixes.flat,
             resources.cache,
-            known,
+            expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
-        has_null_space = config.null_space_threshold is not None
         return [
-            *plan_second_moments(
-                model, layers, config.second_moment_tokens, resources, known, config.module
+            estimate_targets(model, unknown, last, config),
+            *estimate_insertion(
+                model, requests, prefixes, config.key_weighting, self.layers, self.module
             ),
-            *([plan_null_spaces(model, layers, config.module)] if has_null_space else []),
-            plan_targets(model, unknown, layers[-1], config),
-            *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
         ]
 
     def prepare(
@@ -201,14 +229,12 @@ class ClosedForm(Editor):
         share: Share,
     ) -> None:
         """Collect a share of the second moments, and optimise a share of the z."""
-        config = self.config
-        layers = config.critical_layers
+        config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
         rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, config.module, share
+            model, layers, config.second_moment_tokens, resources, self.module, share
         )
-        depends_on_others = config.share_subjects or config.warm_start
-        if rest is not None and not depends_on_others:
+        if rest is not None and self.finds_targets_apart:
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
@@ -273,15 +299,17 @@ class _Stream:
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
                 measured = goal.measure(layer)
-                name = model.architecture.weight_name(
-                    model.architecture.projection(layer, editor.module)
-                )
+                projection = model.architecture.projection(layer, editor.module)
+                name = model.architecture.weight_name(projection)
                 try:
+                    residuals = editor.spread(measured, len(layers) - index)
+                    if measured.norm is not None:
+                        said = model.model.get_submodule(projection)(
+                            measured.keys.to(model.model.dtype)
+                        )
+                        residuals = measured.norm.pull_back(said, residuals)
                     update = self._preserved.solve(
-                        layer,
-                        measured.keys,
-                        editor.spread(measured, len(layers) - index),
-                        editor.slack(len(requests)),
+                        layer, measured.keys, residuals, editor.slack(len(requests))
                     )
                     if index < len(layers) - 1:
                         weight = model.model.get_parameter(name)

@@ -1,6 +1,6 @@
 """Targets at the last critical layer: z by optimization, for all facts of a batch at once."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,11 +8,15 @@ from torch import Tensor
 from editbench.editors.base import Progress, Resources
 from editbench.editors.closed_form.config import ClosedFormConfig
 from editbench.editors.closed_form.goals import Measured
+from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep, SweepChecks
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer
-from editbench.editors.targets.overflow import refuse_overflowed
+from editbench.editors.targets.optimizer import (
+    FinishedTarget,
+    TargetOptimizer,
+    refuse_overflowed,
+)
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
@@ -28,6 +32,7 @@ class HiddenGoal:
     outcomes: Sequence[FinishedTarget]
     layers: Sequence[int]
     states: Tensor
+    norms: Mapping[int, NormBehind | None]
     sweep: LayerSweep
     report_progress: Progress
 
@@ -40,7 +45,7 @@ class HiddenGoal:
         done = self.layers.index(layer)
         self.report_progress(STAGE, done, len(self.layers), f"layer {layer}")
         keys, hidden = self.sweep.measure(layer)
-        return Measured(keys, self.states, hidden)
+        return Measured(keys, self.states, hidden, self.norms[layer])
 
     def finish(self) -> None:
         """Report that all layers are done."""
@@ -74,6 +79,9 @@ class HiddenTargets:
         site = OffsetSite.block_output(model, config.critical_layers[-1])
         self._optimizer = TargetOptimizer(model, site, config, replay=True)
         self._checks = SweepChecks()
+        self._norms = {
+            layer: NormBehind.find(model, layer, config.module) for layer in config.critical_layers
+        }
 
     @property
     def replay_failure(self) -> str | None:
@@ -113,5 +121,11 @@ class HiddenTargets:
             checks=self._checks,
         )
         states = found.states.to(model.device)
-        report_progress = self._resources.report_progress
-        yield HiddenGoal(found.outcomes, config.critical_layers, states, sweep, report_progress)
+        yield HiddenGoal(
+            found.outcomes,
+            config.critical_layers,
+            states,
+            self._norms,
+            sweep,
+            self._resources.report_progress,
+        )

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, EditorConfig, Resources, report_nothing
+from editbench.costs.stage import ExpectedCache, StageCost
+from editbench.editors.base import EditorConfig, Resources, TrainedEditor, report_nothing
 from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
@@ -24,7 +24,11 @@ from editbench.editors.mend.trained_file import (
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.search_space import SearchSpace
-from editbench.editors.training.costs import count_fitting, plan_training
+from editbench.editors.training.batches import (
+    count_fitting,
+    cut_requests,
+    estimate_training,
+)
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
@@ -81,7 +85,7 @@ class MendConfig(EditorConfig):
         return super().updated({**hashed, **values}, source)
 
 
-class Mend(Editor):
+class Mend(TrainedEditor):
     """Model editor networks with gradient decomposition.
 
     The gradient of each edit's loss by each edited weight is a sum of rank-1 terms, one a token
@@ -119,10 +123,10 @@ class Mend(Editor):
         )
 
     @classmethod
-    def config_for_check(
+    def train_briefly(
         cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
     ) -> EditorConfig:
-        """Train a hypernetwork for a few steps; see `Editor.config_for_check`."""
+        """Train a hypernetwork for a few steps; see `TrainedEditor.train_briefly`."""
         training = MendTraining(
             rank=4, learning_rate=1e-3, initial_rate=1e-2, batch_size=2, max_steps=4
         )
@@ -141,17 +145,17 @@ class Mend(Editor):
         path = self._find_weights(model)
         check_fits(read_record(path), path, model)
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """One pass forwards and backwards; the hypernetwork is small. See `Editor.plan`."""
+        """One pass forwards and backwards; the hypernetwork is small. See `Editor.estimate`."""
         size = self._chunk_size(model, requests)
         return [
-            plan_training(
+            estimate_training(
                 model, requests, name=STAGE, first=0, n_trained=0, batch_size=size, n_epochs=1
             )
         ]
@@ -171,9 +175,10 @@ class Mend(Editor):
 
         halving = Halving(f"gradients of edits on '{model.name}'")
         size = self._chunk_size(model, requests)
-        for start in range(0, len(requests), size):
-            resources.report_progress(STAGE, start, len(requests))
-            chunk = requests[start : start + size]
+        n_done = 0
+        for chunk in cut_requests(requests, size):
+            resources.report_progress(STAGE, n_done, len(requests))
+            n_done += len(chunk)
             for updates, its_loss in halving.run(chunk, transform):
                 loss += its_loss
                 for name, (left, right) in updates.items():

@@ -53,7 +53,7 @@ _SWEPT = {
 
 
 @dataclass(frozen=True)
-class FigurePlan:
+class RunFigure:
     """A figure that is yet to be drawn.
 
     Attributes:
@@ -90,10 +90,12 @@ def draw_figures(summary: Summary, folder: Path) -> list[Path]:
         The files that were written: for each figure a PNG, an SVG, and a CSV of what is drawn. The
         same report gives the same bytes every time. None, if there are no numbers yet.
     """
-    return [path for plan in plan_figures(summary) for path in _write(plan, folder / plan.stem)]
+    return [
+        path for figure in choose_figures(summary) for path in _write(figure, folder / figure.stem)
+    ]
 
 
-def plan_figures(summary: Summary) -> Iterator[FigurePlan]:
+def choose_figures(summary: Summary) -> Iterator[RunFigure]:
     """Which figures a report has, as `draw_figures` says; none if there are no numbers yet."""
     for name, trials in summary.experiments.items():
         known = {trial: summary.trials[trial] for trial in trials}
@@ -102,7 +104,7 @@ def plan_figures(summary: Summary) -> Iterator[FigurePlan]:
         for suffix, selection in groups:
             if selection.lines:
                 stem = "_".join(filter(None, (_slug(name) or kind, suffix)))
-                yield FigurePlan(stem, FIGURES[kind], selection)
+                yield RunFigure(stem, FIGURES[kind], selection)
 
 
 def guess_figure(trials: Collection[TrialDescription]) -> str:
@@ -189,8 +191,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
-def _write(plan: FigurePlan, stem: Path) -> list[Path]:
-    with plan.drawn() as drawing:
+def _write(figure: RunFigure, stem: Path) -> list[Path]:
+    with figure.drawn() as drawing:
         FigureCanvasAgg(drawing.figure)
         contents = {
             ".png": _render(drawing.figure, "png", {"Software": None}),

@@ -1,0 +1,238 @@
+"""A run worked out and checked before any of it is done: said, priced, and then run."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from editbench.datasets.base import Dataset
+from editbench.editors.base import Editor, Inputs
+from editbench.editors.second_moments.obtaining import read_second_moments
+from editbench.editors.unedited import Unedited
+from editbench.errors import ConfigError, PluginError
+from editbench.metrics.base import AnyMetric, Metric
+from editbench.models.editable import EditableModel
+from editbench.questions import Question
+from editbench.requests import Conflict, EditCase
+from editbench.runner.selection import select_batches
+from editbench.runner.trial import CaseBatch, Trial
+from editbench.runner.unedited import Questionnaire, make_questionnaires
+
+
+@dataclass(frozen=True)
+class PreparedTrial:
+    """A trial with its cases and questions, and nothing but what running it takes.
+
+    Attributes:
+        hash: The trial's content address.
+        label: What messages call it.
+        seed: Source of every random choice.
+        editor: The editor, with its configuration.
+        model: The model, unedited.
+        inputs: What else the editor is given.
+        metrics: Its metrics, fitted to its dataset.
+        batches: What is edited and asked about, each batch together.
+        n_conflicts: How many groups of conflicting requests the policy resolved.
+        questionnaires: Where the unedited model's answers to its questions are.
+        failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
+    """
+
+    hash: str
+    label: str
+    seed: int
+    editor: Editor
+    model: EditableModel
+    inputs: Inputs
+    metrics: tuple[AnyMetric, ...] = ()
+    batches: tuple[CaseBatch, ...] = ()
+    n_conflicts: int = 0
+    questionnaires: tuple[Questionnaire, ...] = ()
+    failure: PluginError | None = None
+
+    @property
+    def n_cases(self) -> int:
+        """How many cases there are in all batches."""
+        return sum(len(batch.cases) for batch in self.batches)
+
+    @property
+    def is_unedited(self) -> bool:
+        """Whether the trial is of the unedited model."""
+        return isinstance(self.editor, Unedited)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Trials that are ready to be run.
+
+    Attributes:
+        trials: What was asked for.
+        prepared: The same, prepared, in the same order.
+    """
+
+    trials: tuple[Trial, ...]
+    prepared: tuple[PreparedTrial, ...]
+
+
+def prepare_run(trials: Sequence[Trial]) -> PreparedRun:
+    """Choose the cases and gather the questions of all trials.
+
+    A trial whose plugins break their contract is prepared as one that fails, as long as there is
+    another.
+
+    Raises:
+        ConfigError: There is nothing to run; a dataset has too few cases; two metrics produce the
+            same numbers; or a metric has nothing to ask about a dataset.
+        DataError: A dataset cannot be read.
+        EditError: An editor cannot be used on a model.
+        ModelError: The model lacks a layer.
+        SecondMomentError: A file of second moments lacks a layer, or is for another model.
+        RequestError: Requests are in conflict, and the policy is ``error``.
+        PluginError: Plugins fail in every trial.
+    """
+    if not trials:
+        raise ConfigError("run: there is nothing to run, got no trial.")
+    preparation = _Preparation()
+    prepared = [preparation.prepare(trial) for trial in trials]
+    failures = [trial.failure for trial in prepared if trial.failure is not None]
+    if len(failures) == len(prepared):
+        raise failures[0]
+    asked = make_questionnaires([(each.model, each.seed, each.batches) for each in prepared])
+    return PreparedRun(
+        tuple(trials),
+        tuple(
+            replace(trial, questionnaires=questionnaires)
+            for trial, questionnaires in zip(prepared, asked, strict=True)
+        ),
+    )
+
+
+class _Preparation:
+    """Prepares trials; what several of them share is worked out once."""
+
+    def __init__(self) -> None:
+        self._selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
+        self._asked: dict[tuple[object, ...], tuple[CaseBatch, ...]] = {}
+        self._fitted: dict[tuple[object, ...], AnyMetric] = {}
+        self._checked: set[tuple[object, ...]] = set()
+
+    def prepare(self, trial: Trial) -> PreparedTrial:
+        """Prepare one trial, but for its questionnaires; see `prepare_run`."""
+        prepared = PreparedTrial(
+            trial.hash, trial.label, trial.seed, trial.editor, trial.model, trial.inputs
+        )
+        try:
+            metrics, batches, n_conflicts = self._work_out(trial)
+        except PluginError as error:
+            return replace(prepared, failure=error)
+        return replace(prepared, metrics=metrics, batches=batches, n_conflicts=n_conflicts)
+
+    def _work_out(self, trial: Trial) -> tuple[tuple[AnyMetric, ...], tuple[CaseBatch, ...], int]:
+        self._check_editor(trial)
+        selection = (
+            id(trial.dataset),
+            trial.n_edits,
+            trial.n_batches,
+            trial.relations,
+            trial.sample,
+            trial.seed if trial.sample == "shuffled" else None,
+            trial.on_conflict,
+        )
+        if selection not in self._selected:
+            self._selected[selection] = select_batches(
+                trial.dataset.cases(),
+                trial.n_edits,
+                n_batches=trial.n_batches,
+                relations=trial.relations,
+                sample=trial.sample,
+                seed=trial.seed,
+                on_conflict=trial.on_conflict,
+            )
+        batches, conflicts = self._selected[selection]
+        for metric in trial.metrics:
+            fitting = (id(trial.dataset), metric.name)
+            if fitting not in self._fitted:
+                self._fitted[fitting] = (
+                    metric.fitted(trial.dataset.cases()) if isinstance(metric, Metric) else metric
+                )
+        metrics = tuple(self._fitted[id(trial.dataset), metric.name] for metric in trial.metrics)
+        questioning = (selection, tuple(metric.name for metric in metrics))
+        if questioning not in self._asked:
+            self._asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
+        return metrics, self._asked[questioning], len(conflicts)
+
+    def _check_editor(self, trial: Trial) -> None:
+        """Refuse an editor that cannot do its work, and second moments that it cannot use."""
+        trial.editor.check_usable(trial.model)
+        path = trial.inputs.second_moments
+        if path is None or trial.model.planned_device is not None:
+            return
+        for module, layers in trial.editor.needs_second_moments(trial.model).items():
+            for layer in layers:
+                trial.model.architecture.check_layer(layer)
+            checked = (id(trial.model), path, module, tuple(layers))
+            if checked not in self._checked:
+                with warnings.catch_warnings(action="ignore"):  # the editor will warn of the same
+                    read_second_moments(trial.model, layers, path, module)
+                self._checked.add(checked)
+
+
+def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
+    """Whether a dataset has what a metric needs, in one of its cases or held-out texts.
+
+    Raises:
+        DataError: The dataset cannot be read.
+    """
+    if isinstance(metric, Metric):
+        return any(metric.questions(case) for case in dataset.cases())
+    return any(metric.questions(text) for text in dataset.held_out_texts())
+
+
+def _gather_batches(
+    dataset: Dataset, metrics: Sequence[AnyMetric], batches: Sequence[Sequence[EditCase]]
+) -> tuple[CaseBatch, ...]:
+    """Give each batch its share of the held-out texts, and what the metrics ask about both."""
+    _refuse_clash(metrics)
+    is_read = any(not isinstance(metric, Metric) for metric in metrics)
+    held_out = dataset.held_out_texts() if is_read else ()
+    texts = [(f"held-out-{index:05d}", text) for index, text in enumerate(held_out)]
+    shares = [texts[start :: len(batches)] for start in range(len(batches))]
+    gathered: list[dict[Question, None]] = [{} for _ in batches]
+    for metric in metrics:
+        has_asked = False
+        for cases, share, known in zip(batches, shares, gathered, strict=True):
+            questions = (
+                [question for case in cases for question in metric.questions(case)]
+                if isinstance(metric, Metric)
+                else [question for _, text in share for question in metric.questions(text)]
+            )
+            known.update(dict.fromkeys(questions))
+            has_asked = has_asked or bool(questions)
+        if not has_asked:
+            raise _nothing_to_ask(metric, dataset, sum(map(len, batches)))
+    if not any(gathered):
+        raise ConfigError("run: there is nothing to measure, got no metric.")
+    return tuple(
+        CaseBatch(tuple(cases), tuple(share), tuple(known))
+        for cases, share, known in zip(batches, shares, gathered, strict=True)
+    )
+
+
+def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:
+    if isinstance(metric, Metric):
+        lacking = f"got {n_cases} cases without what it needs"
+    else:
+        lacking = f"got {len(dataset.held_out_texts())} held-out texts"
+    return ConfigError(
+        f"metric '{metric.name}': has nothing to ask about dataset '{dataset.name}', {lacking}. "
+        f"Metrics for it are: {', '.join(dataset.default_metrics)}."
+    )
+
+
+def _refuse_clash(metrics: Sequence[AnyMetric]) -> None:
+    for one, other in combinations(metrics, 2):
+        shared = set(one.produces) & set(other.produces)
+        if shared:
+            raise ConfigError(
+                f"metrics: '{one.name}' and '{other.name}' both produce '{min(shared)}', got "
+                "both. Choose one of them for each dataset."
+            )
