@@ -147,7 +147,7 @@ def test_reported_facts_can_be_left_out(options, nudging, invoke, refuses, valid
 
 
 def test_an_editor_of_a_plugin_names_its_own(invoke, options, nudging, make_plugin, tmp_path):
-    from editbench.editors.search_space import Grid
+    from editbench.editors.search_space import Choices
 
     (nudge,) = nudging.plugin.editbench_register_editors()
 
@@ -156,14 +156,14 @@ def test_an_editor_of_a_plugin_names_its_own(invoke, options, nudging, make_plug
 
         @classmethod
         def search_space(cls, model, config):
-            return {"size": Grid((0.1, 1.0))}
+            return {"size": Choices((0.1, 1.0))}
 
     class Wrong(nudge):
         name = "wrong"
 
         @classmethod
         def search_space(cls, model, config):
-            return {"depth": Grid((1, 2))}
+            return {"depth": Choices((1, 2))}
 
     class Plugin:
         @hookimpl

@@ -8,7 +8,7 @@ import torch
 
 from editbench.editors.base import Editor, EditorConfig, report_nothing
 from editbench.editors.memit import Memit
-from editbench.editors.search_space import Grid
+from editbench.editors.search_space import Choices
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
 from editbench.metrics.success import Success
@@ -49,8 +49,8 @@ class Shake(Editor):
         )
 
 
-SIZES = Grid((0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
-SPACE = {"size": SIZES, "layer": Grid((0, 1, 2, 3)), "damage": Grid((0.0, 1.0, 5.0))}
+SIZES = Choices((0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+SPACE = {"size": SIZES, "layer": Choices((0, 1, 2, 3)), "damage": Choices((0.0, 1.0, 5.0))}
 
 
 def make_problem(editor=Shake, space=SPACE, n_edits=8, max_drop=None, seed=0, **config):
@@ -146,7 +146,7 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(begin):
 
 
 def test_trials_that_do_badly_at_first_are_given_up(begin):
-    space = {**SPACE, "size": Grid((1.0, 3.0, 10.0, 30.0)), "layer": Grid((1, 2))}
+    space = {**SPACE, "size": Choices((1.0, 3.0, 10.0, 30.0)), "layer": Choices((1, 2))}
     session = begin("one", 14, space=space, n_edits=12)
     pruned = [trial for trial in session.tried if trial[3] == "PRUNED"]
     assert len(pruned) == session.search.state.n_pruned > 0
@@ -156,7 +156,7 @@ def test_trials_that_do_badly_at_first_are_given_up(begin):
 
 
 def test_nothing_is_tried_twice(begin):
-    session = begin("one", None, space={"size": Grid((0.1, 1.0)), "layer": Grid((1, 2))})
+    session = begin("one", None, space={"size": Choices((0.1, 1.0)), "layer": Choices((1, 2))})
     assert session.ended == "nothing else seems to be left to try"
     assert session.search.state.n_trials == 4
 
@@ -182,7 +182,9 @@ def test_specificity_has_a_floor(begin):
 
 
 def test_what_fails_is_not_chosen(begin):
-    session = begin("one", 8, space={"size": Grid((0.1, 1.0, 200.0)), "layer": Grid((1, 2, 3))})
+    session = begin(
+        "one", 8, space={"size": Choices((0.1, 1.0, 200.0)), "layer": Choices((1, 2, 3))}
+    )
     assert session.search.state.n_failed > 0
     assert any("shake: too large, got 200" in warning for warning in session.warnings)
     assert session.search.state.best.config.size < 200
@@ -190,7 +192,7 @@ def test_what_fails_is_not_chosen(begin):
 
 def test_an_editor_that_always_fails_ends_it(begin):
     with pytest.raises(EditError, match="'shake' fails whatever is tried: shake: too large"):
-        begin("one", 8, space={"size": Grid((200.0, 300.0, 400.0, 500.0))}, size=200.0)
+        begin("one", 8, space={"size": Choices((200.0, 300.0, 400.0, 500.0))}, size=200.0)
 
 
 def test_another_search_is_refused(tmp_path):
@@ -222,8 +224,8 @@ def count_targets(session):
 
 def test_z_is_found_once_for_all_values_of_lambda(begin):
     space = {
-        "preservation_weight": Grid((1.0, 10.0, 100.0, 1000.0), is_cheap=True),
-        "learning_rate": Grid((0.1, 0.3)),
+        "preservation_weight": Choices((1.0, 10.0, 100.0, 1000.0), is_cheap=True),
+        "learning_rate": Choices((0.1, 0.3)),
     }
     session = begin("one", 5, editor=Memit, space=space, preservation_weight=10.0, **MEMIT)
     rates = [drawn["learning_rate"] for drawn, *_ in session.tried]

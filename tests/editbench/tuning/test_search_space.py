@@ -10,7 +10,7 @@ from editbench.editors.finetune import FineTune
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
-from editbench.editors.search_space import Grid, LayerWindow, restrict_layers
+from editbench.editors.search_space import Choices, LayerWindow, restrict_layers
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError
 from editbench.testing import tiny_model
@@ -70,13 +70,13 @@ def test_mend_says_how_it_is_tuned():
 
 
 def test_layers_can_be_restricted():
-    space = {"critical_layers": LayerWindow((0, 1, 2, 3), (1, 2)), "slack": Grid((0.1, 1.0))}
+    space = {"critical_layers": LayerWindow((0, 1, 2, 3), (1, 2)), "slack": Choices((0.1, 1.0))}
     window = restrict_layers(space, (2, 3), "memit")["critical_layers"]
     assert window.parts("layers")["layers.last"].values == (2, 3)
     assert window.read("layers", {"layers.last": 3, "layers.length": 4}) == (2, 3)
-    assert restrict_layers({"layer": Grid((1, 2))}, (3,), "rome")["layer"].values == (3,)
+    assert restrict_layers({"layer": Choices((1, 2))}, (3,), "rome")["layer"].values == (3,)
     with pytest.raises(ConfigError, match=r"there are no layers to choose .* got \[1\]"):
-        restrict_layers({"slack": Grid((0.1, 1.0))}, [1], "other")
+        restrict_layers({"slack": Choices((0.1, 1.0))}, [1], "other")
 
 
 def test_an_editor_offers_nothing_unless_it_says_so():
@@ -84,5 +84,5 @@ def test_an_editor_offers_nothing_unless_it_says_so():
 
 
 def test_grids_hold_the_default():
-    assert Grid.around(3.0, (0.5, 2)).values == (1.5, 3.0, 6.0)
-    assert Grid.of((1, 5), 3).values == (1, 3, 5)
+    assert Choices.around(3.0, (0.5, 2)).values == (1.5, 3.0, 6.0)
+    assert Choices.of((1, 5), 3).values == (1, 3, 5)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from editbench.editors.search_space import SearchSpace
     from editbench.models.editable import EditableModel
     from editbench.requests import EditCase
-    from editbench.tuning.search import State
+    from editbench.tuning.search import SearchStatus
 
 _DEFAULT_TRIALS = 40
 _MIN_CASES = 100
@@ -203,7 +203,7 @@ def tune(
         stack.enter_context(writing(out))
         study = stack.enter_context(open_record(record_folder(out), problem.describe()))
 
-        def keep(state: "State") -> None:
+        def keep(state: "SearchStatus") -> None:
             write_configuration(out, problem, state, source, None)
             if state.best is not None:
                 best = f"Trial {state.best.number}: {wanted.name} {state.best.value:.2f}"
@@ -235,7 +235,7 @@ def _choose_space(
     Raises:
         ConfigError: A value is invalid, or there is nothing to try.
     """
-    from editbench.editors.search_space import Grid
+    from editbench.editors.search_space import Choices
 
     tried: dict[str, list[Any]] = {}
     for each in overrides:
@@ -250,7 +250,7 @@ def _choose_space(
         if len(values) > 1:
             parsed = [getattr(start.updated({name: value}, "--set"), name) for value in values]
             own = offered.get(name)
-            space[name] = Grid(tuple(parsed), is_cheap=isinstance(own, Grid) and own.is_cheap)
+            space[name] = Choices(tuple(parsed), is_cheap=isinstance(own, Choices) and own.is_cheap)
     if not space:
         raise ConfigError(
             f"tune: there is nothing to try, got editor '{editor.name}', which names no "
@@ -295,14 +295,14 @@ def _saying_once(display: ProgressDisplay) -> Any:
     return say
 
 
-def _count(state: "State") -> str:
+def _count(state: "SearchStatus") -> str:
     return (
         f"{state.n_trials} trials in {state.seconds / 60:.1f} minutes, {state.n_pruned} given up "
         f"early, {state.n_failed} failed."
     )
 
 
-def _describe_interruption(state: "State", out: Path) -> str:
+def _describe_interruption(state: "SearchStatus", out: Path) -> str:
     if state.best is None:
         return "Interrupted before the first trial was done. The same command begins it again."
     return (
@@ -321,7 +321,7 @@ def _describe_changes(start: "EditorConfig", found: "EditorConfig") -> str:
     )
 
 
-def _judge(state: "State", low: float, high: float, max_drop: float | None) -> str:
+def _judge(state: "SearchStatus", low: float, high: float, max_drop: float | None) -> str:
     """What the comparison says, in words."""
     assert state.best is not None
     if max_drop is not None and state.best.value < 0:

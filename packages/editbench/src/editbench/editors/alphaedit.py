@@ -8,7 +8,7 @@ from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.dialect import Dialect
-from editbench.editors.search_space import Grid, SearchSpace
+from editbench.editors.search_space import Choices, SearchSpace
 from editbench.models.editable import EditableModel
 
 DIALECT = Dialect(
@@ -80,10 +80,10 @@ class AlphaEdit(ClosedForm):
         if threshold is not None:
             del space["preservation_weight"]
             space["null_space_threshold"] = (
-                Grid.of((0.3, 0.5, 0.7, 0.9), threshold, is_cheap=True)
+                Choices.of((0.3, 0.5, 0.7, 0.9), threshold, is_cheap=True)
                 if config.null_space_unit == "share"
-                else Grid.around(threshold, (0.1, 0.3, 1, 3, 10), is_cheap=True)
+                else Choices.around(threshold, (0.1, 0.3, 1, 3, 10), is_cheap=True)
             )
         if config.ridge > 0:
-            space["ridge"] = Grid.around(config.ridge, (0.01, 0.1, 0.3, 1, 3, 10), is_cheap=True)
+            space["ridge"] = Choices.around(config.ridge, (0.01, 0.1, 0.3, 1, 3, 10), is_cheap=True)
         return space

@@ -24,7 +24,7 @@ from editbench.editors.dialect import (
     refuse_input_projection,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
-from editbench.editors.search_space import Grid, LayerWindow, SearchSpace, middle_layers
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
 from editbench.editors.targets.tasks import make_tasks
@@ -156,9 +156,9 @@ class Rome(ClosedForm):
         lasts = middle_layers(n_layers, layers[-1], to=0.6)
         return {
             "critical_layers": LayerWindow(lasts, lasts, max_length=1),
-            "learning_rate": Grid.around(config.learning_rate, (0.25, 0.5, 1, 2, 4)),
-            "n_steps": Grid.of((10, 15, 20, 25, 35), config.n_steps),
-            "clamp_factor": Grid.of((1.0, 2.0, 4.0, 8.0), config.clamp_factor),
+            "learning_rate": Choices.around(config.learning_rate, (0.25, 0.5, 1, 2, 4)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((1.0, 2.0, 4.0, 8.0), config.clamp_factor),
         }
 
     def dials(self) -> Dials:

@@ -8,7 +8,7 @@ from editbench.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Choices:
     """Values of a field to try.
 
     Attributes:
@@ -31,7 +31,7 @@ class Grid:
         """Some numbers, and the default among them."""
         return cls(_ascending(values, default), is_cheap)
 
-    def parts(self, field: str) -> "dict[str, Grid]":
+    def parts(self, field: str) -> "dict[str, Choices]":
         """What is drawn, by name: the field itself."""
         return {field: self}
 
@@ -64,12 +64,12 @@ class LayerWindow:
     lasts: tuple[int, ...]
     max_length: int = 6
 
-    def parts(self, field: str) -> dict[str, Grid]:
+    def parts(self, field: str) -> dict[str, Choices]:
         """What is drawn, by name: the last layer, and the number of layers."""
         lengths = range(1, min(self.max_length, len(self.layers)) + 1)
         return {
-            f"{field}.last": Grid(self.lasts),
-            f"{field}.length": Grid(tuple(lengths), is_cheap=True),
+            f"{field}.last": Choices(self.lasts),
+            f"{field}.length": Choices(tuple(lengths), is_cheap=True),
         }
 
     def read(self, field: str, drawn: Mapping[str, Any]) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ class LayerWindow:
 LAYER_FIELDS = ("critical_layers", "layer")
 """What editors call the layers that they write to."""
 
-SearchSpace = Mapping[str, Grid | LayerWindow]
+SearchSpace = Mapping[str, Choices | LayerWindow]
 """What to try, by field; fields that are not named keep their values."""
 
 

@@ -196,15 +196,15 @@ def _check_default_config(editor: Any, result: Any) -> str | None:
 
 
 def _check_search_space(editor: Any, space: Any) -> str | None:
-    from editbench.editors.search_space import Grid, LayerWindow
+    from editbench.editors.search_space import Choices, LayerWindow
 
     if not isinstance(space, Mapping):
-        return _wrong(space, "a mapping of fields to Grid or LayerWindow")
+        return _wrong(space, "a mapping of fields to Choices or LayerWindow")
     for name, tried in space.items():
         if name not in editor.config_type.model_fields:
             return f"returned a field that is not there, got {name!r}"
-        if not isinstance(tried, Grid | LayerWindow):
-            return f"{_wrong(tried, 'a Grid or a LayerWindow')}; this is '{name}'"
+        if not isinstance(tried, Choices | LayerWindow):
+            return f"{_wrong(tried, 'a Choices or a LayerWindow')}; this is '{name}'"
         for part, grid in tried.parts(name).items():
             if not grid.values:
                 return f"returned nothing to try for '{part}', got no values"

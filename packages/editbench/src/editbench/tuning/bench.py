@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from editbench.editors.base import Editor, EditorConfig, Progress
-from editbench.editors.search_space import Grid, SearchSpace
+from editbench.editors.search_space import Choices, SearchSpace
 from editbench.editors.unedited import Unedited
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
@@ -45,7 +45,7 @@ class Problem:
     seed: int
 
     @cached_property
-    def parts(self) -> dict[str, Grid]:
+    def parts(self) -> dict[str, Choices]:
         """What is drawn, by name; what has one value only is not."""
         parts = [self.space[field].parts(field) for field in self.space]
         return {name: grid for part in parts for name, grid in part.items()}

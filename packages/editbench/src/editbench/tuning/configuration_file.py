@@ -14,13 +14,13 @@ from editbench import __version__
 from editbench.result_folders import UNFINISHED, write_flushed
 from editbench.tuning.bench import Problem
 from editbench.tuning.comparison import ComparedQuantity
-from editbench.tuning.search import State
+from editbench.tuning.search import SearchStatus
 
 
 def write_configuration(
     path: Path,
     problem: Problem,
-    state: State,
+    state: SearchStatus,
     source: str,
     compared: Sequence[ComparedQuantity] | None,
 ) -> None:
@@ -61,7 +61,7 @@ def format_comparison(compared: Sequence[ComparedQuantity]) -> list[str]:
 
 
 def _provenance(
-    problem: Problem, state: State, source: str, compared: Sequence[ComparedQuantity] | None
+    problem: Problem, state: SearchStatus, source: str, compared: Sequence[ComparedQuantity] | None
 ) -> Iterator[str]:
     facts, objective, best = problem.facts, problem.objective, state.best
     assert best is not None

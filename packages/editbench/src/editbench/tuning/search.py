@@ -49,7 +49,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SearchStatus:
     """How far a search has come.
 
     Attributes:
@@ -92,7 +92,7 @@ class Search:
         study: "Study",
         bench: Bench,
         on_progress: Progress,
-        on_better: Callable[[State], object],
+        on_better: Callable[[SearchStatus], object],
     ) -> None:
         self._study = study
         self._bench = bench
@@ -102,13 +102,13 @@ class Search:
         self._deadline: float | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> SearchStatus:
         """How far the search has come."""
         done = [trial for trial in self._drawn() if _REPEATED not in trial.user_attrs]
         complete = [each for each in enumerate(done) if each[1].state.name == "COMPLETE"]
         good = [each for each in complete if each[1].value != FAILED]
         best = max(good, key=lambda each: (each[1].value, -each[0]), default=None)
-        return State(
+        return SearchStatus(
             n_trials=len(done),
             n_pruned=len(done) - len(complete),
             n_failed=len(complete) - len(good),

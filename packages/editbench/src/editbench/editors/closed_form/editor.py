@@ -27,7 +27,7 @@ from editbench.editors.context_prefixes import (
     sample_context_prefixes,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
-from editbench.editors.search_space import Grid, LayerWindow, SearchSpace, middle_layers
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.second_moments.obtaining import (
     estimate_second_moments,
     obtain_second_moments,
@@ -79,10 +79,10 @@ class ClosedForm(Editor):
                 tuple(range(min(1, layers[0]), n_layers)),
                 middle_layers(n_layers, layers[-1], to=0.6),
             ),
-            "learning_rate": Grid.around(config.learning_rate, (0.1, 0.2, 0.5, 1, 2, 5)),
-            "n_steps": Grid.of((10, 15, 20, 25, 35), config.n_steps),
-            "clamp_factor": Grid.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
-            "preservation_weight": Grid.around(
+            "learning_rate": Choices.around(config.learning_rate, (0.1, 0.2, 0.5, 1, 2, 5)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
+            "preservation_weight": Choices.around(
                 config.preservation_weight, (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), is_cheap=True
             ),
         }
