@@ -265,7 +265,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
         fitting, room = [], 2.0**10
         while not fitting or fitting[-1] < 2:
             room *= 1.1
-            model.memory.narrow(int(model.memory.weight_bytes[model.device] + room))
+            model.memory.limit = int(model.memory.weight_bytes[model.device] + room)
             fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
         (stage,) = chosen.estimate(model, REQUESTS, resources, ExpectedCache())
         found = chosen.edit(model, REQUESTS, resources)

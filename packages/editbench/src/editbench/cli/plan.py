@@ -32,7 +32,8 @@ plan_option = shared(
     "only_plan",
     is_flag=True,
     help="Say what would be computed, how much memory it takes and how long, and stop. Of a model "
-    "folder, configuration and tokenizer are enough.",
+    "folder, configuration and tokenizer are enough. The machine's speed is measured once, in a "
+    "second or two, and kept in the cache folder.",
 )
 
 
@@ -49,16 +50,17 @@ def refuse_tracing(layers: LayerChoice) -> None:
         )
 
 
-def show_plan(work: "Sequence[Work]", *, is_divided: bool = False) -> None:
+def show_plan(work: "Sequence[Work]", cache: Path | None, *, is_divided: bool = False) -> None:
     """Print what some work will cost.
 
     Args:
         work: The work.
+        cache: Where this machine's speed is kept, once it is measured.
         is_divided: Whether a cluster will do it, which may have any number of machines.
     """
     from editbench.costs.plan import Plan
 
-    plan = Plan.of(work)
+    plan = Plan.of(work, cache)
     lines = list(plan.describe())
     text = "\n".join(lines)
     if plan.work and max(map(len, lines)) > terminal_width():
@@ -87,11 +89,18 @@ def _lay_out_plan(plan: "Plan") -> str:
     return lay_out(*map(draw_table, tables), *plan.describe_total())
 
 
-def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bool = False) -> None:
+def announce(
+    work: "Sequence[Work]",
+    cache: Path | None,
+    display: ProgressDisplay,
+    *,
+    is_divided: bool = False,
+) -> None:
     """Say what work will cost, if it is long.
 
     Args:
         work: The work.
+        cache: As for `show_plan`.
         display: What says it.
         is_divided: As for `show_plan`.
     """
@@ -101,7 +110,7 @@ def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bo
     at_most = sum(SLOW.seconds(stage) for piece in work for stage in piece.stages)
     if at_most < _LONG_SECONDS:
         return  # not worth a measurement
-    plan = Plan.of(work)
+    plan = Plan.of(work, cache)
     if (plan.total_seconds or 0.0) >= _LONG_SECONDS:
         for line in plan.summarize():
             display.say(line)

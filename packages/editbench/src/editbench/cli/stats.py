@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from editbench.cli import options
-from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import parse_layers
 from editbench.cli.options import ModelLoading, in_file
@@ -16,7 +15,7 @@ from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError, SecondMomentError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_corpus
+from editbench.plugins.sources import default_cache, open_corpus
 
 if TYPE_CHECKING:
     from editbench.models.architecture import ProjectionKind
@@ -101,7 +100,7 @@ def stats(
     command is repeated. Files that memit has collected (.npz) need no conversion: give them to
     --second-moments as they are.
     """
-    check_output_file(out)
+    options.check_out_file(out)
     if shards:
         _merge(shards, out)
         return
@@ -131,7 +130,8 @@ def stats(
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
         n_shards = share["shard"].n_shards
-        announce(work_of_collection(editable, chosen, count, module, n_shards), display)
+        work = work_of_collection(editable, chosen, count, module, n_shards)
+        announce(work, default_cache(), display)
         moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)

@@ -21,7 +21,6 @@ from editbench.second_moments.collection_work import (
     STAGE,
     TOLERATED_EXCESS,
     CollectionWork,
-    SamplingStop,
     TokenCount,
     limit_length,
 )
@@ -178,7 +177,7 @@ def collect_second_moments(
                     moment.update(rows)
             n_done += len(owners)
             speed = (n_done - n_before) / max(time.monotonic() - began, 1e-9)
-            _report(report_progress, n_done, n_tokens, stop, speed)
+            _report(report_progress, n_done, work, speed)
             place = replace(place, n_texts_done=place.n_texts_done + len(owners.unique()))
             is_late = time.monotonic() - saved > pause
             if checkpoint is not None and is_late and all(_count_tokens(each) for each in parts):
@@ -213,20 +212,14 @@ def _some_keys(
     return {layer: keys[:: max(1, len(keys) // _N_PROBES)] for layer, keys in found.items()}
 
 
-def _report(
-    report_progress: Progress,
-    n_done: int,
-    n_tokens: TokenCount,
-    stop: SamplingStop | None,
-    speed: float,
-) -> None:
+def _report(report_progress: Progress, n_done: int, work: CollectionWork, speed: float) -> None:
+    """Report tokens; of how many, nobody knows where the collection finds out when to end."""
     note = f"{speed:,.0f} tokens/s"
-    if n_tokens != "auto" or stop is None:
-        report_progress(STAGE, n_done, int(n_tokens), note)
-    elif stop.excess < float("inf"):
-        report_progress(STAGE, n_done, stop.next_look, f"{note}, excess {stop.excess:.0%}")
-    else:
-        report_progress(STAGE, n_done, stop.next_look, note)
+    if work.stop is None:
+        report_progress(STAGE, n_done, work.n_tokens, note)
+        return
+    excess = "" if work.stop.excess == float("inf") else f"excess {work.stop.excess:.0%}, "
+    report_progress(STAGE, n_done, 0, f"{note}, {excess}looked at after {work.stop.next_look:,}")
 
 
 def _take_up(

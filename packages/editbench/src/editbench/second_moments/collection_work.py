@@ -18,6 +18,7 @@ TokenCount = int | Literal["auto"]
 
 MAX_LENGTH = 2_048  # tokens that a text is cut to, if nobody says
 _TYPICAL_LENGTH = 512  # tokens of a text of a corpus
+_LOOK_MATRICES = 6  # of d_key × d_key: two means, their sum, and what they are compared with
 _WIDENED = 2**23  # numbers of keys that are in float64 at once
 
 TOLERATED_EXCESS: Final = 0.1
@@ -130,7 +131,9 @@ def estimate_collection(
     matrices = work.n_parts * len(layers) * d_key**2 * torch.float64.itemsize
     keys = n_together * (len(layers) + 1) * d_key * size.itemsize
     widened = min(n_together * d_key, _WIDENED) * torch.float64.itemsize
-    n_peak = forward.n_peak_bytes + keys + widened + (matrices if is_on_device else 0)
+    looked_at = 0 if work.stop is None else _LOOK_MATRICES * d_key**2 * torch.float64.itemsize
+    while_running = forward.n_peak_bytes + keys + widened
+    n_peak = max(while_running, looked_at) + (matrices if is_on_device else 0)
     place = "" if is_on_device else ", matrices in main memory"
     until = "" if work.stop is None else f", until sampling costs little: {work.n_tokens:,} at most"
     return replace(
