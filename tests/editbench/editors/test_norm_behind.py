@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden
 from torch import Tensor, nn
 from torch.nn import functional
 
