@@ -9,9 +9,10 @@ from tests.editbench.runner.toys import make_grid
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache, StageCost
-from editbench.editors.base import Editor, report_nothing
+from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
 from editbench.runner.prepare import PreparedTrial

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from editbench.costs.plan import Plan, Work
     from editbench.costs.stage import StageCost
     from editbench.editors.base import Editor, Resources
-    from editbench.editors.second_moments.collection import TokenCount
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
     from editbench.runner import PreparedRun
+    from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
@@ -131,7 +131,7 @@ def work_of_trials(
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import ExpectedCache, StageCost, add_stages
-    from editbench.editors.base import report_nothing
+    from editbench.progress import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.trial_run import describe
@@ -217,7 +217,7 @@ def work_of_collection(
         n_shards: Only one of so many shares is collected.
     """
     from editbench.costs.plan import Work
-    from editbench.editors.second_moments.collection import STAGE, estimate_collection
+    from editbench.second_moments.collection_work import STAGE, estimate_collection
 
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
     stages = _ask(STAGE, lambda: [estimate_collection(model, layers, share, module)])
