@@ -11,7 +11,7 @@ from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
 from editbench.progress import report_nothing
 from editbench.runner import Inputs, prepare_run
