@@ -63,6 +63,19 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
         assert row["difference"] < 1e-4
 
 
+def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux's /proc")
+    rows = run(
+        "plans", "--n-edits", "2", "--what", "ft-w", "questions", out=tmp_path / "record.json"
+    )
+    whats = [row["what"] for row in rows]
+    assert whats == ["ft-w: fine-tuning", "questions: answers: scores", "questions: texts"]
+    for row in rows:
+        assert row["planned"] > 0 < row["measured"]
+        assert row["planned_mib"] > 0 < row["measured_mib"]
+
+
 def test_whole_edit_times_both_with_and_without_answers(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
@@ -153,17 +166,6 @@ def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
     for row in rows:
         assert row["replay_failure"] is None
         assert 80 < row["score"] <= 100
-
-
-@pytest.mark.slow
-def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
-    arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
-    out = tmp_path / "record.json"
-    (row,) = run("compiled_replay", *arguments, out=out, in_own_process=True)
-    assert row["eager_seconds"] > 0
-    assert row["compiled_seconds"] > 0
-    assert row["compiling_seconds"] > 0
-    assert row["difference"] < 1e-5
 
 
 def test_counts_are_of_what_runs(tmp_path: Path) -> None:
