@@ -167,7 +167,7 @@ def families() -> dict[str, tuple[hf.PreTrainedConfig, str, str, str, str | None
 def family_model(
     family: str, tokenizers: dict[str, hf.PreTrainedTokenizerFast]
 ) -> Iterator[EditableModel]:
-    """A model that all tests share: whoever leaves it changed makes others fail, so that is told."""
+    """A model that all tests share; whoever leaves it changed makes others fail, so it is told."""
     model = EditableModel(build_network(FAMILIES[family][0]), tokenizers["bos"], name=family)
     before = model.fingerprint
     yield model

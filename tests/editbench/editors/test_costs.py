@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache, StageCost
-from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.base import Editor, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune
 from editbench.editors.keys.layer_sweep import LayerSweep
@@ -30,6 +30,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.memory_budget import MemoryBudget
+from editbench.progress import report_nothing
 from editbench.questions import Generate, Question, Read, Score
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus

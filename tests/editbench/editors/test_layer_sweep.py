@@ -14,8 +14,8 @@ from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.keys.reading import read_hidden
 from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.testing import tiny_tokenizer, toy_cases
-from memit_core import updated_weights
 
 REQUESTS = [case.request for case in toy_cases(5)]
 PREFIXES = ContextPrefixes((("",), ("The car went. ", "It is known that ")))

@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from torch import nn
+from editbench.editors.keys.subject_reading import read_hidden
+from torch import Tensor, nn
 from torch.nn import functional
 
+from editbench.editors.base import Resources, report_nothing
 from editbench.editors.closed_form.norm_behind import NormBehind
+from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.subject_tokens import key_row
+from editbench.editors.targets.cache import TargetCache
+from editbench.editors.targets.target_hidden import optimize_target_hidden
+from editbench.models.editable import EditableModel
+from editbench.requests import EditRequest
+from editbench.testing import toy_corpus
 from memit_core import capture
 
 WITH_NORMS = {"gemma2", "gemma3", "olmo2"}
@@ -66,3 +76,38 @@ def test_a_small_residual_is_met_but_for_its_radial_part():
     tangent = residuals - (residuals * normal).sum(dim=1, keepdim=True) * normal
     reached = norm(said + norm.pull_back(said, residuals)) - norm(said)
     torch.testing.assert_close(reached, tangent, rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
+def test_an_edit_comes_through_the_norm(name, families, make_network, tokenizers, monkeypatch):
+    model = EditableModel(make_network(families[name][0]), tokenizers["bos"], name=name)
+    requests = [
+        EditRequest("0", "Danielle Darrieux", "The mother tongue of {} is", "French"),
+        EditRequest("1", "Zoë Brandt", "{} plays the sport of", "tennis"),
+    ]
+    config = MemitConfig(
+        critical_layers=(1,), preservation_weight=1e-6, n_steps=3, clamp_factor=0.1,
+        learning_rate=0.1, learning_rate_unit="relative", second_moment_tokens=200,
+    )  # fmt: skip
+    prefixes = ContextPrefixes.of([[""]], "test")
+    resources = Resources(seed=0, corpus=toy_corpus(), context_prefixes=prefixes)
+    wanted = optimize_target_hidden(
+        model,
+        requests,
+        layer=1,
+        settings=config,
+        prefixes=prefixes.flat,
+        cache=TargetCache(None),
+        report_progress=report_nothing,
+    )
+
+    def missing() -> Tensor:
+        with Memit(config).edit(model, requests, resources).applied(model):
+            rows = [key_row(model.tokens, each, "") for each in requests]
+            left = wanted.states - read_hidden(model, rows, 1)
+        return left.norm(dim=1) / (wanted.states - wanted.initial).norm(dim=1)
+
+    through = missing()
+    assert (through < 0.5).all()  # what is left is radial
+    monkeypatch.setattr(NormBehind, "find", lambda *_: None)
+    assert (missing() > 1.5 * through).all()

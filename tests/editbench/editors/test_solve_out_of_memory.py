@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from editbench.editors.closed_form.solving import Dials, PreservedValues
-from editbench.editors.second_moments.factors import require_factor
-from editbench.editors.second_moments.obtaining import LayerMoments
+from editbench.second_moments.factors import require_factor
+from editbench.second_moments.obtaining import LayerMoments
 from memit_core import FactorizedSecondMoment, UpdateFactors, solve_edits
 
 

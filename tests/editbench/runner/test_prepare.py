@@ -6,19 +6,17 @@ from typing import ClassVar
 import pytest
 from tests.editbench.runner.toys import Toy, make_grid, random_update
 
-from editbench.editors.base import report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
-from editbench.editors.second_moments.collection_files import collect_to_file
 from editbench.errors import ConfigError, SecondMomentError
-from editbench.metrics.accuracy import Accuracy
 from editbench.metrics.base import Metric
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+from editbench.progress import report_nothing
 from editbench.questions import Answers, Question
 from editbench.requests import EditCase, EditRequest
 from editbench.results.frame import load_rows
 from editbench.runner import Inputs, run_grid
+from editbench.second_moments.collection_files import collect_to_file
 from editbench.testing import toy_corpus
 
 

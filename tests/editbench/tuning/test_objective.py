@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-
-from editbench.errors import ConfigError
 from editbench.metrics.accuracy import Accuracy
 from editbench.metrics.success import Success
 from editbench.metrics.token_accuracy import TokenAccuracy
+
+from editbench.errors import ConfigError
 from editbench.testing import toy_cases
 from editbench.tuning.facts import ValidationFacts
 from editbench.tuning.objective import Objective

@@ -5,13 +5,14 @@ import sqlite3
 import optuna
 import pytest
 import torch
+from editbench.metrics.success import Success
 
-from editbench.editors.base import Editor, EditorConfig, report_nothing
+from editbench.editors.base import Editor, EditorConfig
 from editbench.editors.memit import Memit
 from editbench.editors.search_space import Choices
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
-from editbench.metrics.success import Success
+from editbench.progress import report_nothing
 from editbench.runner import Inputs
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from editbench.tuning.bench import Bench, Problem

@@ -20,9 +20,7 @@ from editbench.editors.base import (
     Editor,
     EditorConfig,
     Inputs,
-    Progress,
     Resources,
-    report_nothing,
 )
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
@@ -37,6 +35,7 @@ from editbench.plugins.sources import (
     open_corpus,
     open_dataset,
 )
+from editbench.progress import Progress, report_nothing
 from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid

@@ -138,13 +138,13 @@ def edit(
         resources = complete_inputs(inputs, editable).resources(seed, cache, display)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
         if not only_plan:
-            announce(work, display)
+            announce(work, resources.cache, display)
             result = chosen.edit(editable, requests, resources)
             result.save(out)
             if check_targets:
                 said = _check_facts(editable, requests, result, display)
     if only_plan:
-        show_plan(work)
+        show_plan(work, resources.cache)
         return
     click.echo(_summarize(result.card))
     if check_targets:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,14 +15,15 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.search_space import SearchSpace
-from editbench.editors.second_moments.npz_files import hash_moments
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress, report_nothing
 from editbench.requests import EditCase, EditRequest
+from editbench.second_moments.npz_files import hash_moments
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
 """What the authors' code calls a field stands at the end of its description."""
@@ -87,17 +88,6 @@ class EditorConfig(BaseModel):
     def updated_from_file(self, values: Mapping[str, Any], source: str) -> Self:
         """The same for the fields of a configuration file, which may imply more than it names."""
         return self.updated(values, source)
-
-
-class Progress(Protocol):
-    """Told about long work: which stage, how much of it is done, and a remark such as a loss."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units of `stage` are finished."""
-
-
-def report_nothing(stage: str, done: int, total: int, note: str = "") -> None:
-    """A `Progress` that stays silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +258,7 @@ class Editor(ABC):
 
         Override it where much of the work of one edit can be divided: on a cluster with nothing
         else to do, all shares are done side by side before `edit`, which must give the same with
-        and without them, but for the last bits of sums that are taken in another order.
+        and without them.
 
         Args:
             model: As for `edit`.

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ def hash_requests(requests: Sequence[EditRequest]) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that a computed number can depend on."""
     versions = {}

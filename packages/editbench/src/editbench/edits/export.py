@@ -1,7 +1,5 @@
 """An edited model as an ordinary Hugging Face folder: the source, but for what the edit changes."""
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +14,12 @@ from editbench.edits.model_folder import ModelFolder, Precision
 from editbench.edits.replacement import Replacement, find_replacement
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError, ModelError
+from editbench.files.whole_files import writing_whole_folder
 from editbench.models.editable import EditableModel
 from editbench.models.gguf import read_gguf_tokenizer
 from editbench.models.loading import DTypeName, load_model
+from editbench.models.offload import in_memory
 from editbench.models.quiet import quiet_transformers
-from editbench.result_folders import UNFINISHED, flush_folder
-from memit_core import in_memory
 
 Loader = Callable[[str, DTypeName], EditableModel]
 """Loads a model, by name or folder, in a precision."""
@@ -224,19 +222,14 @@ def _writing(folder: Path) -> Iterator[Path]:
             f"export model: the folder must be new or empty, got {str(folder)!r}. "
             "Choose another one."
         )
-    unfinished = folder.absolute().with_name(f"{UNFINISHED}{folder.name}-{os.getpid()}")
     try:
-        unfinished.mkdir()
-        yield unfinished
-        unfinished.replace(folder)
-        flush_folder(unfinished.parent)
+        with writing_whole_folder(folder) as unfinished:
+            yield unfinished
     except (OSError, SafetensorError) as error:
         raise EditError(
             f"export model: cannot write the folder, got {str(folder)!r} ({error}). "
             "Choose a place that is writable and has space left."
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _make_tokenizer(model: EditableModel) -> PreTrainedTokenizerBase:

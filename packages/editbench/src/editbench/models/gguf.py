@@ -226,7 +226,8 @@ def _find_unused(file: GgufFile, model: PreTrainedModel) -> set[str]:
 
     if file.architecture not in GGUF_CONFIG_MAPPING:
         return set()  # read in a newer way, which reports them
-    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)()
+    processors: Mapping[str, Any] = TENSOR_PROCESSORS
+    processor = processors.get(file.architecture, TensorProcessor)()
     find_names: Callable[..., Mapping[str, str]] = get_gguf_hf_weights_map
     used = find_names(model, processor)
     return set(file.tensors) - set(used) - set(_ROPE_TENSORS)

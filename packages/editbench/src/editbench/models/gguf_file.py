@@ -4,7 +4,6 @@ Tensors are not touched. Of metadata, vocabularies and merges are counted and no
 them takes seconds, and the tokenizer's own reader does it.
 """
 
-import hashlib
 import mmap
 import re
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from editbench.errors import ModelError
+from editbench.files.seals import checksum_file
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -111,8 +111,7 @@ class GgufFile:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the whole file, hexadecimal."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return checksum_file(self.path)
 
     def describe(self) -> dict[str, Any]:
         """Which file it is, as plain JSON values: for cards and provenance."""

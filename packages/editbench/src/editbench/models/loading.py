@@ -162,7 +162,7 @@ def load_outline(
     with quiet_transformers():
         if file is not None:
             config = _read_gguf_configuration(file, name_or_path)
-            stored = stored_dtype(file)
+            stored: Any = stored_dtype(file)
         else:
             config = _read_configuration(place, name_or_path, trust_remote_code)
             stored = config.dtype or torch.float32

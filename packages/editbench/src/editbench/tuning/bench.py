@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from editbench.editors.base import Editor, EditorConfig, Progress
+from editbench.editors.base import Editor, EditorConfig
 from editbench.editors.search_space import Choices, SearchSpace
 from editbench.editors.unedited import Unedited
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.results.collection import collect
 from editbench.runner import Inputs, Trial, run_grid
 from editbench.tuning.facts import Division, Size, ValidationFacts

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editbench.editors.base import EditorConfig, Progress
+from editbench.editors.base import EditorConfig
+from editbench.progress import Progress
 from editbench.results.labels import label_metrics
 from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
 from editbench.results.quantities import find_quantities

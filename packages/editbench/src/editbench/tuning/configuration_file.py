@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from editbench import __version__
-from editbench.result_folders import UNFINISHED, write_flushed
+from editbench.files.whole_files import write_whole
 from editbench.tuning.bench import Problem
 from editbench.tuning.comparison import ComparedQuantity
 from editbench.tuning.search import SearchStatus
@@ -40,12 +40,7 @@ def write_configuration(
     values = state.best.config.model_dump(mode="json")
     comments = "".join(f"# {line}\n" for line in _provenance(problem, state, source, compared))
     text = comments + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    try:
-        write_flushed(unfinished, text.encode())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, text)
 
 
 def format_comparison(compared: Sequence[ComparedQuantity]) -> list[str]:

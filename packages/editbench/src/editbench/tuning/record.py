@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from editbench.errors import ConfigError
-from editbench.result_folders import FolderKind, encode_sealed, first_line
+from editbench.files.result_folders import FolderKind, encode_sealed, first_line
 
 if TYPE_CHECKING:
     from optuna import Study

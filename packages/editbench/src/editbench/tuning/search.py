@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from editbench.editors.base import EditorConfig, Progress
+from editbench.editors.base import EditorConfig
 from editbench.errors import EditbenchError, EditError
+from editbench.progress import Progress
 from editbench.tuning.bench import Bench
 from editbench.tuning.facts import Size
 from editbench.tuning.objective import FAILED

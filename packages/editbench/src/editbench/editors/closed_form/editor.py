@@ -28,11 +28,6 @@ from editbench.editors.context_prefixes import (
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
-from editbench.editors.second_moments.obtaining import (
-    estimate_second_moments,
-    obtain_second_moments,
-    prepare_second_moments,
-)
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
@@ -47,8 +42,13 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, spread_residuals, updated_weights
+from editbench.second_moments.obtaining import (
+    estimate_second_moments,
+    obtain_second_moments,
+)
+from memit_core import MemitCoreError, spread_residuals
 
 
 class ClosedForm(Editor):
@@ -228,13 +228,16 @@ class ClosedForm(Editor):
         resources: Resources,
         share: Share,
     ) -> None:
-        """Collect a share of the second moments, and optimise a share of the z."""
+        """Collect the second moments, as the first share, or optimise a share of the z."""
         config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
-        rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, self.module, share
-        )
-        if rest is not None and self.finds_targets_apart:
+        n_collecting = int(resources.second_moments is None)
+        if share.index < n_collecting:
+            obtain_second_moments(
+                model, layers, config.second_moment_tokens, resources, self.module
+            )
+        elif self.finds_targets_apart:
+            rest = Share(share.index - n_collecting, share.n - n_collecting)
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest

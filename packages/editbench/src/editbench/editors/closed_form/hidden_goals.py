@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from editbench.editors.base import Progress, Resources
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.config import ClosedFormConfig
 from editbench.editors.closed_form.goals import Measured
 from editbench.editors.closed_form.norm_behind import NormBehind
@@ -19,6 +19,7 @@ from editbench.editors.targets.optimizer import (
 )
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 

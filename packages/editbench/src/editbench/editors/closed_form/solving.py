@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editbench.editors.second_moments.factors import (
+from editbench.edits.files import Update
+from editbench.edits.weight_edit import make_dense
+from editbench.models.out_of_memory import else_on_cpu
+from editbench.second_moments.factors import (
     find_live,
     obtain_factor,
     require_factor,
 )
-from editbench.editors.second_moments.obtaining import LayerMoments
-from editbench.edits.files import Update
-from editbench.edits.weight_edit import make_dense
-from editbench.models.out_of_memory import else_on_cpu
+from editbench.second_moments.obtaining import LayerMoments
 from memit_core import (
     IllPosedError,
     Preservation,

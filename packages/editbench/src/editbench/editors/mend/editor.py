@@ -9,13 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from editbench.costs.stage import ExpectedCache, StageCost
-from editbench.editors.base import EditorConfig, Resources, TrainedEditor, report_nothing
+from editbench.editors.base import EditorConfig, Resources, TrainedEditor
 from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
     find_trained,
-    hash_file,
     read_record,
     read_trained,
     trained_path,
@@ -32,8 +31,10 @@ from editbench.editors.training.batches import (
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
+from editbench.files.seals import checksum_file
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import report_nothing
 from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 
@@ -70,7 +71,7 @@ class MendConfig(EditorConfig):
             return values
         path = Path(values["weights"]).expanduser()
         try:
-            found = hash_file(path)
+            found = checksum_file(path)
         except OSError as error:
             raise ValueError(f"cannot read the file of weights ({error.strerror})") from error
         if values.get("weights_sha256") not in (None, found):
@@ -110,7 +111,7 @@ class Mend(TrainedEditor):
         if path is None:
             return config, f"{origin}; no trained hypernetwork is there yet"
         record = read_record(path)
-        config = config.updated({"weights_sha256": hash_file(path)}, str(path))
+        config = config.updated({"weights_sha256": checksum_file(path)}, str(path))
         trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
         return config, f"{origin}; hypernetwork {trained}, from {path}"
 

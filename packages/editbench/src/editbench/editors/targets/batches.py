@@ -63,7 +63,7 @@ class ChunkExtent:
         n_rows, width = self.suffixes.n_rows + self.n_edits, self.suffixes.width
         rows = Padded.full(n_rows, width)
         n_reads = self.n_edits + min(self.n_losses, model.memory.reads_with_loss)
-        forward = Forward(rows, n_blocks, self.prefix, n_reads, has_gradients=True)
+        forward = Forward(rows, n_blocks, self.prefix, n_reads=n_reads, has_gradients=True)
         return forward.peak_bytes(model.size)
 
 
@@ -238,7 +238,7 @@ class _Replay:
         """One replay of the blocks behind the offset, its logits a slice at a time."""
         n_at_once = self.n_reads - max(0, self.n_losses - model.memory.reads_with_loss)
         prefix = self.shared.width + self.own.width
-        return Forward(self.suffixes, n_blocks, prefix, n_at_once, has_gradients=True)
+        return Forward(self.suffixes, n_blocks, prefix, n_reads=n_at_once, has_gradients=True)
 
     def steps(self, model: EditableModel, n_blocks: int, n_steps: int) -> StageCost:
         """All steps, of which the last one only measures.
@@ -259,7 +259,6 @@ class _Replay:
             STAGE,
             n_tokens=n_steps * self.suffixes.n_padded,
             n_flops=n_steps * (forward + moved) + (n_steps - 1) * (backward - moved),
-            n_read_bytes=size.n_weight_bytes * (2 * n_steps - 1) * n_blocks / size.n_layers,
             n_block_calls=n_calls,
         )
 

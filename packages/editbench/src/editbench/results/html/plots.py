@@ -16,8 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 
 from editbench.results.figures.drawing import RunFigure
-from editbench.results.figures.marks import find_marks
-from editbench.results.figures.panels import Drawing
+from editbench.results.figures.panels import Drawing, find_marks
 from editbench.results.figures.selection import Point
 from editbench.results.labels import MetricLabel, label_metrics
 from editbench.results.manifest import MetricDescription

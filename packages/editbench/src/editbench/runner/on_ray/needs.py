@@ -8,9 +8,9 @@ import torch
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache
-from editbench.editors.base import report_nothing
 from editbench.models.device_memory import GIB
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.runner.prepare import PreparedTrial
 
 # Batches leave some of a model's room, and collected matrices count against what they take of it:
