@@ -156,6 +156,7 @@ def tune(
     from editbench.tuning.record import record_folder, refuse_overwriting, require_optuna
 
     require_optuna()
+    options.check_out_file(out)
     refuse_overwriting(out)
     layers.check_text()
     editor_type = plugins.get_editor(editor)
