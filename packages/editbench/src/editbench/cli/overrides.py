@@ -54,6 +54,8 @@ class Overrides:
             if self.set_values:
                 config = config.updated(self.set_values, "--set")
         self._check_layers(config, model)
+        if self.file_values.keys() >= editor.config_type.model_fields.keys():
+            origin = f"all of {self.source}"
         return config, origin
 
     def _update_from_file(self, config: "EditorConfig") -> "EditorConfig":

@@ -14,6 +14,7 @@ from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
+from editbench.editors.search_space import SearchSpace
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits
@@ -190,6 +191,19 @@ class Editor(ABC):
         else:
             source = origin = "the editor's general defaults"
         return cls.config_type.parse(values, source), origin
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """What ``editbench tune`` tries on this model, by field; nothing by default.
+
+        Args:
+            model: The model.
+            config: The hyperparameters that a search starts from.
+
+        Raises:
+            ConfigError: The editor is not tuned in this way; the message says in which.
+        """
+        return {}
 
     def check_usable(self, model: EditableModel) -> None:  # noqa: B027  # most need nothing
         """Refuse a model that the editor cannot edit, before any work is done on it.

@@ -24,6 +24,7 @@ from editbench.editors.dialect import (
     refuse_input_projection,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
 from editbench.editors.targets.tasks import make_tasks
@@ -146,6 +147,19 @@ class Rome(ClosedForm):
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """The layer, and how the MLP's output is optimized."""
+        assert isinstance(config, RomeConfig)
+        n_layers, layers = model.architecture.n_layers, config.critical_layers
+        lasts = middle_layers(n_layers, layers[-1], to=0.6)
+        return {
+            "critical_layers": LayerWindow(lasts, lasts, max_length=1),
+            "learning_rate": Choices.around(config.learning_rate, (0.25, 0.5, 1, 2, 4)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((1.0, 2.0, 4.0, 8.0), config.clamp_factor),
+        }
 
     def dials(self) -> Dials:
         """C alone, and residuals that are met exactly."""

@@ -27,6 +27,7 @@ from editbench.editors.context_prefixes import (
     sample_context_prefixes,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
@@ -66,6 +67,25 @@ class ClosedForm(Editor):
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_closed_form_defaults`."""
         return derive_closed_form_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """Layers, and how z is optimized; λ, which does not touch z."""
+        assert isinstance(config, ClosedFormConfig)
+        n_layers, layers = model.architecture.n_layers, config.critical_layers
+        return {
+            # The first layer's MLP may have seen nothing but the token itself.
+            "critical_layers": LayerWindow(
+                tuple(range(min(1, layers[0]), n_layers)),
+                middle_layers(n_layers, layers[-1], to=0.6),
+            ),
+            "learning_rate": Choices.around(config.learning_rate, (0.1, 0.2, 0.5, 1, 2, 5)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
+            "preservation_weight": Choices.around(
+                config.preservation_weight, (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), is_cheap=True
+            ),
+        }
 
     # Slots
 

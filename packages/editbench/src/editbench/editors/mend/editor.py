@@ -22,6 +22,7 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.search_space import SearchSpace
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
@@ -29,7 +30,7 @@ from editbench.editors.training.batches import (
 )
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import EditError
+from editbench.errors import ConfigError, EditError
 from editbench.files.seals import checksum_file
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
@@ -113,6 +114,14 @@ class Mend(TrainedEditor):
         config = config.updated({"weights_sha256": checksum_file(path)}, str(path))
         trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
         return config, f"{origin}; hypernetwork {trained}, from {path}"
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """What matters in MEND is learned; see `Editor.search_space`."""
+        raise ConfigError(
+            "tune: what matters in MEND is learned, got editor 'mend'. Train its hypernetwork with "
+            "'editbench train mend', which stops by validation cases."
+        )
 
     @classmethod
     def train_briefly(
