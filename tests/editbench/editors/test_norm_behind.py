@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from editbench.editors.keys.subject_reading import read_hidden
 from torch import Tensor, nn
 from torch.nn import functional
 
 from editbench.editors.base import Resources, report_nothing
 from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.cache import TargetCache
