@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.reading import read_hidden
@@ -14,6 +14,7 @@ from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditRequest
 from editbench.testing import toy_corpus
 from memit_core import capture

@@ -9,7 +9,7 @@ import click
 
 from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.layers import FactSource, LayerChoice, layers_option
+from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
@@ -86,7 +86,7 @@ def edit(
     editor: str,
     config_file: str | None,
     set_options: tuple[str, ...],
-    layers: LayerChoice,
+    layers: WantedLayers,
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
     seed: int,
