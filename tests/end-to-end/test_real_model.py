@@ -1,4 +1,4 @@
-"""A model that learned from the real world: what `make real` shows, and the settings of its short name."""
+"""A model that learned from the real world: what `make real` shows, and its settings."""
 
 import json
 import re
@@ -9,10 +9,9 @@ from click.testing import CliRunner
 
 from editbench.cli.main import build_cli
 from editbench.plugins.manager import load_plugins
-from editbench.requests import EditRequest
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1_800)]
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "real"
+FACTS = Path(__file__).parents[2] / "docs" / "examples" / "real-facts.jsonl"
 MODEL = "smollm2-135m-gguf"
 
 
@@ -26,10 +25,9 @@ def invoke(*arguments: object) -> str:
 
 
 def test_facts_of_the_real_world_are_corrected_and_their_neighbors_stay(tmp_path: Path) -> None:
-    facts, prose, out = EXAMPLE / "facts.jsonl", EXAMPLE / "prose.txt", tmp_path / "e.safetensors"
     output = invoke(
-        "edit", "--model", MODEL, "--facts", facts, "--corpus", prose, "--side-by-side",
-        "--out", out, "--cache", tmp_path / "cache",
+        "edit", "--model", MODEL, "--facts", FACTS, "--side-by-side",
+        "--out", tmp_path / "edit.safetensors", "--cache", tmp_path / "cache",
     )  # fmt: skip
     found = {
         kind: (int(before), int(asked), int(after))
@@ -52,7 +50,7 @@ def test_settings_of_the_short_name_hold_on_facts_that_they_were_not_chosen_on(
     run, data = tmp_path / "run", shared / "data" / "counterfact"
     invoke(
         "run", "--model", MODEL, "--dataset", f"counterfact={data / 'counterfact-700.json'}",
-        "--n-edits", 100, "--corpus", EXAMPLE / "prose.txt", "--metrics", "success",
+        "--n-edits", 100, "--metrics", "success",
         "--cache", tmp_path / "cache", "--out", run,
     )  # fmt: skip
     rows = json.loads(invoke("report", run, "--format", "json"))
@@ -61,9 +59,9 @@ def test_settings_of_the_short_name_hold_on_facts_that_they_were_not_chosen_on(
     assert values["memit", "paraphrase_success"] >= 95
     unedited = values["unedited", "neighborhood_success"]
     assert values["memit", "neighborhood_success"] >= unedited - 2
-    (card,) = [json.loads(path.read_text())["card"] for path in run.glob("*/edit-card.json")]
-    steps = [fact["n_steps"] for fact in card["extra"]["facts"]]
-    assert sum(steps) / len(steps) <= 15
+    trials = [json.loads(path.read_text()) for path in run.glob("trials/*/trial.json")]
+    (edit,) = [edit for trial in trials for edit in trial["edits"] if edit["editor"] == "memit"]
+    assert edit["extra"]["target_steps"] <= 15
 
 
 def test_validation_facts_share_nothing_with_the_reported_ones(shared: Path) -> None:
@@ -71,7 +69,10 @@ def test_validation_facts_share_nothing_with_the_reported_ones(shared: Path) -> 
     plugins = load_plugins()
     reported, validation = (
         {case.request.subject for case in plugins.get_dataset(kind)(data / name).cases()}
-        for kind, name in (("counterfact", "counterfact-700.json"), ("facts", "validation-2000.jsonl"))
+        for kind, name in (
+            ("counterfact", "counterfact-700.json"),
+            ("facts", "validation-2000.jsonl"),
+        )
     )
     assert reported
     assert validation
