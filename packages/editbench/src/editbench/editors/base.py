@@ -32,6 +32,9 @@ class EditorConfig(BaseModel):
     dialect: ClassVar[Dialect | None] = None
     """What other tools call the fields, where their files can be read."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values under a name, such as ``reference`` for what the authors' code does otherwise."""
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:
         """Validate `values`.
@@ -55,6 +58,22 @@ class EditorConfig(BaseModel):
             raise ConfigError(
                 f"{source}: field '{place}': {message}, got {first['input']!r}."
             ) from error
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> Self:
+        """The values of one of `presets`, and others.
+
+        Args:
+            name: The preset's.
+            values: Fields that it does not have, or that win over it.
+
+        Raises:
+            UnknownNameError: There is no such preset.
+            ConfigError: A value is invalid.
+        """
+        if name not in cls.presets:
+            raise UnknownNameError("preset", name, cls.presets)
+        return cls.parse({**cls.presets[name], **values}, f"preset '{name}'")
 
     @classmethod
     def unknown_field(cls, name: str) -> UnknownNameError:
@@ -118,10 +137,20 @@ class Editor(ABC):
     """A method that changes what a model knows.
 
     Subclasses set `name` and `config_type` and implement `edit`.
+
+    Attributes:
+        name: What users call it.
+        config_type: The type of its hyperparameters.
+        good_for: What it is good for, in a few words, for ``editbench list editors``.
+        citation: BibTeX of its paper, likewise.
+        published_as: The editor whose published hyperparameters it starts from, if it is another.
     """
 
     name: ClassVar[str]
     config_type: ClassVar[type[EditorConfig]] = EditorConfig
+    good_for: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    published_as: ClassVar[str] = ""
 
     def __init__(self, config: EditorConfig) -> None:
         if not isinstance(config, self.config_type):
@@ -139,10 +168,11 @@ class Editor(ABC):
     @classmethod
     def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
         """The hyperparameters to start from on this model, and a sentence on their origin."""
-        spec = model.spec
-        if spec is not None and cls.name in spec.defaults:
-            values, source = spec.defaults[cls.name], f"defaults of '{model.name}'"
-            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+        defaults = {} if model.spec is None else model.spec.defaults
+        name = next((name for name in (cls.name, cls.published_as) if name in defaults), None)
+        if name is not None:
+            values, source = defaults[name], f"defaults of '{model.name}'"
+            origin = model.spec.defaults_source or f"hyperparameters that come with '{model.name}'"
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (

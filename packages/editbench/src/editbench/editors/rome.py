@@ -29,6 +29,7 @@ from editbench.editors.keys.insertion_costs import (
     plan_solve,
 )
 from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.references import cite
 from editbench.editors.second_moments.obtaining import prepare_second_moments
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.chunks import make_tasks
@@ -73,6 +74,7 @@ class RomeConfig(TargetSettings):
     """Every number of ROME's algorithm; in brackets the reference's names."""
 
     dialect: ClassVar[Dialect | None] = DIALECT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"reference": {"keys": "reference"}}
 
     layer: int = Field(ge=0, description="the layer that is written to (layers)")
     n_steps: int = Field(
@@ -138,6 +140,8 @@ class Rome(ClosedForm):
     name: ClassVar[str] = "rome"
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     config: RomeConfig  # type: ignore[assignment]
+    good_for: ClassVar[str] = "single facts, exactly; each costs a solve of its own"
+    citation: ClassVar[str] = cite("meng2022rome")
     module = "mlp"
 
     @classmethod
@@ -237,6 +241,8 @@ class _ValueGoal:
     def outcomes(self) -> Sequence[FinishedTarget]:
         """What came of the one fact's target."""
         return (self.outcome,)
+
+    refused: ClassVar[Mapping[int, str]] = {}
 
     def describe(self, layer: int) -> str:
         """Quote the fact."""

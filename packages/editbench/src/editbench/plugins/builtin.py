@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 @hookimpl
 def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
-    from editbench.editors.alphaedit import AlphaEdit
+    from editbench.editors.alphaedit import AlphaEdit, EvoEdit, Nas
     from editbench.editors.emmet import Emmet
     from editbench.editors.finetune import FineTune
-    from editbench.editors.memit import Memit
+    from editbench.editors.finishing import OtePrune, OteRect, Prune, Rect, Revive, Sphere
+    from editbench.editors.memit import Blue, Encore, Memit, MemitHistory
     from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
     from editbench.editors.unedited import Unedited
 
-    return [Unedited, Memit, Rome, Emmet, AlphaEdit, FineTune, Mend]
+    sequential = [MemitHistory, Encore, Blue, EvoEdit, Nas]
+    finishing = [Rect, Prune, OteRect, OtePrune, Sphere, Revive]
+    return [Unedited, Memit, Rome, Emmet, AlphaEdit, *sequential, *finishing, FineTune, Mend]
 
 
 @hookimpl

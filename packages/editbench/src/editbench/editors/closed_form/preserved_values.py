@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from editbench.editors.closed_form.finish import Finish
 from editbench.editors.second_moments.factors import (
     find_live,
     obtain_factor,
@@ -27,7 +28,11 @@ from memit_core import (
 )
 from memit_core.spread import Spreading
 
-_CLOSED = 1e-3  # of a key's norm: with less of it where writing is allowed, a fact is lost
+_CLOSED = 1e-2  # of what a fact asks for: if no layer can give more, it is lost
+
+# EvoEdit's, absolute: with less of all keys, or of all that is missing, a batch goes no further.
+_NOTHING_OPEN = 1e-3
+_NOTHING_MISSING = 1e-2
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,13 @@ class Dials:
         ridge_unit: ``absolute``, or ``relative`` to the mean of C's diagonal.
         history: Whether keys of what was written before are preserved, too.
         null_space: Threshold and unit of `find_null_space`; None writes everywhere.
+        null_space_shrinks: Whether what was written to before is no part of it any more.
         error_feedback: Whether what finishing takes from an update is made up for by the next one.
         spreading: Whose share of what is missing a layer takes on, see `spread_residuals`.
+        finish: What is done to an update, see `editbench.editors.closed_form.finish`.
+        keep_share: Of entries, for ``rect``.
+        protected_share: Of energy, for ``sphere`` and ``revive``.
+        protection: How much of an update these take away, where they do.
     """
 
     weight: float = 1.0
@@ -51,8 +61,13 @@ class Dials:
     ridge_unit: Literal["absolute", "relative"] = "absolute"
     history: bool = False
     null_space: tuple[float, Literal["absolute", "share"]] | None = None
+    null_space_shrinks: bool = False
     error_feedback: bool = False
     spreading: Spreading = "even"
+    finish: Finish = "none"
+    keep_share: float = 0.4
+    protected_share: float = 0.5
+    protection: float = 1.0
 
 
 class PreservedValues:
@@ -75,6 +90,7 @@ class PreservedValues:
         self._errors: dict[int, Tensor] = {}
         self._systems: dict[int, Callable[[Tensor], Tensor]] = {}
         self._bases: dict[int, Tensor] = {}
+        self._taken: dict[int, Tensor] = {}  # of a null space that shrinks
         self._ridges: dict[int, float] = {}
         self._factor: Preservation | None = None
 
@@ -107,12 +123,12 @@ class PreservedValues:
         slack = self._dials.slack if slack is None else slack
 
         def solve(device: torch.device) -> UpdateFactors | Tensor:
-            rows, error = keys.to(device), self._errors.get(layer)
+            rows, error = self._open_part(layer, keys.to(device)), self._errors.get(layer)
             price = self._price(layer, rows, slack)
             if self._dials.error_feedback:
                 self._systems[layer] = partial(_multiply, price, rows, slack)
             if error is not None:
-                error = error.to(device)
+                error = self._open_part(layer, error.to(device))
             return solve_edits(rows, residuals.to(device), price, slack=slack, error=error)
 
         try:
@@ -125,7 +141,12 @@ class PreservedValues:
 
     def add(self, layer: int, keys: Tensor) -> None:
         """Note that `keys` `[n_edits, d_key]` have been written to."""
-        if self._dials.history:
+        if self._dials.null_space_shrinks:
+            open_part = self._open_part(layer, keys.cpu().double())
+            taken = _find_span(self._null_space(layer, open_part.device), open_part)
+            earlier = self._taken.get(layer, taken[:, :0])
+            self._taken[layer] = torch.cat([earlier, taken], dim=1)
+        elif self._dials.history:
             earlier = self._history.get(layer, keys[:0].cpu())
             self._history[layer] = torch.cat([earlier, keys.cpu()])
 
@@ -136,12 +157,41 @@ class PreservedValues:
             self._errors[layer] = self._systems.pop(layer)(lost)
 
     def is_open(self, layer: int, keys: Tensor) -> Tensor:
-        """Of each key, whether anything can be written to it, bool `[n_edits]`."""
+        """Of each key, whether what is asked for can be written to it, bool `[n_edits]`.
+
+        It cannot where a key by itself would get less than a hundredth of it.
+        """
         if self._dials.null_space is None:
             return torch.ones(len(keys), dtype=torch.bool)
-        wide = keys.cpu().double()
-        inside = wide @ self._null_space(layer, wide.device)
-        return inside.norm(dim=1) > _CLOSED * wide.norm(dim=1)
+        reached = self._inside(layer, keys).square().sum(dim=1)
+        return reached > _CLOSED * (reached + self._dials.slack * self._ridge(layer))
+
+    def is_exhausted(self, layer: int, keys: Tensor, missing: Tensor) -> bool:
+        """Whether a batch ends in front of a layer: nothing is open to it, or nothing is missing.
+
+        So it is with null spaces that shrink (EvoEdit), and with no others.
+
+        Args:
+            layer: The layer.
+            keys: K, `[n_edits, d_key]`.
+            missing: z - h, `[n_edits, d_value]`.
+        """
+        if not self._dials.null_space_shrinks:
+            return False
+        is_reached = float(missing.norm(dim=1).mean()) < _NOTHING_MISSING
+        return is_reached or float(self._inside(layer, keys).norm()) < _NOTHING_OPEN
+
+    def _inside(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys in the coordinates of the null space, `[n_edits, rank]`."""
+        wide = self._open_part(layer, keys.cpu().double())
+        return wide @ self._null_space(layer, wide.device)
+
+    def _open_part(self, layer: int, rows: Tensor) -> Tensor:
+        """What is left of rows `[n, d_key]` without what was taken from the null space."""
+        if (taken := self._taken.get(layer)) is None:
+            return rows
+        taken = taken.to(rows.device)
+        return rows.double() - (rows.double() @ taken) @ taken.mT
 
     def _price(self, layer: int, keys: Tensor, slack: float) -> Preservation:
         dials, history = self._dials, self._history.get(layer)
@@ -186,6 +236,18 @@ class PreservedValues:
             moment = self._moments[layer].to(device)
             self._bases[layer] = find_null_space(moment, *self._dials.null_space).cpu()
         return self._bases[layer]
+
+
+def _find_span(basis: Tensor, keys: Tensor) -> Tensor:
+    """Orthonormal columns `[d_key, n]` that span what keys have in a basis.
+
+    What is smaller than float32 can tell from zero is none of it: keys are no more exact, and its
+    direction would be noise.
+    """
+    inside = keys @ basis
+    columns, sizes, _ = torch.linalg.svd(inside.mT, full_matrices=False)
+    rounding = max(keys.shape) * torch.finfo(torch.float32).eps * sizes[0]
+    return basis @ columns[:, sizes > max(float(rounding), 1e-10)]
 
 
 def _multiply(price: Preservation, keys: Tensor, slack: float, update: Tensor) -> Tensor:

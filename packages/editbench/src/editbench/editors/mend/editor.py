@@ -23,6 +23,7 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.references import cite
 from editbench.editors.training.costs import count_fitting, plan_training
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
@@ -94,6 +95,8 @@ class Mend(Editor):
     """
 
     name: ClassVar[str] = "mend"
+    good_for: ClassVar[str] = "edits in one step, by a network that was trained for the model"
+    citation: ClassVar[str] = cite("mitchell2022mend")
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     config: MendConfig
 

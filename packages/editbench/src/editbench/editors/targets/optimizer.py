@@ -32,6 +32,7 @@ from editbench.requests import EditRequest
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
+_REFERENCE_COUNT = 5  # ENCORE's code takes the number of its prefixes for that of their tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ class TargetTask:
         bare: The bare prompt up to the subject's last token: where h is read.
         prompts: The prompt after each context prefix, with the target behind it.
         essence: The row of the KL term.
+        has_prefix: Of each prompt, whether there is anything in its prefix.
     """
 
     index: int
     bare: PromptRow
     prompts: tuple[PromptRow, ...]
     essence: PromptRow
+    has_prefix: tuple[bool, ...]
 
     @classmethod
     def of(
@@ -60,13 +63,15 @@ class TargetTask:
             key_row(tokens, request, ""),
             tuple(target_row(tokens, request, prefix) for prefix in prefixes),
             essence_row(tokens, request.subject),
+            tuple(bool(prefix) for prefix in prefixes),
         )
 
     @classmethod
     def joined(cls, tasks: Sequence["TargetTask"]) -> "TargetTask":
         """One edit that writes several facts about a subject; h is the first one's."""
         prompts = tuple(prompt for task in tasks for prompt in task.prompts)
-        return replace(tasks[0], prompts=prompts)
+        has_prefix = tuple(has for task in tasks for has in task.has_prefix)
+        return replace(tasks[0], prompts=prompts, has_prefix=has_prefix)
 
     @property
     def bare_prompt(self) -> int | None:
@@ -119,6 +124,7 @@ class _Batch:
         row_edit: list[int] = []
         weights: list[float] = []
         target_ids: list[int] = []
+        stops_by: list[bool] = []
         columns = list(zip_longest(*(task.prompts for task in tasks)))
         columns.append(tuple(task.essence for task in tasks))
         *n_shared, n_essence = (
@@ -129,12 +135,16 @@ class _Batch:
         for edit, task in enumerate(tasks):
             if task.bare_prompt is not None:
                 self._bare_rows.append(len(rows) + task.bare_prompt)
-            for row, n in zip(task.prompts, n_shared, strict=False):
+            counts = task.has_prefix
+            if settings.stop_rule == "every-prompt" or not any(counts):
+                counts = (True,) * len(task.prompts)
+            for row, n, is_counted in zip(task.prompts, n_shared, counts, strict=False):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
                 rows.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads), n))
                 row_edit.append(edit)
                 weights += [1 / (len(reads) * len(task.prompts))] * len(reads)
                 target_ids += row.target_ids
+                stops_by += [is_counted] * len(reads)
         essence = [
             OffsetRow(row.token_ids, row.subject_last, (row.subject_last,), n_essence)
             for row in (task.essence for task in tasks)
@@ -142,7 +152,8 @@ class _Batch:
         self._row_edit = torch.tensor(row_edit, device=device)
         self._weights = torch.tensor(weights, device=device)
         self._target_ids = torch.tensor(target_ids, device=device)
-        self._stops_at_argmax = settings.stop_at == "argmax"
+        self._stop = settings
+        self._stops_by = torch.tensor(stops_by, device=device)
         self._is_missed = torch.ones(len(target_ids), device=device)
         self._essence: OffsetForward | None = None
         if settings.reads_last_layer(model.architecture.n_layers):
@@ -195,17 +206,20 @@ class _Batch:
         return negative_log_likelihood, essence.float().log_softmax(dim=-1)
 
     def says_target(self) -> Tensor:
-        """Whose target was the likeliest after every prefix when measured last, `[n_edits]`.
+        """Whose target was the likeliest by the stop rule when measured last, `[n_edits]`.
 
         Nobody's, unless the settings say to stop at it.
         """
-        n_missed = self._is_missed.new_zeros(len(self.tasks))
-        return n_missed.index_add(0, self._read_edit, self._is_missed) == 0
+        is_reference = self._stop.stop_rule == "reference"
+        noted = 1 - self._is_missed if is_reference else self._is_missed
+        n_noted = self._is_missed.new_zeros(len(self.tasks))
+        n_noted.index_add_(0, self._read_edit, noted * self._stops_by)
+        return n_noted == (_REFERENCE_COUNT if is_reference else 0)
 
     def _loss(self, logits: Tensor, reads: slice) -> Tensor:
         """−log p of the targets at `reads`, from their logits `[n, vocabulary]`."""
         target_ids = self._target_ids[reads]
-        if self._stops_at_argmax:
+        if self._stop.stop_at == "argmax":
             self._is_missed[reads] = (logits.detach().argmax(dim=1) != target_ids).float()
         return functional.cross_entropy(logits.float(), target_ids, reduction="none")
 
@@ -263,6 +277,7 @@ class TargetOptimizer:
         norms = initial.norm(dim=1)
         offsets = torch.zeros_like(initial)
         mean, square = torch.zeros_like(offsets), torch.zeros_like(offsets)
+        n_said = torch.zeros(len(tasks), device=offsets.device)
         original: Tensor | None = None
         if start is not None:
             with torch.no_grad():
@@ -286,7 +301,8 @@ class TargetOptimizer:
             values = losses.detach().tolist()
             is_done = losses.detach() < settings.stop_loss
             if settings.stop_at == "argmax":
-                is_done |= batch.says_target()
+                n_said += batch.says_target()
+                is_done |= n_said >= settings.stop_after
             done = is_done.tolist()
             going = []
             for row, place in enumerate(places):
@@ -313,6 +329,7 @@ class TargetOptimizer:
                 places = [places[row] for row in going]
                 initial, norms, offsets = initial[going], norms[going], offsets[going]
                 mean, square, original = mean[going], square[going], original[going]
+                n_said = n_said[going]
                 batch = self._prepare([batch.tasks[row] for row in going], batch.known_prefixes)
         return [finished[place] for place in range(len(tasks))]
 
