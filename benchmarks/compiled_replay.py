@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from editbench.editors.context_prefixes import sample_context_prefixes
 from editbench.editors.memit import MemitConfig
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.targets.optimizer import TargetOptimizer, TargetTask
+from editbench.editors.targets.batches import chunk_tasks
+from editbench.editors.targets.optimizer import TargetOptimizer
+from editbench.editors.targets.tasks import TargetTask, make_tasks
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
 

@@ -40,15 +40,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources
-from editbench.editors.context_prefixes import sample_context_prefixes
-from editbench.editors.expected_prefixes import expect_prefixes
-from editbench.editors.keys.insertion_costs import plan_insertion
+from editbench.editors.context_prefixes import expect_prefixes, sample_context_prefixes
+from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.memit import MemitConfig
 from editbench.editors.second_moments.collection import MAX_LENGTH, WINDOW
 from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader
-from editbench.editors.second_moments.text_keys import snug_batches
+from editbench.editors.second_moments.text_keys import batch_texts
 from editbench.editors.subject_tokens import target_row
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.batches import chunk_tasks
+from editbench.editors.targets.tasks import make_tasks
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
@@ -188,7 +188,7 @@ def count_keys(name: str, n: int) -> list[dict[str, Any]]:
     prefixes = expect_prefixes(model.tokens, Resources(0), config.n_context_prefixes, lengths)
 
     def plan(layers: Sequence[int]) -> float:
-        keys, _ = plan_insertion(model, requests, prefixes, config.key_weighting, layers)
+        keys, _ = estimate_insertion(model, requests, prefixes, config.key_weighting, layers)
         return keys.n_flops
 
     last = config.critical_layers[-1]
@@ -243,7 +243,7 @@ def count_chunks(
         with planned_for(model, device):
             chunks = list(chunk_tasks(model, tasks, layer))
         lengths = [
-            [len(row.token_ids) - row.subject_last for task in chunk for row in task.prompts]
+            [len(row.token_ids) - row.subject_last for task in chunk.rows for row in task.prompts]
             for chunk in chunks
         ]
         rows.append(count_padding(f"z, {what}, n = {len(requests):,}, {title}", lengths))
@@ -257,13 +257,13 @@ def count_text(
     rows = []
     for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
         with planned_for(model, device):
-            budget = model.token_budget
+            budget = model.memory.tokens
         longest = min(MAX_LENGTH, model.max_positions or MAX_LENGTH)
         reader = CorpusReader(model, corpus, n_tokens, longest, WHOLE)
         batches: list[list[int]] = []
         while window := reader.take(WINDOW * budget):
             lengths = [len(text) for text in window]
-            batches += [[lengths[i] for i in batch] for batch in snug_batches(lengths, budget)]
+            batches += [[lengths[i] for i in batch.rows] for batch in batch_texts(window, budget)]
         row = count_padding(f"text, {what}, {title}", batches)
         row["what"] = f"text, {what}, {row['n_tokens']:,} tokens, {title}"
         rows.append(row)

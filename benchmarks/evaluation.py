@@ -26,7 +26,7 @@ def measure(model: EditableModel, records: list[list[Score]], repeats: int) -> d
 
     def ask_together() -> dict[Question, Answer]:
         questions = [question for asked in records for question in asked]
-        return answer_questions(model, questions, seed=0, token_budget=model.token_budget)
+        return answer_questions(model, questions, seed=0, token_budget=model.memory.tokens)
 
     def ask_by_record() -> list[list[tuple[float, ...]]]:
         return score_records(model, records)

@@ -70,7 +70,7 @@ def edit_once(n: int, threads: int, cache: Path) -> dict[str, float]:
     Memit(config).edit(model, requests, resources)
     seconds = time.perf_counter() - began
     peak = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    stages = Memit(config).plan(model, requests, Resources(seed=0), Known())
+    stages = Memit(config).estimate(model, requests, Resources(seed=0), Known())
     planned = max(stage.n_peak_bytes for stage in stages if stage.name != "second moments")
     states = 2 * n * model.architecture.d_model * 4  # z and h, float32
     return {"seconds": seconds, "peak_bytes": peak, "planned_bytes": planned + states}

@@ -29,9 +29,10 @@ from editbench.atlas import default_world
 from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
+from editbench.editors.targets.batches import chunk_tasks
 from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.editors.targets.target_hidden import TargetHidden
+from editbench.editors.targets.tasks import make_tasks
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
@@ -60,10 +61,10 @@ def measure_losses(
     optimizer = TargetOptimizer(model, OffsetSite.block_output(model, layer), once, replay=True)
     losses = []
     for chunk in chunk_tasks(model, make_tasks(model.tokens, requests, prefixes.flat), layer):
-        places = [task.index for task in chunk]
+        places = [task.index for task in chunk.rows]
         offsets = (found.states - found.initial)[places]
         outcomes = optimizer.run(
-            chunk,
+            chunk.rows,
             lambda step, n_finished, loss: None,
             initial=found.initial[places],
             start=offsets,

@@ -23,7 +23,7 @@ from torch import Tensor
 from two_forwards_a_layer import insert
 
 from editbench.editors.base import Resources
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.memit import Memit
 from editbench.editors.subject_tokens import key_row
 from editbench.edits.edit import Edit

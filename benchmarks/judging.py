@@ -14,7 +14,7 @@ def judge(model: EditableModel, cases: Sequence[EditCase]) -> dict[str, float]:
     """Success and accuracy of a model as it stands, each the mean over cases, in percent."""
     metrics = (Success(), Accuracy())
     questions = [each for case in cases for metric in metrics for each in metric.questions(case)]
-    answers = answer_questions(model, questions, seed=0, token_budget=model.token_budget)
+    answers = answer_questions(model, questions, seed=0, token_budget=model.memory.tokens)
     values: dict[str, list[float]] = {}
     for case in cases:
         for metric in metrics:

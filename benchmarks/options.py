@@ -26,8 +26,8 @@ from editbench.atlas import default_world
 from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import sample_context_prefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.targets.groups import distinct_groups, group_requests
 from editbench.editors.targets.target_hidden import TargetHidden
+from editbench.editors.targets.tasks import distinct_groups, group_requests
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus

@@ -82,7 +82,7 @@ def measure(
 
     def ask_fast() -> Answers:
         questions = dict.fromkeys(question for asked in records for question in asked)
-        return answer_questions(model, questions, seed=0, token_budget=model.token_budget)
+        return answer_questions(model, questions, seed=0, token_budget=model.memory.tokens)
 
     timed = time_in_turns([optimize_some, insert_slowly, ask_slowly, edit_fast, ask_fast], repeats)
     z, inserted, asked_slowly, edited, asked = (seconds for seconds, _ in timed)

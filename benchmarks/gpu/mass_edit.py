@@ -177,7 +177,7 @@ def main() -> None:
     editor = Memit(config)
     resources = Resources(seed=0, corpus=make_corpus(shape), report_progress=report_to(record))
     with clock.time("planning"):
-        plan = editor.plan(model, requests, resources, Known())
+        plan = editor.estimate(model, requests, resources, Known())
     costs |= {cost.name: cost for cost in plan}
     profiler = profiling(device) if args.profile else nullcontext()
     with clock.watching(STAGES), clock.time("rest of the edit"), profiler:

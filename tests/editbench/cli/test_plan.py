@@ -14,7 +14,7 @@ from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.models import editable
+from editbench.models import memory_budget
 from editbench.models.device_memory import GIB
 from editbench.testing import tiny_model
 
@@ -88,7 +88,7 @@ def test_what_is_too_large_is_said(invoke, outline_folder, facts_file):
 def test_what_the_device_has_free_is_known(invoke, outline_folder, facts_file, monkeypatch):
     arguments = ["--dataset", f"facts={facts_file}", "--n-edits", 2, "--device", "cpu"]
     n_free = tiny_model().size.n_weight_bytes + 10 * 2**20
-    monkeypatch.setattr(editable, "free_memory", lambda device: n_free)
+    monkeypatch.setattr(memory_budget, "free_memory", lambda device: n_free)
     result = invoke("run", "--plan", "--model", outline_folder, *arguments)
     assert "Too large for cpu: 'second moments' needs" in result.stdout
     assert "beside the weights, and there are 10 MiB." in result.stdout
@@ -123,10 +123,10 @@ def test_the_papers_models_fit(name: str, gib: int, random_model: ModuleType) ->
     shape = random_model.SHAPES[name]
     model = random_model.make_model(shape, dtype=torch.bfloat16, device="meta")
     model.planned_device = torch.device("cuda")
-    model.max_memory = int(gib * 1e9)
+    model.memory.narrow(int(gib * 1e9))
     requests = random_model.make_requests(shape, 10_000)
     editor = Memit(random_model.make_config(shape))
-    stages = editor.plan(model, requests, Resources(seed=0), Known())
+    stages = editor.estimate(model, requests, Resources(seed=0), Known())
     assert [stage.name for stage in stages] == [
         "second moments", "target hidden states", "keys", "solve",
     ]  # fmt: skip
@@ -136,8 +136,8 @@ def test_the_papers_models_fit(name: str, gib: int, random_model: ModuleType) ->
     _, targets, _, _ = stages
     largest = int(re.search("at most ([0-9]+) edits", targets.chunks)[1])
     assert 100 <= largest < 1_000
-    assert targets.n_peak_bytes > 0.5 * model.room
-    assert model.token_budget >= 2_048
+    assert targets.n_peak_bytes > 0.5 * model.memory.room
+    assert model.memory.tokens >= 2_048
     # In each step an edit has its prompt, the same after each context prefix, and the KL term's.
     n_rows = 2 + editor.config.n_context_prefixes
     assert targets.n_tokens > 10_000 * n_rows * editor.config.n_steps
@@ -145,12 +145,12 @@ def test_the_papers_models_fit(name: str, gib: int, random_model: ModuleType) ->
 
 def test_less_memory_makes_smaller_parts():
     model = tiny_model()
-    whole = model.token_budget
-    model.max_memory = model.size.n_weight_bytes + GIB // 256
-    assert 1 < model.token_budget < whole
-    model.max_memory = 1
-    assert model.token_budget == 1
-    assert model.place_for(GIB) == torch.device("cpu")
+    whole = model.memory.tokens
+    model.memory.narrow(model.size.n_weight_bytes + GIB // 256)
+    assert 1 < model.memory.tokens < whole
+    model.memory.narrow(1)
+    assert model.memory.tokens == 1
+    assert model.memory.place(GIB) == torch.device("cpu")
 
 
 def test_a_machine_is_measured_in_a_moment():

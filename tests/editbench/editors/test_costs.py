@@ -11,7 +11,7 @@ import transformers as hf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from editbench.costs.answers import plan_answers
+from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Editor, Resources, report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
@@ -19,15 +19,17 @@ from editbench.editors.finetune import FineTune
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome
+from editbench.editors.targets.batches import chunk_tasks, estimate_targets
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.targets.costs import plan_targets
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import optimize_target_hidden
+from editbench.editors.targets.tasks import make_tasks
 from editbench.editors.unedited import Unedited
-from editbench.models import readout
+from editbench.models import memory_budget
 from editbench.models.answering import answer_questions
+from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
+from editbench.models.memory_budget import MemoryBudget
 from editbench.questions import Generate, Question, Read, Score
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
@@ -93,14 +95,14 @@ def optimize(
 def test_targets(network: EditableModel, token_budget: int | None, *, with_bare: bool) -> None:
     prefixes = PREFIXES.flat if with_bare else PREFIXES.flat[1:]
     tasks = make_tasks(network.tokens, REQUESTS, prefixes)
-    planned = plan_targets(network, tasks, LAYER, SETTINGS, token_budget)
+    planned = estimate_targets(network, tasks, LAYER, SETTINGS, token_budget)
     with counting_tokens(network, LAYER + 2) as counts, FlopCounterMode(display=False) as counter:
         optimize(network, token_budget, prefixes)
     n_tokens = sum(counts[N_COMPARED:])
     if not with_bare:  # bare prompts are run by themselves, up to the layer alone
         chunks = list(chunk_tasks(network, tasks, LAYER, token_budget))
-        longest = [max(len(task.bare.token_ids) for task in chunk) for chunk in chunks]
-        n_tokens += sum(len(chunk) * n for chunk, n in zip(chunks, longest, strict=True))
+        bare = [Padded.of(task.bare.token_ids for task in chunk.rows) for chunk in chunks]
+        n_tokens += sum(each.n_padded for each in bare)
     assert planned.n_tokens == n_tokens
     assert 0.97 < planned.n_flops / counter.get_total_flops() < 1.1
 
@@ -127,7 +129,7 @@ def test_bytes_that_targets_keep(network: EditableModel) -> None:
         )
     measured = sum(each.nbytes() for place, each in kept.items() if place not in weights)
     # Besides what is kept there are prefixes, logits, and the gradients on their way.
-    assert measured < plan_targets(network, tasks, LAYER, once).n_peak_bytes < 3 * measured
+    assert measured < estimate_targets(network, tasks, LAYER, once).n_peak_bytes < 3 * measured
 
 
 def count_reads(model: EditableModel) -> int:
@@ -141,10 +143,10 @@ def test_logits_of_targets_are_counted_up_to_a_slice(
     tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
     n_reads, n_bytes = count_reads(network), network.size.logit_bytes(with_loss=True)
     assert n_reads > 10
-    whole = plan_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
+    whole = estimate_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
     for slice_size in (1, 7, n_reads, n_reads + 1):
-        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * network.n_logits)
-        sliced = plan_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
+        monkeypatch.setattr(memory_budget, "_LOGITS_WITH_LOSS", slice_size * network.n_logits)
+        sliced = estimate_targets(network, tasks, LAYER, SETTINGS).n_peak_bytes
         assert whole - sliced == pytest.approx(max(0, n_reads - slice_size) * n_bytes)
 
 
@@ -158,9 +160,9 @@ def test_slices_leave_room_for_larger_chunks(
     tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
     # Room for the KL rows of all edits and the losses of a few.
     memory = (len(REQUESTS) + 5) * wide.logit_bytes(with_loss=True)
-    monkeypatch.setattr(EditableModel, "work_memory_beside", lambda self, n_bytes: memory)
+    monkeypatch.setattr(MemoryBudget, "batch_bytes", lambda self, beside: memory)
     assert len(list(chunk_tasks(network, tasks, LAYER))) == 3
-    monkeypatch.setattr(readout, "_MAX_LOGITS", 4 * wide.n_logits)
+    monkeypatch.setattr(memory_budget, "_LOGITS_WITH_LOSS", 4 * wide.n_logits)
     assert len(list(chunk_tasks(network, tasks, LAYER))) == 1
 
 
@@ -184,8 +186,8 @@ def test_operations_of_slices(network: EditableModel, monkeypatch: pytest.Monkey
     tasks = make_tasks(network.tokens, REQUESTS, PREFIXES.flat)
     done, planned = [], []
     for slice_size in (1_000, 3):
-        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * network.n_logits)
-        planned.append(plan_targets(network, tasks, LAYER, SETTINGS).n_flops)
+        monkeypatch.setattr(memory_budget, "_LOGITS_WITH_LOSS", slice_size * network.n_logits)
+        planned.append(estimate_targets(network, tasks, LAYER, SETTINGS).n_flops)
         with OperationCount() as count:
             optimize(network, None)
         done.append(count.n_flops)
@@ -228,7 +230,7 @@ def test_answers(network: EditableModel) -> None:
         *(Read(request.text) for request in REQUESTS),
         *(Generate(request.subject, 20) for request in REQUESTS),
     ]
-    planned = plan_answers(network, questions, token_budget=64)
+    planned = estimate_answers(network, questions, token_budget=64)
     with counting_tokens(network, 0) as counts, FlopCounterMode(display=False) as counter:
         answer_questions(network, questions, seed=0, token_budget=64)
     assert sum(stage.n_tokens for stage in planned) == sum(counts)
@@ -239,7 +241,9 @@ def test_answers(network: EditableModel) -> None:
 
 def plan_memit(model: EditableModel, config: MemitConfig, **given: object) -> dict[str, StageCost]:
     resources = Resources(**{"seed": 0, "context_prefixes": PREFIXES, **given})
-    return {stage.name: stage for stage in Memit(config).plan(model, REQUESTS, resources, Known())}
+    return {
+        stage.name: stage for stage in Memit(config).estimate(model, REQUESTS, resources, Known())
+    }
 
 
 CONFIG = MemitConfig(
@@ -269,7 +273,7 @@ def test_what_the_cache_holds_is_not_planned_with_options_that_tie_edits(tmp_pat
     resources = Resources(0, tmp_path, corpus=toy_corpus(), context_prefixes=PREFIXES)
 
     def plan(some: Sequence[EditRequest]) -> int:
-        stages = memit.plan(model, some, resources, Known())
+        stages = memit.estimate(model, some, resources, Known())
         return sum(each.n_tokens for each in stages if each.name == "target hidden states")
 
     before = plan(requests)
@@ -284,7 +288,7 @@ def test_facts_that_share_an_offset_are_planned_as_one() -> None:
     requests = [about, replace(about, case_id="again", target=REQUESTS[1].target)]
     resources = Resources(0, corpus=toy_corpus(), context_prefixes=PREFIXES)
     each, shared = (
-        Memit(CONFIG.model_copy(update={"share_subjects": is_shared})).plan(
+        Memit(CONFIG.model_copy(update={"share_subjects": is_shared})).estimate(
             tiny_model(), requests, resources, Known()
         )
         for is_shared in (False, True)
@@ -299,7 +303,7 @@ def test_facts_that_share_an_offset_are_planned_as_one() -> None:
 def test_what_earlier_work_leaves_is_planned_once(tmp_path) -> None:
     known = Known()
     plans = [
-        Memit(CONFIG).plan(
+        Memit(CONFIG).estimate(
             tiny_model(), requests, Resources(0, tmp_path, context_prefixes=PREFIXES), known
         )
         for requests in (REQUESTS[:3], REQUESTS[:3])
@@ -314,7 +318,7 @@ def test_more_facts_cost_more(editor: type[Editor]) -> None:
     chosen = editor(editor.default_config(model)[0])
 
     def plan(requests: Sequence[object]) -> float:
-        stages = chosen.plan(model, requests, Resources(seed=0), Known())
+        stages = chosen.estimate(model, requests, Resources(seed=0), Known())
         assert all(stage.is_known and stage.n_peak_bytes > 0 for stage in stages)
         return sum(
             stage.n_flops + stage.n_double_flops
@@ -328,8 +332,8 @@ def test_more_facts_cost_more(editor: type[Editor]) -> None:
 def test_an_editor_that_says_nothing_is_unknown() -> None:
     class Silent(Unedited):
         name = "silent"
-        plan = Editor.plan
+        estimate = Editor.estimate
 
-    (stage,) = Silent(Silent.config_type()).plan(tiny_model(), REQUESTS, Resources(0), Known())
+    (stage,) = Silent(Silent.config_type()).estimate(tiny_model(), REQUESTS, Resources(0), Known())
     assert not stage.is_known
     assert stage.chunks == "the editor does not say"

@@ -209,7 +209,7 @@ def test_two_workers_with_the_same_share_collect_it_once(model, tmp_path):
 
 def test_an_interrupted_shard_goes_on_where_it_was(model, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(type(model), "token_budget_beside", lambda *_, **__: 32)
+    monkeypatch.setattr(type(model.memory), "tokens_beside", lambda *_, **__: 32)
 
     class Killed(BaseException):
         pass

@@ -5,7 +5,7 @@ import torch
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.cache import TargetCache

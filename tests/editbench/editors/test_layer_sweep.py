@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_tokenizer, toy_cases

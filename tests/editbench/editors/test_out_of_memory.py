@@ -14,16 +14,15 @@ from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.keys.layer_sweep import LayerSweep
-from editbench.editors.keys.projection_reading import read_projections
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden, read_projections
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
 from editbench.editors.second_moments.text_keys import read_keys
 from editbench.editors.subject_tokens import key_row
-from editbench.editors.training.costs import count_fitting
+from editbench.editors.training.batches import count_fitting
 from editbench.editors.training.minibatch import Minibatch
-from editbench.editors.training.target_likelihood import keep_states, make_target_batches
+from editbench.editors.training.target_likelihood import TargetBatch, keep_states
 from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
@@ -220,7 +219,7 @@ def test_gradients_of_parts_add_up(
     names = [f"{path}.{name}" for name, _ in model.model.get_submodule(path).named_parameters()]
 
     def measure() -> tuple[float, list[Tensor]]:
-        (batch,) = make_target_batches(model, FAMILY_REQUESTS, 4, "teacher-forced")
+        batch = TargetBatch(model, FAMILY_REQUESTS, "teacher-forced")
         minibatch = Minibatch(batch)
         if are_kept:
             request = FAMILY_REQUESTS[0]
@@ -266,9 +265,9 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
         fitting, room = [], 2.0**10
         while not fitting or fitting[-1] < 2:
             room *= 1.1
-            model.max_memory = int(model.weight_bytes[model.device] + room)
+            model.memory.narrow(int(model.memory.weight_bytes[model.device] + room))
             fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
-        (stage,) = chosen.plan(model, REQUESTS, resources, Known())
+        (stage,) = chosen.estimate(model, REQUESTS, resources, Known())
         found = chosen.edit(model, REQUESTS, resources)
     assert fitting == [*[1] * (len(fitting) - 1), 2]
     assert max(sizes) == 2

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.keys.projection_reading import read_projection
+from editbench.editors.keys.reading import read_projection
 from editbench.editors.rome import STAGE, Rome, RomeConfig, derive_rome_defaults
 from editbench.editors.second_moments.obtaining import obtain_second_moments
-from editbench.editors.targets.optimizer import TargetOptimizer, TargetTask
+from editbench.editors.targets.optimizer import TargetOptimizer
+from editbench.editors.targets.tasks import TargetTask
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError, ModelError, SecondMomentError
 from editbench.models.builtin_specs import BUILTIN_SPECS

@@ -23,9 +23,9 @@ from editbench.editors.second_moments.obtaining import (
 )
 from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS
 from editbench.editors.second_moments.shards import merge_shards
-from editbench.editors.second_moments.text_keys import snug_batches
+from editbench.editors.second_moments.text_keys import batch_texts
 from editbench.errors import SecondMomentError
-from editbench.models.editable import EditableModel
+from editbench.models.memory_budget import MemoryBudget
 from editbench.testing import tiny_model, toy_corpus
 from memit_core import capture, load_second_moments
 
@@ -126,13 +126,13 @@ def test_texts_are_cut_to_the_length_asked_for() -> None:
 def test_little_is_padded() -> None:
     chance = random.Random(0)
     lengths = [min(2_048, max(1, int(chance.lognormvariate(4, 1)))) for _ in range(3_000)]
-    batches = list(snug_batches(lengths, 4_096))
+    batches = [batch.rows for batch in batch_texts([[0] * n for n in lengths], 4_096)]
     assert sorted(index for batch in batches for index in batch) == list(range(3_000))
     padded = [len(batch) * max(lengths[index] for index in batch) for batch in batches]
     assert max(padded) <= 4_096
     assert sum(lengths) > 0.98 * sum(padded)
     assert sum(lengths) / len(batches) > 1_000, "batches are too small to be fast"
-    assert list(snug_batches([9, 1], 4)) == [[1], [0]]
+    assert [batch.rows for batch in batch_texts([[0] * 9, [0]], 4)] == [[1], [0]]
 
 
 def measure_excess(sampled, truth, keys) -> float:
@@ -206,7 +206,7 @@ def test_within_a_window_an_interrupted_collection_goes_on_where_it_was(
     monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(second_moment_collection, "_WORK_FOR_EACH_WRITING", 0)
     n_tokens, model, budget = 1_000, tiny_model(), 50
-    monkeypatch.setattr(EditableModel, "token_budget_beside", lambda *_, **__: budget)
+    monkeypatch.setattr(MemoryBudget, "tokens_beside", lambda *_, **__: budget)
     whole = collect_second_moments(model, toy_corpus(), LAYERS, n_tokens, report_nothing)
     checkpoint, reports = tmp_path / "partial", []
 

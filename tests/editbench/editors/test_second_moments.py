@@ -45,7 +45,7 @@ def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
     model = tiny_model()
-    monkeypatch.setattr(type(model), "token_budget_beside", lambda *_, **__: 64)
+    monkeypatch.setattr(type(model.memory), "tokens_beside", lambda *_, **__: 64)
     n_tokens = 6_000
     whole = collect_second_moments(model, toy_corpus(), [1, 2], n_tokens, report_nothing)
 

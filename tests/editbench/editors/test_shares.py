@@ -10,8 +10,8 @@ from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.targets import chunks as target_chunks
 from editbench.editors.targets.target_hidden import choose_share
+from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import load_second_moments
@@ -26,7 +26,7 @@ def model() -> EditableModel:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(target_chunks, "_CPU_TOKENS", 48)
+    monkeypatch.setattr(memory_budget, "_CPU_GRADIENT_TOKENS", 48)
 
 
 def make_memit() -> Memit:

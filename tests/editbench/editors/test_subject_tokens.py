@@ -7,7 +7,7 @@ import transformers as hf
 from tokenizers import AddedToken, Tokenizer
 
 from editbench.editors.subject_tokens import check_requests, key_row, target_row
-from editbench.editors.targets.chunks import make_tasks
+from editbench.editors.targets.tasks import make_tasks
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.tokens import Tokens

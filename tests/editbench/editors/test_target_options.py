@@ -12,10 +12,10 @@ from editbench.editors.base import Resources, Share, report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.groups import group_requests
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
-from editbench.models import readout
+from editbench.editors.targets.tasks import group_requests
+from editbench.models import memory_budget
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
@@ -62,7 +62,7 @@ def test_argmax_stops_at_the_first_step_that_says_the_target(
     model, monkeypatch: pytest.MonkeyPatch, slice_size: int | None
 ) -> None:
     if slice_size is not None:
-        monkeypatch.setattr(readout, "_MAX_LOGITS", slice_size * model.n_logits)
+        monkeypatch.setattr(memory_budget, "_LOGITS_WITH_LOSS", slice_size * model.n_logits)
     by_loss = optimize(model)
     by_argmax = optimize(model, settings=SETTINGS.model_copy(update={"stop_at": "argmax"}))
     assert by_loss.n_steps.tolist() == [20] * 4

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from editbench.editors.borrowed_weights import borrowed_weights
-from editbench.editors.training import target_likelihood
+from editbench.editors.training.batches import cut_requests
 from editbench.editors.training.target_likelihood import (
     Scoring,
     TargetBatch,
     keep_states,
-    make_target_batches,
 )
 from editbench.models.editable import EditableModel
+from editbench.models.memory_budget import MemoryBudget
 from editbench.requests import EditRequest
 from memit_core import capture
 
@@ -45,8 +45,8 @@ def test_losses_and_gradients_are_those_of_whole_forwards(
 ) -> None:
     """Before training, and after all trained weights have moved."""
     model = family_model
-    whole = make_target_batches(model, REQUESTS, 2, scoring)
-    kept = make_target_batches(model, REQUESTS, 2, scoring)
+    whole = [TargetBatch(model, some, scoring) for some in cut_requests(REQUESTS, 2)]
+    kept = [TargetBatch(model, some, scoring) for some in cut_requests(REQUESTS, 2)]
     keep_states(model, kept, REQUESTS[0], layer, only_projection=only_projection)
     names = trained_names(model, only_projection=only_projection, layer=layer)
     with borrowed_weights(model, names) as parameters:
@@ -75,7 +75,7 @@ def batch_loss_and_gradients(
 
 def test_blocks_before_the_trained_one_are_not_run_again(family_model: EditableModel) -> None:
     model = family_model
-    (batch,) = make_target_batches(model, REQUESTS, 3, "teacher-forced")
+    batch = TargetBatch(model, REQUESTS, "teacher-forced")
     keep_states(model, [batch], REQUESTS[0], LAYER, only_projection=True)
     ran = []
     handles = [
@@ -100,9 +100,9 @@ def test_memory_for_kept_states_is_bounded(
     family_model: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = family_model
-    batches = make_target_batches(model, REQUESTS, 1, "teacher-forced")
+    batches = [TargetBatch(model, some, "teacher-forced") for some in cut_requests(REQUESTS, 1)]
     expected = [batch.loss() for batch in batches]
-    monkeypatch.setattr(target_likelihood, "_MOST_KEPT", 1)
+    monkeypatch.setattr(MemoryBudget, "kept_bytes", 1)
     keep_states(model, batches, REQUESTS[0], LAYER, only_projection=True)
     block = model.architecture.block(0)
     for batch, loss, is_kept in zip(batches, expected, (True, False, False), strict=True):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from editbench.errors import RequestError
-from editbench.models import generation, scoring
+from editbench.models import generation, memory_budget
 from editbench.models.answering import answer_questions
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
@@ -135,8 +135,8 @@ class TestScore:
         self, stories: EditableModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = ask(stories, *SCORES, token_budget=10_000)
-        monkeypatch.setattr(scoring, "_MAX_LOGITS", 40 * stories.n_logits)
-        monkeypatch.setattr(scoring, "_MAX_LOGITS_IN_FLOAT32", 3 * stories.n_logits)
+        monkeypatch.setattr(memory_budget, "_LOGITS", 40 * stories.n_logits)
+        monkeypatch.setattr(memory_budget, "_LOGITS_IN_FLOAT32", 3 * stories.n_logits)
         with count_forwards(stories) as shapes:
             answers = ask(stories, *SCORES, token_budget=10_000)
         assert len(shapes) > 1

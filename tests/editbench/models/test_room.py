@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from editbench.costs.answers import plan_answers
+from editbench.costs.answers import estimate_answers
 from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.targets.costs import plan_targets
-from editbench.models import device_memory, editable
+from editbench.editors.targets.batches import chunk_tasks, estimate_targets
+from editbench.editors.targets.tasks import make_tasks
+from editbench.models import device_memory, memory_budget
 from editbench.models.device_memory import GIB, allocated_memory, is_present
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model, load_outline
@@ -48,7 +48,7 @@ def have_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Lets every device have so many bytes free."""
 
     def pretend(n_bytes: float) -> None:
-        monkeypatch.setattr(editable, "free_memory", lambda device: n_bytes)
+        monkeypatch.setattr(memory_budget, "free_memory", lambda device: n_bytes)
 
     return pretend
 
@@ -56,11 +56,11 @@ def have_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_a_planned_device_that_is_here_has_what_is_free(outline, have_free) -> None:
     n_weights = outline.size.n_weight_bytes
     have_free(10 * n_weights)
-    assert outline.room == 9 * n_weights  # the weights are still to come
-    outline.max_memory = 4 * n_weights
-    assert outline.room == 3 * n_weights
+    assert outline.memory.room == 9 * n_weights  # the weights are still to come
+    outline.memory.limit = 4 * n_weights
+    assert outline.memory.room == 3 * n_weights
     have_free(n_weights // 2)
-    assert outline.room == 0
+    assert outline.memory.room == 0
 
 
 @pytest.mark.parametrize("share", [1 / 16, 1 / 4, 4, 64])
@@ -75,8 +75,8 @@ def test_a_plan_chooses_the_chunks_of_the_run(folder, outline, have_free, share)
         have_free(free)
         editor = Memit(Memit.default_config(loaded)[0])
         stages = [
-            *editor.plan(model, requests, Resources(seed=0), Known()),
-            *plan_answers(model, questions),
+            *editor.estimate(model, requests, Resources(seed=0), Known()),
+            *estimate_answers(model, questions),
         ]
         chunks.append([(stage.name, stage.chunks) for stage in stages])
     assert chunks[0] == chunks[1]
@@ -84,11 +84,11 @@ def test_a_plan_chooses_the_chunks_of_the_run(folder, outline, have_free, share)
 
 
 def test_of_a_device_that_is_not_here_nobody_knows(outline, monkeypatch) -> None:
-    monkeypatch.setattr(editable, "is_present", lambda device: False)
+    monkeypatch.setattr(memory_budget, "is_present", lambda device: False)
     outline.planned_device = CUDA
-    assert outline.room == float("inf")
-    outline.max_memory = 3 * outline.size.n_weight_bytes
-    assert outline.room == 2 * outline.size.n_weight_bytes
+    assert outline.memory.room == float("inf")
+    outline.memory.limit = 3 * outline.size.n_weight_bytes
+    assert outline.memory.room == 2 * outline.size.n_weight_bytes
 
 
 def test_a_limit_counts_all_that_is_allocated(have_free, monkeypatch) -> None:
@@ -96,10 +96,10 @@ def test_a_limit_counts_all_that_is_allocated(have_free, monkeypatch) -> None:
     model = tiny_model()
     n_weights = model.size.n_weight_bytes
     have_free(100 * n_weights)
-    model.max_memory = 10 * n_weights
-    assert model.room == 9 * n_weights
-    monkeypatch.setattr(editable, "allocated_memory", lambda device: 7 * n_weights)
-    assert model.room == 3 * n_weights
+    model.memory.narrow(10 * n_weights)
+    assert model.memory.room == 9 * n_weights
+    monkeypatch.setattr(memory_budget, "allocated_memory", lambda device: 7 * n_weights)
+    assert model.memory.room == 3 * n_weights
 
 
 def test_devices_that_are_here() -> None:
@@ -113,20 +113,20 @@ def test_devices_that_are_here() -> None:
 def test_a_model_on_several_devices_goes_by_the_fullest(monkeypatch) -> None:
     model = tiny_model()
     free = {CPU: 1, torch.device("cuda:0"): 500, torch.device("cuda:1"): 300}
-    monkeypatch.setattr(editable, "free_memory", free.__getitem__)
-    monkeypatch.setattr(editable, "is_present", lambda device: True)
-    assert model.working_devices == (CPU,)
-    assert model.room == 1
+    monkeypatch.setattr(memory_budget, "free_memory", free.__getitem__)
+    monkeypatch.setattr(memory_budget, "is_present", lambda device: True)
+    assert model.memory.working_devices == (CPU,)
+    assert model.memory.room == 1
     # As accelerate leaves them: a hook, or one that holds several.
     hooks = [SimpleNamespace(execution_device=torch.device("cuda", index)) for index in (0, 1)]
     parts = [model.architecture.embedding, model.architecture.projection(3, "mlp")]
     for part, hook in zip(parts, (hooks[0], SimpleNamespace(hooks=hooks[1:])), strict=True):
         model.model.get_submodule(part)._hf_hook = hook
     assert model.device == torch.device("cuda:0")
-    assert model.working_devices == (torch.device("cuda:0"), torch.device("cuda:1"))
-    assert model.room == 300
-    model.max_memory = 200
-    assert model.room == 200
+    assert model.memory.working_devices == (torch.device("cuda:0"), torch.device("cuda:1"))
+    assert model.memory.room == 300
+    model.memory.narrow(200)
+    assert model.memory.room == 200
     plan = Plan.of([Work("work", model, (StageCost("thinking", n_peak_bytes=GIB),))])
     peak = "peak 1.0 GiB on cuda:0 and 1.0 GiB on cuda:1 and 0 MiB on cpu (weights"
     assert peak in next(plan.summarize())
@@ -137,14 +137,14 @@ def test_weights_that_wait_elsewhere_need_room_when_they_come(have_free) -> None
     cpu_offload(moved.model, execution_device="cpu")
     blocks = [moved.model.get_submodule(moved.architecture.block(layer)) for layer in range(4)]
     n_block = sum(each.numel() * each.element_size() for each in blocks[3].parameters())
-    assert [moved.waiting_bytes(layer) for layer in range(5)] == [
+    assert [moved.memory.waiting_bytes(layer) for layer in range(5)] == [
         n * n_block for n in (4, 3, 2, 1, 0)
     ]
-    assert plain.waiting_bytes(0) == 0
+    assert plain.memory.waiting_bytes(0) == 0
     have_free(2 * n_block)
     largest = max(plain.model.parameters(), key=torch.Tensor.numel)
-    assert plain.room == 2 * n_block
-    assert moved.room == 2 * n_block - largest.numel() * largest.element_size()
+    assert plain.memory.room == 2 * n_block
+    assert moved.memory.room == 2 * n_block - largest.numel() * largest.element_size()
 
 
 def test_blocks_that_gradients_pass_take_room_from_the_chunks_of_z(have_free) -> None:
@@ -155,21 +155,21 @@ def test_blocks_that_gradients_pass_take_room_from_the_chunks_of_z(have_free) ->
     tasks = make_tasks(plain.tokens, requests, [""])
     have_free(2**20)
     n_plain, n_moved = (
-        [len(chunk) for chunk in chunk_tasks(model, tasks, 1)] for model in (plain, moved)
+        [len(chunk.rows) for chunk in chunk_tasks(model, tasks, 1)] for model in (plain, moved)
     )
     assert max(n_moved) < max(n_plain)
     settings = Memit.default_config(plain)[0]
     have_free(2**30)
-    costs = [plan_targets(model, tasks, 1, settings) for model in (plain, moved)]
+    costs = [estimate_targets(model, tasks, 1, settings) for model in (plain, moved)]
     assert costs[1].chunks == costs[0].chunks
-    assert costs[1].n_peak_bytes - costs[0].n_peak_bytes == moved.waiting_bytes(2)
+    assert costs[1].n_peak_bytes - costs[0].n_peak_bytes == moved.memory.waiting_bytes(2)
 
 
 @pytest.mark.gpu
 def test_what_work_holds_is_taken_off_on_a_gpu() -> None:
     model = tiny_model()
     model.model.to("cuda")
-    model.max_memory = allocated_memory(torch.device("cuda")) + 2**30
-    before = model.room
+    model.memory.narrow(allocated_memory(torch.device("cuda")) + 2**30)
+    before = model.memory.room
     held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    assert model.room == before - held.numel()
+    assert model.memory.room == before - held.numel()

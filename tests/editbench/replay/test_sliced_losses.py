@@ -14,7 +14,7 @@ from editbench.editors.base import report_nothing
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
-from editbench.models import readout
+from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.replay.suffix_replay import SuffixReplay
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest, families, make_network, tokenizers) ->
 @pytest.fixture
 def set_slice(monkeypatch: pytest.MonkeyPatch) -> Callable[[EditableModel, int], None]:
     def set_to(model: EditableModel, n_reads: int) -> None:
-        monkeypatch.setattr(readout, "_MAX_LOGITS", n_reads * model.n_logits)
+        monkeypatch.setattr(memory_budget, "_LOGITS_WITH_LOSS", n_reads * model.n_logits)
 
     return set_to
 

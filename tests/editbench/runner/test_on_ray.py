@@ -253,9 +253,9 @@ def test_a_trial_whose_workers_all_die_is_a_row_and_a_resumed_run_tries_it_again
     model, tmp_path, monkeypatch
 ):
     folder, pids = tmp_path / "run", tmp_path / "pids"
-    planned, plan = [], needs.plan_peak
+    planned, plan = [], needs.estimate_peak
     monkeypatch.setattr(
-        needs, "plan_peak", lambda work, *rest: planned.append(work) or plan(work, *rest)
+        needs, "estimate_peak", lambda work, *rest: planned.append(work) or plan(work, *rest)
     )
     with killing_once(pids):
         summary = run_grid(make_grid(model, Stuck(pids)), folder, executor=RayExecutor(n_retries=0))
@@ -352,14 +352,14 @@ class Confidential(Nudge):
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
-        raise RuntimeError(f"may fill {model.max_memory}, has room for {model.room}")
+        raise RuntimeError(f"may fill {model.memory.limit}, has room for {model.memory.room}")
 
 
 def test_a_worker_s_model_goes_by_the_share_of_memory_that_its_task_has(model, tmp_path):
-    n_bytes = model.weight_bytes[model.device]
+    n_bytes = model.memory.weight_bytes[model.device]
     trial = make_grid(model, Confidential(NudgeConfig()))[1]
     summary = run_grid([trial], tmp_path, executor=RayExecutor(needs=TaskNeeds(memory=1.25)))
     limit = 5 * 2**28 - (5 * 2**28 - n_bytes) // 2  # the process has half of what there is
     ((_, message),) = summary.failures
     assert message == f"RuntimeError: may fill {limit}, has room for {limit - n_bytes}"
-    assert model.max_memory is None
+    assert model.memory.limit is None

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from editbench.costs.answers import plan_answers
+from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import Known, StageCost
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, report_nothing
@@ -39,7 +39,7 @@ class Silent(Memit):
     """An editor that does not say what it costs."""
 
     name: ClassVar[str] = "silent"
-    plan = Editor.plan
+    estimate = Editor.estimate
 
 
 class Stumbling(Memit):
@@ -76,12 +76,12 @@ def stages_of(work: Work) -> list[StageCost]:
     (batch,) = work.batches
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(0, None, report_nothing)
-    editing = work.editor.plan(work.model, requests, resources, Known())
-    return [*editing, *plan_answers(work.model, batch.questions)]
+    editing = work.editor.estimate(work.model, requests, resources, Known())
+    return [*editing, *estimate_answers(work.model, batch.questions)]
 
 
 def test_what_a_trial_needs_follows_from_its_plan(model):
-    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    work, n_bytes = work_of(model, Memit), model.memory.weight_bytes[model.device]
     options = needs.TaskNeeds().settle(work, NODES)
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     assert peak > n_bytes  # the rule for what is not planned would give less
@@ -90,17 +90,17 @@ def test_what_a_trial_needs_follows_from_its_plan(model):
         "num_gpus": 0.0,
         "memory": GIB + n_bytes + round(1.25 * peak),
     }
-    assert model.max_memory is None
+    assert model.memory.limit is None
     # What is planned for a GPU is not taken of main memory.
     assert needs.TaskNeeds(gpus=0.5).settle(work, NODES)["memory"] == GIB + 2 * n_bytes
 
 
 def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(model):
-    work, n_bytes = work_of(model, Memit), model.weight_bytes[model.device]
+    work, n_bytes = work_of(model, Memit), model.memory.weight_bytes[model.device]
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     for more, expected in ((1.125, 1.125), (0.5, 1.0)):
         nodes = [{"CPU": 1.0, "memory": float(GIB + n_bytes + round(more * peak))}]
-        planned = needs.plan_peak(work, nodes)
+        planned = needs.estimate_peak(work, nodes)
         assert planned == peak  # it is a buffer of fixed size, which smaller batches do not change
         memory = needs.TaskNeeds().settle(work, nodes)["memory"]
         assert memory == GIB + n_bytes + round(expected * peak)
@@ -109,7 +109,7 @@ def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(mode
 @pytest.mark.parametrize("editor", [Silent, Stumbling])
 def test_what_is_not_planned_has_memory_for_the_weights_twice(editor, model):
     memory = needs.TaskNeeds().settle(work_of(model, editor), NODES)["memory"]
-    assert memory == GIB + 2 * model.weight_bytes[model.device]
+    assert memory == GIB + 2 * model.memory.weight_bytes[model.device]
 
 
 def test_what_is_asked_for_is_not_chosen(model):
@@ -125,14 +125,14 @@ def test_with_the_share_that_it_asks_for_a_trial_has_the_batches_of_a_machine_of
     alone = stages_of(work)
     memory = needs.TaskNeeds().settle(work, NODES)["memory"]
     needs.limit_memory(model, memory=memory, gpus=0)
-    assert model.room < memory
+    assert model.memory.room < memory
     assert stages_of(work) == alone
 
 
 def test_a_small_share_makes_small_batches(model):
     work = work_of(model, Memit)
     alone = stages_of(work)
-    needs.limit_memory(model, memory=model.weight_bytes[model.device] + 2**21, gpus=0)
+    needs.limit_memory(model, memory=model.memory.weight_bytes[model.device] + 2**21, gpus=0)
     narrow = stages_of(work)
     assert sum(stage.n_block_calls for stage in narrow) > sum(s.n_block_calls for s in alone)
     for one, other in zip(narrow, alone, strict=True):
@@ -151,6 +151,6 @@ def test_a_small_share_makes_small_batches(model):
 )
 def test_the_share_of_a_task(memory, gpus, own, limit, model, monkeypatch):
     monkeypatch.setattr(needs, "_gpu_bytes", lambda device: 80 * GIB)
-    model.max_memory = own
+    model.memory.narrow(own)
     needs.limit_memory(model, memory=memory, gpus=gpus)
-    assert model.max_memory == limit
+    assert model.memory.limit == limit

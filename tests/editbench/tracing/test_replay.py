@@ -135,9 +135,9 @@ def test_large_batches_are_cut(
 ) -> None:
     prompt = make_prompt(tiny, "Ana Lund", "Everybody knows that {} is a")
     whole = Tracer(tiny, settings).trace(prompt)
-    monkeypatch.setattr("editbench.tracing.replay._CPU_TOKENS", 1)
+    monkeypatch.setattr("editbench.models.memory_budget._CPU_TOKENS", 1)
     monkeypatch.setattr("editbench.tracing.replay._ENOUGH_WORK", 0)
-    monkeypatch.setattr("editbench.tracing.replay._MAX_LOGITS", 1)
+    monkeypatch.setattr("editbench.models.memory_budget._LOGITS_IN_FLOAT32", 1)
     cut = Tracer(tiny, settings).trace(prompt)
     for kind, scores in whole.scores.items():
         np.testing.assert_allclose(cut.scores[kind], scores, rtol=1e-5)

@@ -68,7 +68,7 @@ class ModelLoading:
                 revision=self.revision,
                 specs=specs,
             )
-        model.max_memory = self.max_memory
+        model.memory.narrow(self.max_memory)
         return model
 
     def outline(self, name: str, plugins: "PluginManager") -> "EditableModel":
@@ -96,7 +96,7 @@ class ModelLoading:
                 trust_remote_code=self.trust_remote_code,
                 specs=specs,
             )
-        model.max_memory = self.max_memory
+        model.memory.narrow(self.max_memory)
         return model
 
 

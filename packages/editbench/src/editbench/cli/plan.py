@@ -124,7 +124,7 @@ def work_of_trials(
     Raises:
         EditbenchError: The trials cannot be run; see `plan_trials`.
     """
-    from editbench.costs.answers import plan_answers
+    from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import Known, StageCost, add_stages
     from editbench.editors.base import report_nothing
@@ -150,7 +150,7 @@ def work_of_trials(
             requests = [case.request for case in batch.cases]
             stages += _ask(
                 trial.editor.name,
-                partial(trial.editor.plan, trial.model, requests, resources, known),
+                partial(trial.editor.estimate, trial.model, requests, resources, known),
             )
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
@@ -160,8 +160,8 @@ def work_of_trials(
                 if trial.editor.name != "unedited" or known.add("answers", key):
                     place = (id(trial.model), id(batch), seed is None)
                     if place not in answered:
-                        plan = partial(plan_answers, trial.model, questions)
-                        answered[place] = _ask("answers", plan)
+                        estimate = partial(estimate_answers, trial.model, questions)
+                        answered[place] = _ask("answers", estimate)
                     stages += answered[place]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
@@ -184,16 +184,16 @@ def work_of_edit(
         resources: What the editor may use.
         with_check: Whether the model is asked for the facts before and after.
     """
-    from editbench.costs.answers import plan_answers
+    from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import Known, add_stages
     from editbench.models.greedy import go_on
 
-    stages = _ask(editor.name, partial(editor.plan, model, requests, resources, Known()))
+    stages = _ask(editor.name, partial(editor.estimate, model, requests, resources, Known()))
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]
-        stages += 2 * _ask("answers", partial(plan_answers, model, [*questions, *texts]))
+        stages += 2 * _ask("answers", partial(estimate_answers, model, [*questions, *texts]))
     label = f"{editor.name} on {model.name}, {len(requests):,} edits"
     return [Work(label, model, tuple(add_stages(stages)))]
 
@@ -215,20 +215,18 @@ def work_of_collection(
         n_shards: Only one of so many shares is collected.
     """
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known
-    from editbench.editors.base import Resources
-    from editbench.editors.keys.insertion_costs import plan_second_moments
+    from editbench.editors.second_moments.collection import STAGE, estimate_collection
 
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
-    plan = partial(plan_second_moments, model, layers, share, Resources(seed=0), Known(), module)
-    return [Work(f"second moments of {model.name}", model, tuple(_ask("second moments", plan)))]
+    stages = _ask(STAGE, lambda: [estimate_collection(model, layers, share, module)])
+    return [Work(f"second moments of {model.name}", model, tuple(stages))]
 
 
-def _ask(name: str, plan: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":
-    """Plan some work; where that fails the work may fail, too, which is reported then."""
+def _ask(name: str, estimate: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":
+    """Estimate some work; where that fails the work may fail, too, which is reported then."""
     from editbench.costs.stage import StageCost
 
     try:
-        return list(plan())
+        return list(estimate())
     except Exception as error:
         return [StageCost.unknown(name, " ".join(str(error).split()))]

@@ -1,22 +1,24 @@
 """What answering questions costs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from editbench.costs.stage import StageCost, add_stages
+from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
+from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
-from editbench.models.generation import batch_openings
-from editbench.models.passages import Passage
+from editbench.models.generation import OpeningExtent, batch_openings
+from editbench.models.passages import Passage, RowExtent
 from editbench.models.reading import cut_text
 from editbench.models.scoring import batch_passages, make_passages
 from editbench.questions import Generate, Question, Read, Score
 
 
-def plan_answers(
+def estimate_answers(
     model: EditableModel, questions: Iterable[Question], token_budget: int | None = None
 ) -> list[StageCost]:
-    """What `answer_questions` costs: what it will run, counted and not run.
+    """What `answer_questions` costs: the batches that it will run, counted and not run.
 
     Args:
         model: The model, with weights or without.
@@ -26,73 +28,57 @@ def plan_answers(
     Returns:
         A stage of scores and one of generated texts, if there are such questions.
     """
-    budget = model.token_budget if token_budget is None else token_budget
+    budget = model.memory.tokens if token_budget is None else token_budget
     asked = list(dict.fromkeys(questions))
     scores = make_passages(model, [each for each in asked if isinstance(each, Score)])
     texts = chain.from_iterable(cut_text(model, each) for each in asked if isinstance(each, Read))
     openings = [question for question in asked if isinstance(question, Generate)]
     stages = [
-        _plan_scores(model, scores, budget),
-        _plan_scores(model, list(texts), budget),
-        _plan_texts(model, openings, budget),
+        _estimate_scores(model, scores, budget),
+        _estimate_scores(model, list(texts), budget),
+        _estimate_texts(model, openings, budget),
     ]
     return add_stages(stage for stage in stages if stage.n_tokens)
 
 
-def _plan_scores(model: EditableModel, passages: Sequence[Passage[Any]], budget: int) -> StageCost:
-    size = model.size
-    n_tokens = n_pairs = n_reads = n_batches = 0
-    peak = 0.0
-    for batch in batch_passages(model, passages, budget):
-        width = max(len(row.ids) for row in batch)
-        branches = [branch for row in batch for branch in row.branches]
-        branch_width = max((len(branch.ids) for branch in branches), default=0)
-        n_places = sum(row.n_reads for row in batch)
-        n_batches += 1 + bool(branches)
-        n_tokens += len(batch) * width + len(branches) * branch_width
-        n_pairs += len(batch) * width**2
-        n_pairs += len(branches) * branch_width * (width + branch_width)
-        n_reads += n_places
-        cached = len(branches) * (width + branch_width) * size.n_cache_bytes
-        forward = len(batch) * width * size.working_bytes(width)
-        peak = max(peak, cached + forward, n_places * size.logit_bytes(with_loss=False))
-    return StageCost(
-        name="answers: scores",
-        n_tokens=n_tokens,
-        n_flops=size.n_layers * size.block_flops(n_tokens, n_pairs) + size.head_flops(n_reads),
-        n_read_bytes=n_batches * size.n_weight_bytes,
-        n_block_calls=n_batches * size.n_layers,
-        n_peak_bytes=peak,
-        chunks=f"{n_batches:,} batches of at most {budget:,} tokens",
+def _estimate_scores(
+    model: EditableModel, passages: Sequence[Passage[Any]], budget: int
+) -> StageCost:
+    extents = [batch.extent for batch in batch_passages(model, passages, budget)]
+    forwards = chain.from_iterable(_score(model, extent) for extent in extents)
+    n_passes = sum(1 + bool(extent.branches.n_rows) for extent in extents)
+    return replace(
+        sum_cost("answers: scores", forwards, model.size),
+        chunks=f"{n_passes:,} batches of at most {budget:,} tokens",
     )
 
 
-def _plan_texts(model: EditableModel, questions: Sequence[Generate], budget: int) -> StageCost:
-    size = model.size
-    n_tokens = n_pairs = n_reads = n_passes = n_batches = largest = 0
-    peak = n_cached = 0.0
-    for batch in batch_openings(model, questions, budget):
-        prompt = max(len(opening.ids) for opening in batch)
-        n_steps = max(opening.n_missing for opening in batch)
-        n_rows, width = len(batch), prompt + n_steps
-        n_batches += 1
-        largest = max(largest, n_rows)
-        n_passes += n_steps
-        n_tokens += n_rows * (width - 1)  # the last token is written and not read
-        # The prompt attends to itself; each further token to what there is so far.
-        n_attended = prompt**2 + sum(range(prompt + 1, width))
-        n_pairs += n_rows * n_attended
-        n_cached += n_rows * sum(range(prompt + 1, width))
-        n_reads += n_rows * n_steps
-        cache = n_rows * width * size.n_cache_bytes
-        logits = n_rows * size.logit_bytes(with_loss=False)
-        peak = max(peak, cache + n_rows * prompt * size.working_bytes(prompt) + logits)
-    return StageCost(
-        name="answers: texts",
-        n_tokens=n_tokens,
-        n_flops=size.n_layers * size.block_flops(n_tokens, n_pairs) + size.head_flops(n_reads),
-        n_read_bytes=n_passes * size.n_weight_bytes + n_cached * size.n_cache_bytes,
-        n_block_calls=n_passes * size.n_layers,
-        n_peak_bytes=peak,
-        chunks=f"{n_batches:,} batches of at most {largest:,} texts",
+def _score(model: EditableModel, extent: RowExtent) -> Iterator[Forward]:
+    """Rows, and their branches behind them."""
+    n_blocks, branches = model.size.n_layers, extent.branches
+    yield Forward(extent.rows, n_blocks, n_reads=extent.n_reads - branches.n_tokens)
+    if branches.n_rows:
+        yield Forward(branches, n_blocks, extent.rows.width, n_reads=branches.n_tokens)
+
+
+def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget: int) -> StageCost:
+    extents = [batch.extent for batch in batch_openings(model, questions, budget)]
+    forwards = chain.from_iterable(_write(model, extent) for extent in extents)
+    stage = sum_cost("answers: texts", forwards, model.size)
+    n_cached = max((extent.prompts.n_rows * extent.width for extent in extents), default=0)
+    largest = max((extent.prompts.n_rows for extent in extents), default=0)
+    return replace(
+        stage,
+        n_peak_bytes=stage.n_peak_bytes + n_cached * model.size.n_cache_bytes,
+        chunks=f"{len(extents):,} batches of at most {largest:,} texts",
     )
+
+
+def _write(model: EditableModel, extent: OpeningExtent) -> Iterator[Forward]:
+    """The prompts, padding included, and then a token at a time; the last one is not read."""
+    n_rows, width, n_steps = extent.prompts.n_rows, extent.prompts.width, extent.n_missing
+    yield Forward(Padded.full(n_rows, width), model.size.n_layers, n_reads=n_rows)
+    if n_steps > 1:
+        # What is there before a token grows; its mean is what costs go by.
+        one, before = Padded.full(n_rows, 1), width + (n_steps - 2) // 2
+        yield Forward(one, model.size.n_layers, before, n_reads=n_rows, n_times=n_steps - 1)

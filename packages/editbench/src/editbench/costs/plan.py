@@ -109,7 +109,7 @@ class Plan:
         """A stage of a piece of work as cells below `HEADER`, and in which parts it is done."""
         if not stage.is_known:
             return (stage.name, "?", "?", "?", "?", stage.chunks)
-        memory = piece.model.weight_bytes[piece.model.device] + stage.n_peak_bytes
+        memory = piece.model.memory.weight_bytes[piece.model.device] + stage.n_peak_bytes
         return (
             stage.name,
             _shorten(stage.n_tokens),
@@ -154,8 +154,8 @@ def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
     """Peak memory on each device; work is wherever blocks compute, at most all of it."""
     peak = max((stage.n_peak_bytes for stage in stages if stage.is_known), default=0)
     parts = []
-    for device, n_bytes in model.weight_bytes.items():
-        total = n_bytes + (peak if device in model.working_devices else 0)
+    for device, n_bytes in model.memory.weight_bytes.items():
+        total = n_bytes + (peak if device in model.memory.working_devices else 0)
         parts.append(f"{_describe_bytes(total)} on {device}")
     weights = _describe_bytes(model.size.n_weight_bytes)
     dtype = str(model.model.dtype).removeprefix("torch.")
@@ -163,7 +163,7 @@ def _describe_peak(model: EditableModel, stages: Sequence[StageCost]) -> str:
 
 
 def _warn_of_memory(model: EditableModel, stages: Sequence[StageCost]) -> Iterator[str]:
-    room = model.room
+    room = model.memory.room
     if room == math.inf:
         yield (
             f"How much memory {model.device} has is unknown, since it is not on this machine: the "

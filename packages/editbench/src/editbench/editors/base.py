@@ -168,11 +168,11 @@ class Editor(ABC):
     @classmethod
     def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
         """The hyperparameters to start from on this model, and a sentence on their origin."""
-        defaults = {} if model.spec is None else model.spec.defaults
-        name = next((name for name in (cls.name, cls.published_as) if name in defaults), None)
-        if name is not None:
-            values, source = defaults[name], f"defaults of '{model.name}'"
-            origin = model.spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+        spec, names = model.spec, (cls.name, cls.published_as)
+        name = next((name for name in names if spec and name in spec.defaults), None)
+        if spec is not None and name is not None:
+            values, source = spec.defaults[name], f"defaults of '{model.name}'"
+            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (
@@ -209,7 +209,7 @@ class Editor(ABC):
             EditError: What is missing, and how to get it.
         """
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],

@@ -9,9 +9,11 @@ from typing import Any
 from editbench.errors import ConfigError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
+from editbench.models.tokens import Tokens
 from editbench.models.unedited import of_unedited
 from editbench.questions import Generate, GenerateAnswer
 
+_WORDS = "The first of these was built a long time ago by some people who lived near the river and"
 _SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
 
 
@@ -95,11 +97,41 @@ def sample_context_prefixes(
             model,
             [Generate(word, length) for word in words],
             seed=seed + first,
-            token_budget=model.token_budget,
+            token_budget=model.memory.tokens,
         )
         texts += [answer.text for answer in answers.values() if isinstance(answer, GenerateAnswer)]
     prefixes = (" ".join(text.split()) + ". " for text in texts)
     return ContextPrefixes((("",), tuple(dict.fromkeys(prefixes))))
+
+
+def expect_prefixes(
+    tokens: Tokens, given: ContextPrefixes | None, n_prefixes: int, lengths: tuple[int, ...]
+) -> ContextPrefixes:
+    """The given prefixes, or else texts as long as those that will be sampled: for estimates.
+
+    Args:
+        tokens: The tokenizer.
+        given: The prefixes, if they are given.
+        n_prefixes: How many are sampled of each length, besides the bare prompt.
+        lengths: Their lengths in tokens.
+    """
+    if given is not None:
+        return given
+    # Each begins otherwise, as sampled ones do: what they share is not run once for all of them.
+    texts = [
+        f"{index} {_write(tokens, length - 1)}. "
+        for length in lengths
+        for index in range(n_prefixes)
+    ]
+    return ContextPrefixes((("",), tuple(texts)) if texts else (("",),))
+
+
+def _write(tokens: Tokens, length: int) -> str:
+    """A text of about so many tokens."""
+    words: list[str] = []
+    while len(tokens.encode(" ".join(words))) < length:
+        words.append(_WORDS.split()[len(words) % len(_WORDS.split())])
+    return " ".join(words)
 
 
 def _are_groups(content: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -12,12 +12,16 @@ from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
 from editbench.editors.references import cite
-from editbench.editors.training.costs import count_fitting, plan_training
+from editbench.editors.training.batches import (
+    count_fitting,
+    cut_requests,
+    estimate_training,
+)
 from editbench.editors.training.minibatch import Minibatch
 from editbench.editors.training.target_likelihood import (
     Scoring,
+    TargetBatch,
     keep_states,
-    make_target_batches,
 )
 from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
@@ -178,26 +182,23 @@ class FineTune(Editor):
         n_layers = model.architecture.n_layers
         return {"layer": min(n_layers - 1, int(_PUBLISHED_DEPTH * n_layers))}
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """Work out what `edit` would cost; see `Editor.plan`."""
-        layer = self.config.layer
-        n_trained = _count_trained(model, self.config)
+        """Work out what `edit` would cost; see `Editor.estimate`."""
         return [
-            plan_training(
+            estimate_training(
                 model,
                 requests,
                 name=STAGE,
-                first=layer,
-                n_trained=n_trained,
+                first=self.config.layer,
+                n_trained=_count_trained(model, self.config),
                 batch_size=self.config.batch_size,
                 n_epochs=self.config.n_epochs,
-                n_together=count_fitting(model, requests, first=layer, n_trained=n_trained),
             )
         ]
 
@@ -244,8 +245,8 @@ class FineTune(Editor):
         n_trained = _count_trained(model, config)
         n_fitting = count_fitting(model, requests, first=config.layer, n_trained=n_trained)
         batches = [
-            Minibatch(batch, n_fitting)
-            for batch in make_target_batches(model, requests, config.batch_size, config.scoring)
+            Minibatch(TargetBatch(model, some, config.scoring), n_fitting)
+            for some in cut_requests(requests, config.batch_size)
         ]
         only_projection = config.parameters == "mlp-projection"
         keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)

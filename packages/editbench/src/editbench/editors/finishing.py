@@ -38,7 +38,8 @@ class PruneConfig(MemitConfig):
     """MEMIT's numbers, with PRUNE's restraint."""
 
     finish: Finish = Field(
-        default="prune", description="what is done to Δ: singular values beyond the weight's own shrink"
+        default="prune",
+        description="what is done to Δ: singular values beyond the weight's own shrink",
     )
 
 
@@ -96,12 +97,13 @@ class OtePruneConfig(OteRectConfig):
     """The numbers of MEMIT with history, with PRUNE of every update and its errors."""
 
     finish: Finish = Field(
-        default="prune", description="what is done to Δ: singular values beyond the weight's own shrink"
+        default="prune",
+        description="what is done to Δ: singular values beyond the weight's own shrink",
     )
 
 
 class OtePrune(OteRect):
-    """PRUNE aligned with batch editing: each update is restrained, and what it lost asked for again.
+    """PRUNE aligned with batch editing: each update is restrained, and its loss asked for again.
 
     As `OteRect`, with PRUNE in place of RECT. Bounds are those of the weights that a batch finds.
     """
@@ -116,7 +118,8 @@ class ReviveConfig(MemitConfig):
     """MEMIT's numbers, with what REVIVE protects."""
 
     finish: Finish = Field(
-        default="revive", description="what is done to Δ: the weight's main directions are taken out"
+        default="revive",
+        description="what is done to Δ: the weight's main directions are taken out",
     )
 
 

@@ -21,14 +21,14 @@ class GivenEdit(Editor):
         self.name = edit.card.editor  # type: ignore[misc]  # of this one alone
         self._edit = edit
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.plan`."""
+        """Nothing; see `Editor.estimate`."""
         return []
 
     def edit(

@@ -76,7 +76,9 @@ class MemitHistory(Memit):
 
 def _read_cutoff(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
     if value > 0:
-        raise ValueError("must be 0, or minus the number of evaluations: probabilities stop nothing")
+        raise ValueError(
+            "must be 0, or minus the number of evaluations: probabilities stop nothing"
+        )
     return {"stop_at": "argmax", "stop_after": -value} if value else {"stop_at": "loss"}
 
 
@@ -120,9 +122,9 @@ class EncoreConfig(MemitHistoryConfig):
     )
     stop_rule: Literal["every-prompt", "prefixed", "reference"] = Field(
         default="prefixed",
-        description="which tokens have to be right: of every prompt; of those behind a prefix; or, "
-        "as shipped, exactly five of these, which is none too many for one token and five prefixes, "
-        "and else stops facts that are not learned or does not stop at all (reference)",
+        description="which tokens have to be right: of every prompt; of those behind a prefix; "
+        "or, as shipped, exactly five of these: right for one token and five prefixes alone, else "
+        "it stops facts that are not learned, or does not stop at all (reference)",
     )
 
 

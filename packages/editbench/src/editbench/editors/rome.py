@@ -13,7 +13,11 @@ from editbench.editors.base import EditorConfig, Progress, Resources, Share
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Measured, Solved
 from editbench.editors.closed_form.preserved_values import Dials
-from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
+from editbench.editors.context_prefixes import (
+    ContextPrefixes,
+    expect_prefixes,
+    sample_context_prefixes,
+)
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Dialect,
@@ -22,21 +26,23 @@ from editbench.editors.dialect import (
     read_single_layer,
     refuse_input_projection,
 )
-from editbench.editors.expected_prefixes import expect_prefixes
-from editbench.editors.keys.insertion_costs import (
-    plan_insertion,
-    plan_second_moments,
-    plan_solve,
-)
-from editbench.editors.keys.projection_reading import ProjectionReading, read_projections
+from editbench.editors.keys.reading import ProjectionReading, read_projections
+from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.references import cite
-from editbench.editors.second_moments.obtaining import prepare_second_moments
+from editbench.editors.second_moments.obtaining import (
+    estimate_second_moments,
+    prepare_second_moments,
+)
+from editbench.editors.solve_estimates import estimate_solve
+from editbench.editors.targets.batches import estimate_targets
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.chunks import make_tasks
-from editbench.editors.targets.costs import plan_targets
-from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer, TargetTask
-from editbench.editors.targets.overflow import is_finite, refuse_overflowed
+from editbench.editors.targets.optimizer import (
+    FinishedTarget,
+    TargetOptimizer,
+    refuse_overflowed,
+)
 from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.tasks import TargetTask, make_tasks
 from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
@@ -190,27 +196,29 @@ class Rome(ClosedForm):
         groups = (("",), tuple(dict.fromkeys(texts)))
         return ContextPrefixes(tuple(group for group in groups if group))
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """Work out what `edit` would cost, with an empty cache of targets; see `Editor.plan`."""
+        """Estimate what `edit` costs, with an empty cache of targets; see `Editor.estimate`."""
         config = self.config
         layers = (config.layer,)
         model.architecture.check_layer(config.layer)
         lengths = config.context_prefix_lengths
-        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        prefixes = expect_prefixes(
+            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
+        )
         tasks = make_tasks(model.tokens, requests, prefixes.flat)
-        keys, _ = plan_insertion(model, requests, prefixes, "uniform", layers)
+        keys, _ = estimate_insertion(model, requests, prefixes, "uniform", layers)
         tokens = config.second_moment_tokens
         return [
-            *plan_second_moments(model, layers, tokens, resources, known),
-            plan_targets(model, tasks, config.layer, config, token_budget=1),  # one by one
+            *estimate_second_moments(model, layers, tokens, resources, known),
+            estimate_targets(model, tasks, config.layer, config, token_budget=1),  # one by one
             keys,
-            plan_solve(model, len(requests), layers, one_by_one=True),
+            estimate_solve(model, len(requests), layers, one_by_one=True),
         ]
 
     def prepare(
@@ -328,5 +336,5 @@ class _ValueTargets:
             [task], lambda step, n_finished, loss: report(loss), initial=initial
         )
         # What follows depends on it, so there is no going on without it.
-        refuse_overflowed(self._editor, self._model, [request], [is_finite(found)])
+        refuse_overflowed(self._editor, self._model, [request], [found.is_finite])
         return found

@@ -15,14 +15,14 @@ class Unedited(Editor):
 
     name: ClassVar[str] = "unedited"
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.plan`."""
+        """Nothing; see `Editor.estimate`."""
         return []
 
     def edit(

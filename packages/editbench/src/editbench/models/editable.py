@@ -1,7 +1,6 @@
 """A causal language model made ready to be edited, questioned and told apart from others."""
 
 import hashlib
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -10,28 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editbench.errors import ModelError, RequestError
 from editbench.models.architecture import ProjectionKind, find_architecture, input_width
 from editbench.models.decoder_size import DecoderSize
-from editbench.models.device_memory import (
-    allocated_memory,
-    free_memory,
-    is_present,
-    working_device,
-)
+from editbench.models.device_memory import working_device
 from editbench.models.edit_stack import EditStack, PutOn
+from editbench.models.memory_budget import MemoryBudget
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
 
-# Tokens of one forward pass without gradients, where memory allows: more are no faster.
-_CPU_TOKENS = 2_048
-_ACCELERATOR_TOKENS = 65_536
-_LONGEST = 2_048  # tokens of the longest row that a token budget has to have room for
-_SHARE = 0.8  # of the free memory: some is lost between allocations
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
 
@@ -48,12 +37,11 @@ class EditableModel:
         name: What the user called it; goes into results and error messages.
         spec: The short name's entry, if it was loaded by one.
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
-        max_memory: Bytes that it and the work on it may take of a device; None for all there are.
+        memory: How much of its devices' memory it and the work on it may take.
         planned_device: For a model without weights, the device that work on it is planned for.
         source: The folder that its weights were read from; None if it was made in memory.
     """
 
-    max_memory: int | None = None
     planned_device: torch.device | None = None
     source: Path | None = None
 
@@ -91,6 +79,7 @@ class EditableModel:
         self._fingerprint: str | None = None
         self._hash = WeightHash()
         self._edits = EditStack()
+        self.memory = MemoryBudget(self)
         n_embeddings = _n_rows(model, self.architecture.embedding)
         if not 0 <= tokens.largest_id < n_embeddings:
             raise ModelError(
@@ -110,112 +99,10 @@ class EditableModel:
         embedding = self.model.get_submodule(self.architecture.embedding)
         return working_device(embedding) or embedding.get_parameter("weight").device
 
-    @property
-    def working_devices(self) -> tuple[torch.device, ...]:
-        """Where its parts compute: all accelerators among these, or else the processor."""
-        if self.planned_device is not None:
-            return (self.planned_device,)
-        found = dict.fromkeys([self.device, *map(working_device, self.model.modules())])
-        devices = [device for device in found if device is not None]
-        return tuple(device for device in devices if device.type != "cpu") or tuple(devices)
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens, padding included, that one forward pass without gradients may hold."""
-        return self.token_budget_beside(0)
-
-    def token_budget_beside(self, n_bytes: float, *, n_captured: int = 0) -> int:
-        """The same where something else takes memory of the device, too.
-
-        Args:
-            n_bytes: What is there, or is going to be.
-            n_captured: Numbers of each token that are kept until the pass is over.
-        """
-        preferred = _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
-        longest = min(self.max_positions or _LONGEST, _LONGEST)
-        bytes_per_token = self.size.working_bytes(longest) + self.size.n_cache_bytes
-        bytes_per_token += n_captured * self.size.itemsize
-        fitting = self.work_memory_beside(n_bytes) // bytes_per_token
-        return int(max(1, min(preferred, fitting)))
-
     @cached_property
     def size(self) -> DecoderSize:
         """What work on the model costs."""
         return DecoderSize.of(self.model, self.architecture, d_key=self.d_key(0))
-
-    @property
-    def room(self) -> float:
-        """Bytes of its device that work on the model may take; infinite if nobody knows.
-
-        What is free, within `max_memory`, less the weights that are still to come there. Of a model
-        on several devices it is that of the fullest. Of a device that this machine does not have
-        nobody knows what is free.
-        """
-        coming = self._coming_bytes
-        return max(0, min(self._free_on(device) for device in self.working_devices) - coming)
-
-    def _free_on(self, device: torch.device) -> float:
-        """Bytes that are free on a device, within `max_memory`."""
-        free = free_memory(device) if is_present(device) else math.inf
-        if self.max_memory is None:
-            return free
-        taken = allocated_memory(device)
-        if taken is None:  # nobody counts; of what is there the weights are known
-            taken = self.weight_bytes.get(device, 0) if self.planned_device is None else 0
-        return min(free, self.max_memory - taken)
-
-    @property
-    def _coming_bytes(self) -> int:
-        """Bytes of the weights that work needs on its device, and that are not there.
-
-        All that are planned to be there; or of those that accelerate has put elsewhere the largest
-        module's, since it brings in one after the other.
-        """
-        if self.planned_device is not None:
-            return self.weight_bytes[self.planned_device]
-        return max(_waiting_bytes(module, recurse=False) for module in self.model.modules())
-
-    def waiting_bytes(self, first_layer: int) -> int:
-        """Bytes of the blocks from `first_layer` on that accelerate has put elsewhere.
-
-        A backward pass through these blocks has all of them on the device that computes.
-        """
-        if self.planned_device is not None:
-            return 0
-        layers = range(first_layer, self.architecture.n_layers)
-        blocks = (self.model.get_submodule(self.architecture.block(layer)) for layer in layers)
-        return sum(_waiting_bytes(block, recurse=True) for block in blocks)
-
-    def work_memory_beside(self, n_bytes: float) -> float:
-        """Bytes that one batch may take where something else takes `n_bytes`.
-
-        A share of the room, rounded down to two digits in binary: other programs come and go, and
-        the same model on the same device should be worked on in the same batches.
-        """
-        room = self.room
-        if room == math.inf:
-            return math.inf
-        share = max(0, int(_SHARE * room - n_bytes))
-        step = 1 << max(0, share.bit_length() - 2)
-        return share // step * step
-
-    def place_for(self, n_bytes: float) -> torch.device:
-        """Where to keep something large: the model's device if it has room for it, else the CPU."""
-        fits = n_bytes <= _SHARE * self.room
-        return self.device if fits else torch.device("cpu")
-
-    @property
-    def weight_bytes(self) -> dict[torch.device, int]:
-        """Bytes of the weights on each device; without weights, all are planned to be on one.
-
-        What accelerate has offloaded is on no device.
-        """
-        found = dict.fromkeys([self.device, *self.working_devices], 0)
-        for parameter in self.model.parameters():
-            device = parameter.device if self.planned_device is None else self.planned_device
-            if device.type != "meta":
-                found[device] = found.get(device, 0) + _n_bytes(parameter)
-        return found
 
     @property
     def fingerprint(self) -> str:
@@ -400,14 +287,6 @@ def _read_max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     sizes = (getattr(config, name, None) for name in _POSITION_FIELDS)
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
-
-
-def _n_bytes(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size()
-
-
-def _waiting_bytes(module: nn.Module, *, recurse: bool) -> int:
-    return sum(_n_bytes(each) for each in module.parameters(recurse) if each.is_meta)
 
 
 def _n_rows(model: PreTrainedModel, path: str) -> int:

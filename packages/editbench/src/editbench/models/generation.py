@@ -9,6 +9,7 @@ from itertools import takewhile
 import torch
 
 from editbench.errors import RequestError
+from editbench.models.batches import NO_ROWS, Batch, Padded, batches
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
@@ -19,10 +20,6 @@ from editbench.questions import Generate, GenerateAnswer
 
 TOP_K = 5
 
-# What keys and values of one batch may take, whatever the token budget: small models are far
-# quicker in large batches.
-_MIN_CACHE_BYTES = 2**27
-
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -31,6 +28,31 @@ class Opening:
     question: Generate
     ids: list[int]
     n_missing: int  # tokens that are still to be written
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningExtent:
+    """How large prompts and what is written behind them are together.
+
+    Attributes:
+        prompts: The prompts. Padding goes to their left, so that the longest prompt and the longest
+            text add up.
+        n_missing: Tokens that are written behind each.
+    """
+
+    prompts: Padded = NO_ROWS
+    n_missing: int = 0
+
+    def grown(self, opening: Opening) -> "OpeningExtent":
+        """The extent with one prompt more."""
+        return OpeningExtent(
+            self.prompts.grown(opening.ids), max(self.n_missing, opening.n_missing)
+        )
+
+    @property
+    def width(self) -> int:
+        """Tokens of a row in the end."""
+        return self.prompts.width + self.n_missing
 
 
 def generate_texts(
@@ -69,13 +91,13 @@ def generate_texts(
     for batch in batch_openings(model, questions, token_budget):
         found: list[list[int]] = []
         with lean_modules(model):
-            for written in halving.run(batch, lambda rows: _write(model, rows, seed, top_k)):
+            for written in halving.run(batch.rows, lambda rows: _write(model, rows, seed, top_k)):
                 found += written
-        for opening, new_ids in zip(batch, found, strict=True):
+        for opening, new_ids in zip(batch.rows, found, strict=True):
             own = list(takewhile(lambda token: token not in ends, new_ids[: opening.n_missing]))
             text = model.tokens.decode([*opening.ids, *own])
             answers[opening.question] = GenerateAnswer(text)
-        report(len(batch))
+        report(len(batch.rows))
     for question in questions:
         if question not in answers:  # its prompt is long enough
             answers[question] = GenerateAnswer(question.prompt)
@@ -85,13 +107,24 @@ def generate_texts(
 
 def batch_openings(
     model: EditableModel, questions: Iterable[Generate], token_budget: int
-) -> Iterator[list[Opening]]:
-    """What generation writes together: prompts, tokenized, of which something is missing."""
+) -> Iterator[Batch[Opening, OpeningExtent]]:
+    """What generation writes together: prompts, tokenized, of which something is missing.
+
+    Those of like length and number of tokens to write, the longest first.
+    """
     openings = [_open(model, question) for question in questions]
     missing = [opening for opening in openings if opening.n_missing > 0]
-    n_cached = max(token_budget, _MIN_CACHE_BYTES // model.size.n_cache_bytes)
+    missing.sort(key=lambda opening: (opening.n_missing, len(opening.ids)), reverse=True)
+    n_cached = model.memory.text_tokens(token_budget)
     may_differ = find_continuing(model) != "alike"
-    return _make_batches(missing, n_cached, model.max_positions, may_differ)
+
+    def is_full(extent: OpeningExtent) -> bool:
+        is_large = extent.prompts.n_rows * extent.width > n_cached
+        is_long = model.max_positions is not None and extent.width > model.max_positions
+        is_mixed = not may_differ and extent.prompts.n_tokens < extent.prompts.n_padded
+        return is_large or is_long or is_mixed
+
+    return batches(missing, OpeningExtent(), is_full)
 
 
 def _open(model: EditableModel, question: Generate) -> Opening:
@@ -111,30 +144,6 @@ def _open(model: EditableModel, question: Generate) -> Opening:
             stacklevel=2,
         )
     return Opening(question, ids, n_tokens - len(ids))
-
-
-def _make_batches(
-    openings: list[Opening], n_cached: int, max_positions: int | None, may_differ: bool
-) -> Iterator[list[Opening]]:
-    """Group prompts of like length and number of tokens to write, the longest first.
-
-    Unless lengths `may_differ`, prompts of a group have one.
-    """
-    batch: list[Opening] = []
-    for opening in sorted(
-        openings, key=lambda opening: (opening.n_missing, len(opening.ids)), reverse=True
-    ):
-        # Padding goes to the left, so the longest prompt and the longest text add up.
-        longest = max([len(opening.ids), *(len(member.ids) for member in batch)])
-        width = longest + max([opening.n_missing, *(member.n_missing for member in batch)])
-        is_full = (len(batch) + 1) * width > n_cached
-        is_full |= not may_differ and longest > min(len(each.ids) for each in [opening, *batch])
-        if batch and (is_full or (max_positions is not None and width > max_positions)):
-            yield batch
-            batch = []
-        batch.append(opening)
-    if batch:
-        yield batch
 
 
 def _write(

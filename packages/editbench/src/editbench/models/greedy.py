@@ -46,7 +46,7 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
     """
     asked = list(dict.fromkeys(questions))
     with torch.no_grad():
-        scores = score_continuations(model, asked, model.token_budget, _report_nothing)
+        scores = score_continuations(model, asked, model.memory.tokens, _report_nothing)
         said = {
             question: Said(True, question.continuation)
             for question in asked
@@ -57,7 +57,7 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
             model,
             list(dict.fromkeys(openings.values())),
             0,
-            model.token_budget,
+            model.memory.tokens,
             _report_nothing,
             top_k=1,
             ends=find_ends(model),

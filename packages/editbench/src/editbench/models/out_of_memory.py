@@ -6,7 +6,7 @@ What can be divided goes through `Halving`, what cannot but need not be done on 
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from editbench.errors import DeviceMemoryError
 
 Row = TypeVar("Row")
+Divisible = TypeVar("Divisible", bound=Sized)
 Result = TypeVar("Result")
 
 # What libraries below torch say instead of raising its `OutOfMemoryError`.
@@ -80,6 +81,41 @@ class Halving:
                 continue
             # Not in the handler: the error holds on to every tensor of the work that failed.
             self._halve()
+
+    def run_all(
+        self,
+        batches: list[Divisible],
+        work: Callable[[Divisible], Result],
+        divide: Callable[[Divisible, Sequence[int]], Divisible],
+    ) -> Iterator[Result]:
+        """Do `work` on all batches; one that memory does not suffice for is divided for good.
+
+        Args:
+            batches: The batches, from now on divided as far as they had to be. What is divided is
+                dropped as soon as its parts are done.
+            work: See `run`.
+            divide: Makes a batch of some of another one's rows.
+
+        Yields:
+            What `work` returns, in the order of the batches.
+
+        Raises:
+            DeviceMemoryError: Memory runs out even for a single row.
+        """
+        pending = batches[::-1]
+        batches.clear()
+        while pending:
+            batch = pending.pop()
+
+            def on_part(
+                places: Sequence[int], batch: Divisible = batch
+            ) -> tuple[Divisible, Result]:
+                part = batch if len(places) == len(batch) else divide(batch, places)
+                return part, work(part)
+
+            for part, found in self.run(range(len(batch)), on_part):
+                batches.append(part)
+                yield found
 
     def _halve(self) -> None:
         if self._n_parts == 1:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from editbench.models.growing_batches import grow_batches
+from editbench.models.batches import NO_ROWS, Batch, Padded, batches
 
 Label = TypeVar("Label")
 
@@ -98,7 +98,7 @@ def make_rows(passages: Iterable[Passage[Label]]) -> list[Row[Label]]:
 
 def batch_rows(
     rows: Iterable[Row[Label]], *, token_budget: int, read_budget: int, cache_budget: int
-) -> Iterator[list[Row[Label]]]:
+) -> "Iterator[Batch[Row[Label], RowExtent]]":
     """Group rows of like length; the longest first, so that a lack of memory shows at once.
 
     Args:
@@ -109,46 +109,50 @@ def batch_rows(
     """
     kinds: dict[bool, list[Row[Label]]] = {True: [], False: []}
     for row in rows:
-        if row.branches and _Extent().grown(row).n_tokens > token_budget:
+        if row.branches and RowExtent().grown(row).n_tokens > token_budget:
             kinds[False] += row.cut_apart()
         else:
             kinds[bool(row.branches)].append(row)
 
-    def is_full(extent: _Extent) -> bool:
+    def is_full(extent: RowExtent) -> bool:
         is_large = extent.n_tokens > token_budget or extent.n_reads > read_budget
         return is_large or extent.n_cached > cache_budget
 
     for some in kinds.values():
         longest_first = sorted(some, key=lambda row: len(row.ids), reverse=True)
-        yield from grow_batches(longest_first, _Extent(), is_full)
+        yield from batches(longest_first, RowExtent(), is_full)
 
 
 @dataclass(frozen=True, slots=True)
-class _Extent:
-    """How large a growing batch is."""
+class RowExtent:
+    """How large rows with their branches are together.
 
-    n_rows: int = 0
-    width: int = 0
-    n_branches: int = 0
-    branch_width: int = 0
+    Attributes:
+        rows: The rows.
+        branches: Their branches.
+        n_reads: Places at which logits are needed.
+    """
+
+    rows: Padded = NO_ROWS
+    branches: Padded = NO_ROWS
     n_reads: int = 0
 
-    def grown(self, row: Row[Label]) -> "_Extent":
-        return _Extent(
-            self.n_rows + 1,
-            max(self.width, len(row.ids)),
-            self.n_branches + len(row.branches),
-            max([self.branch_width, *(len(branch.ids) for branch in row.branches)]),
-            self.n_reads + row.n_reads,
-        )
+    def grown(self, row: Row[Label]) -> "RowExtent":
+        """The extent with one row more."""
+        branches = self.branches
+        for branch in row.branches:
+            branches = branches.grown(branch.ids)
+        return RowExtent(self.rows.grown(row.ids), branches, self.n_reads + row.n_reads)
 
     @property
     def n_tokens(self) -> int:
-        return self.n_rows * self.width + self.n_branches * self.branch_width
+        """Tokens, padding included."""
+        return self.rows.n_padded + self.branches.n_padded
 
     @property
     def n_cached(self) -> int:
-        return self.n_branches * (self.width + self.branch_width)
+        """Tokens that are kept for branches to see, and theirs."""
+        return self.branches.n_rows * (self.rows.width + self.branches.width)
 
 
 def _branch_off(context: tuple[int, ...], passages: Sequence[Passage[Label]]) -> Row[Label] | None:

@@ -15,10 +15,6 @@ from editbench.models.editable import EditableModel
 # are, it says `[n]` numbers. None of them may depend on another read's logits.
 ReadLoss = Callable[[Tensor, slice], Tensor]
 
-# 256 MiB in float32; a loss and its gradient make several copies. With a vocabulary of 256,000
-# these are 256 reads, and from about there on the head takes no less time a read for more of them.
-_MAX_LOGITS = 2**26
-
 
 def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
     """Final norm, output head and, where the architecture caps its logits, the cap.
@@ -53,15 +49,6 @@ def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
     return logits.to(model.device)
 
 
-def choose_slice_size(n_logits: int) -> int:
-    """How many reads' logits may be in memory at once, where only a loss of each is wanted.
-
-    Args:
-        n_logits: Width of the logits.
-    """
-    return max(1, _MAX_LOGITS // n_logits)
-
-
 def find_losses(model: EditableModel, hidden: Tensor, loss: ReadLoss) -> Tensor:
     """A loss of each state's logits, of which no more than a slice is ever in memory.
 
@@ -85,7 +72,7 @@ def find_losses(model: EditableModel, hidden: Tensor, loss: ReadLoss) -> Tensor:
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
     start = 0
-    for part in hidden.detach().split(choose_slice_size(model.n_logits)):
+    for part in hidden.detach().split(model.memory.reads_with_loss):
         part.requires_grad_(has_gradient)
         found = loss(apply_head(model, part), slice(start, start + len(part)))
         if has_gradient:

@@ -6,19 +6,15 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from editbench.models.batches import Batch
 from editbench.models.chosen_positions import Places, find_read_modules, only_at, skipping_padding
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.passages import Label, Passage, Row, batch_rows, make_rows
+from editbench.models.passages import Label, Passage, Row, RowExtent, batch_rows, make_rows
 from editbench.questions import Score, ScoreAnswer
-
-# Logits are the largest thing in memory: 2^27 of them are 512 MiB in float32.
-_MAX_LOGITS = 2**27
-_MAX_LOGITS_IN_FLOAT32 = 2**24
-_MAX_CACHE_BYTES = 2**32
 
 # A place at which logits are read: which row, which of its branches (-1 is the row itself), and
 # the position there.
@@ -81,12 +77,12 @@ def score_passages(
     """
     halving = Halving(f"scoring on '{model.name}'")
     for batch in batch_passages(model, passages, token_budget):
-        yield from halving.run(batch, lambda rows: list(_score_batch(model, rows)))
+        yield from halving.run(batch.rows, lambda rows: list(_score_batch(model, rows)))
 
 
 def batch_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
-) -> Iterator[list[Row[Label]]]:
+) -> Iterator[Batch[Row[Label], RowExtent]]:
     """The forward passes that scoring takes: what is run together, row by row."""
     rows = make_rows(passages)
     if find_continuing(model) != "padded":  # branches behind a row see its keys and values
@@ -94,8 +90,8 @@ def batch_passages(
     return batch_rows(
         rows,
         token_budget=token_budget,
-        read_budget=_MAX_LOGITS // model.n_logits,
-        cache_budget=_MAX_CACHE_BYTES // model.size.n_cache_bytes,
+        read_budget=model.memory.reads,
+        cache_budget=model.memory.cached_tokens,
     )
 
 
@@ -133,7 +129,7 @@ def _run(
     cache = DynamicCache(config=model.model.config) if has_branches else None
     arguments = {**inputs, "past_key_values": cache, "use_cache": has_branches}
     read = [(index, position + shifts[index]) for index, _, position in places]
-    found = _look_up(_forward(model, arguments, read), places, tokens)
+    found = _look_up(model, _forward(model, arguments, read), places, tokens)
     if cache is None:
         return found
     branches = [
@@ -158,7 +154,7 @@ def _run(
         for position in range(len(ids))
     ]
     arguments = {**behind, "past_key_values": cache, "use_cache": True}
-    return found | _look_up(_forward(model, arguments, read), places, tokens)
+    return found | _look_up(model, _forward(model, arguments, read), places, tokens)
 
 
 def _forward(
@@ -180,7 +176,10 @@ def _forward(
 
 
 def _look_up(
-    logits: torch.Tensor, places: Sequence[_Place], tokens: Sequence[tuple[_Place, int]]
+    model: EditableModel,
+    logits: torch.Tensor,
+    places: Sequence[_Place],
+    tokens: Sequence[tuple[_Place, int]],
 ) -> dict[tuple[_Place, int], tuple[float, bool]]:
     """Look up those tokens whose places are among `places`, the rows of `logits`.
 
@@ -190,7 +189,7 @@ def _look_up(
     some = [pair for pair in tokens if pair[0] in rows]
     wanted = torch.tensor([(rows[place], token) for place, token in some], device=logits.device)
     row, token = wanted.unbind(dim=1)
-    slices = logits.split(max(1, _MAX_LOGITS_IN_FLOAT32 // logits.shape[1]))
+    slices = logits.split(model.memory.reads_in_float32)
     normalizers = torch.cat([part.float().logsumexp(dim=1) for part in slices])
     log_probs = logits[row, token].float() - normalizers[row]
     argmax = logits.argmax(dim=1)[row] == token

@@ -24,7 +24,7 @@ def contract_of_editors() -> Contract:
         "default_config": _check_default_config,
         "config_for_check": _check_config,
         "check_usable": None,
-        "plan": _is_sequence_of(StageCost, "a sequence of StageCost"),
+        "estimate": _is_sequence_of(StageCost, "a sequence of StageCost"),
         "prepare": None,
         "edit": _check_edit,
     }

@@ -13,7 +13,7 @@ from editbench.models.agreement import relative_error, tolerated_error
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
-from editbench.models.readout import ReadLoss, apply_head, choose_slice_size, find_losses
+from editbench.models.readout import ReadLoss, apply_head, find_losses
 from editbench.replay.block_calls import BlockCalls, ReplayMismatchError
 from editbench.replay.offset_forward import (
     FullForward,
@@ -123,7 +123,7 @@ class SuffixReplay(OffsetForward):
 
     def losses(self, offsets: Tensor, n_losses: int, loss: ReadLoss) -> tuple[Tensor, Tensor]:
         """See `OffsetForward.losses`; in slices, if these reads' logits are more than one."""
-        if n_losses <= choose_slice_size(self.model.n_logits):
+        if n_losses <= self.model.memory.reads_with_loss:
             return super().losses(offsets, n_losses, loss)
         states, others = self._read(offsets).tensor_split([n_losses])
         losses = find_losses(self.model, states, loss)

@@ -254,6 +254,6 @@ def _ask(
             work.model,
             batch.questions,
             seed=work.seed,
-            token_budget=conditions.token_budget or work.model.token_budget,
+            token_budget=conditions.token_budget or work.model.memory.tokens,
             on_progress=lambda done, total: on_progress("answers", done, total),
         )

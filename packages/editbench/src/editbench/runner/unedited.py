@@ -62,7 +62,7 @@ class Sheet:
             token_budget: How many tokens to put to the model at once; None chooses by device.
             on_progress: Told the number of questions answered and of all.
         """
-        token_budget = token_budget or model.token_budget
+        token_budget = token_budget or model.memory.tokens
         name = self._file_name(model, token_budget)
         entry = None if cache is None else JsonEntry(cache / "answers" / name, _WHAT)
         if entry is not None and (known := entry.read(self._decode)) is not None:

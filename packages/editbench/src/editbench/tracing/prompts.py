@@ -1,11 +1,12 @@
 """From facts to prompts in tokens, and which of them a model completes with the true object."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from editbench.errors import TraceError
+from editbench.models.batches import NO_ROWS, batches
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.out_of_memory import Halving
@@ -54,13 +55,17 @@ def choose_known(
     found: list[TracedPrompt] = []
     halving = Halving(f"asking '{model.name}' for facts")
     n_asked = 0
-    for batch in _make_batches(model, facts):
-        parts = halving.run([ids for _, ids in batch], lambda ids: _first_choices(model, ids))
+    rows = (tuple(model.tokens.encode(fact.prompt, chat=fact.chat)) for fact in facts)
+    asked = iter(facts)
+    n_tokens = model.memory.tokens
+    for batch in batches(rows, NO_ROWS, lambda extent: extent.n_padded > n_tokens):
+        parts = halving.run(batch.rows, lambda rows: _first_choices(model, rows))
         choices = [choice for part in parts for choice in part]
-        for (fact, ids), choice in zip(batch, choices, strict=True):
+        for ids, choice in zip(batch.rows, choices, strict=True):
             if limit is not None and len(found) == limit:
                 break
             n_asked += 1
+            fact = next(asked)
             _, wanted = model.tokens.encode_continuation(
                 fact.prompt, fact.object, joiner=fact.joiner, chat=fact.chat
             )
@@ -102,22 +107,6 @@ def _make_prompt(
 
 def _show(tokens: Tokens, token: int) -> str:
     return tokens.decode([token]).replace("\ufffd", "·") or "‹›"
-
-
-def _make_batches(
-    model: EditableModel, facts: Sequence[KnownFact]
-) -> Iterator[list[tuple[KnownFact, tuple[int, ...]]]]:
-    batch: list[tuple[KnownFact, tuple[int, ...]]] = []
-    width = 0
-    for fact in facts:
-        ids = tuple(model.tokens.encode(fact.prompt, chat=fact.chat))
-        width = max(width, len(ids))
-        if batch and (len(batch) + 1) * width > model.token_budget:
-            yield batch
-            batch, width = [], len(ids)
-        batch.append((fact, ids))
-    if batch:
-        yield batch
 
 
 def _first_choices(model: EditableModel, sequences: Sequence[Sequence[int]]) -> list[int]:

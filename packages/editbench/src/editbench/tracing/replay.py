@@ -30,11 +30,8 @@ from editbench.tracing.runs import Runs, answer_probabilities, module_paths
 from editbench.tracing.settings import Kind
 from editbench.tracing.traces import TracedPrompt
 
-# Rows times positions of one call; beyond it, a batch leaves a processor's cache and gains nothing.
-_CPU_TOKENS = 2_048
 # Multiplications below which calling a block costs more than what it computes.
 _ENOUGH_WORK = 100_000_000
-_MAX_LOGITS = 2**24
 
 
 class PromptReplay:
@@ -70,7 +67,7 @@ class PromptReplay:
         block = model.model.get_submodule(model.architecture.block(0))
         n_weights = sum(parameter.numel() for parameter in block.parameters())
         self._enough_tokens = _ENOUGH_WORK // max(1, n_weights)
-        self._token_budget = _CPU_TOKENS if model.device.type == "cpu" else model.token_budget
+        self._token_budget = model.memory.tokens
 
     def scores(self, routes: Sequence[Route]) -> dict[Route, float]:
         """Mean probability of the answer after restoring each route's states."""
@@ -239,7 +236,7 @@ class PromptReplay:
     def _read_out(self, states: Tensor) -> list[float]:
         """Mean probability of the answer over samples: `[n, n_samples, d_model]` to n numbers."""
         n_samples = states.shape[1]
-        size = max(1, _MAX_LOGITS // (n_samples * self._model.n_logits))
+        size = max(1, self._model.memory.reads_in_float32 // n_samples)
 
         def read(places: Sequence[int]) -> list[float]:
             logits = apply_head(self._model, states[places[0] : places[-1] + 1].flatten(0, 1))

@@ -125,8 +125,8 @@ class ClosedFormConfig(TargetSettings):
     )
     norm_anchor: PositiveFloat | Literal["off"] | None = Field(
         default="off",
-        description="a: every fact's value v*, what the last critical layer says of it with δ, gets "
-        "this norm; null: the mean of the first batch's, less the largest twentieth",
+        description="a: every fact's value v*, what the last critical layer says of it with δ, "
+        "gets this norm; null: the mean of the first batch's, less the largest twentieth",
     )
     spreading: Spreading = Field(
         default="even",
@@ -135,9 +135,9 @@ class ClosedFormConfig(TargetSettings):
     )
     finish: Finish = Field(
         default="none",
-        description="what is done to Δ: none; rect keeps the entries that change their weight most; "
-        "prune restrains singular values beyond the weight's own, of the sum of all updates (with "
-        "error_feedback of each one); sphere and revive take it out of the weight's main directions",
+        description="what is done to Δ: rect keeps the entries that change their weight most; "
+        "prune restrains singular values beyond the weight's own, of the sum of all updates, with "
+        "error_feedback of each; sphere and revive take it out of the weight's main directions",
     )
     keep_share: float = Field(
         default=0.4, gt=0, le=1, description="k: the share of Δ's entries that rect keeps"

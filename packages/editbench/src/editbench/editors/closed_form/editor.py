@@ -29,18 +29,19 @@ from editbench.editors.closed_form.finish import (
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
 from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
-from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
-from editbench.editors.expected_prefixes import expect_prefixes
-from editbench.editors.keys.insertion_costs import (
-    plan_insertion,
-    plan_null_spaces,
-    plan_second_moments,
+from editbench.editors.context_prefixes import (
+    ContextPrefixes,
+    expect_prefixes,
+    sample_context_prefixes,
 )
+from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.second_moments.obtaining import (
+    estimate_second_moments,
     obtain_second_moments,
     prepare_second_moments,
 )
-from editbench.editors.targets.costs import find_unknown, plan_targets
+from editbench.editors.solve_estimates import estimate_null_spaces
+from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
@@ -174,19 +175,21 @@ class ClosedForm(Editor):
 
     # Costs, and work that can be divided
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """Work out what `edit` would cost; see `Editor.plan`."""
+        """Work out what `edit` would cost; see `Editor.estimate`."""
         config = self.config
-        layers = config.critical_layers
+        layers, module = config.critical_layers, config.module
         model.architecture.check_layer(layers[-1])
         lengths = (config.context_prefix_length,)
-        prefixes = expect_prefixes(model.tokens, resources, config.n_context_prefixes, lengths)
+        prefixes = expect_prefixes(
+            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
+        )
         unknown = find_unknown(
             model,
             requests,
@@ -198,14 +201,13 @@ class ClosedForm(Editor):
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
+        tokens = config.second_moment_tokens
         has_null_space = config.null_space_threshold is not None
         return [
-            *plan_second_moments(
-                model, layers, config.second_moment_tokens, resources, known, config.module
-            ),
-            *([plan_null_spaces(model, layers, config.module)] if has_null_space else []),
-            plan_targets(model, unknown, layers[-1], config),
-            *plan_insertion(model, requests, prefixes, config.key_weighting, layers, config.module),
+            *estimate_second_moments(model, layers, tokens, resources, known, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            estimate_targets(model, unknown, layers[-1], config),
+            *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
         ]
 
     def prepare(
@@ -229,7 +231,9 @@ class ClosedForm(Editor):
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
             )
             if own:
-                HiddenTargets(self.name, model, config, prefixes, resources).optimize(own, layers[-1])
+                HiddenTargets(self.name, model, config, prefixes, resources).optimize(
+                    own, layers[-1]
+                )
 
 
 _CLOSED = (

@@ -1,7 +1,7 @@
 """The slot of finishes: what is done to an update before it is written.
 
-Sources: RECT arXiv 2401.04700, PRUNE 2405.16821, SPHERE 2510.01172, REVIVE 2601.11042. Updates Δ and
-weights W are `[d_value, d_key]`; results are float64, wherever the update is.
+Sources: RECT arXiv 2401.04700, PRUNE 2405.16821, SPHERE 2510.01172, REVIVE 2601.11042. Updates Δ
+and weights W are `[d_value, d_key]`; results are float64, wherever the update is.
 """
 
 import math
@@ -60,9 +60,7 @@ def find_largest_singular_value(weight: Tensor) -> float:
     return float(_smaller_gram(weight.double())[0][-1].clamp(min=0).sqrt())
 
 
-def turn_away(
-    update: Update, weight: Tensor, protected_share: float, protection: float
-) -> Tensor:
+def turn_away(update: Update, weight: Tensor, protected_share: float, protection: float) -> Tensor:
     """SPHERE: Δ (I - γ UUᵀ), U the main directions in which W's rows point, whatever their length.
 
     Args:

@@ -12,11 +12,14 @@ from editbench.editors.closed_form.config import ClosedFormConfig
 from editbench.editors.closed_form.goals import Measured
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep, SweepChecks
-from editbench.editors.keys.subject_reading import read_at_subjects
+from editbench.editors.keys.reading import read_at_subjects
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer
-from editbench.editors.targets.overflow import refuse_overflowed
+from editbench.editors.targets.optimizer import (
+    FinishedTarget,
+    TargetOptimizer,
+    refuse_overflowed,
+)
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel
 from editbench.replay.offset_forward import OffsetSite
@@ -198,7 +201,9 @@ class HiddenTargets:
         if self._anchor is None:
             self._anchor = find_norm_anchor(values)
         anchored, is_near = anchor_norms(plain, values, self._anchor)
-        why = f"its value is more than {_FARTHEST:g} times as long as the anchor, {self._anchor:.4g}"
+        why = (
+            f"its value is more than {_FARTHEST:g} times as long as the anchor, {self._anchor:.4g}"
+        )
         refused = {place: why for place, near in enumerate(is_near.tolist()) if not near}
         return found.initial - plain + anchored, refused
 

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.keys.subject_reading import read_at_subjects, read_hidden
-from editbench.editors.keys.sweep_rows import (
+from editbench.editors.keys.reading import read_at_subjects, read_hidden
+from editbench.editors.keys.sweep_batches import (
     SweepRow,
+    Visit,
     batch_rows,
     count_kept,
     make_rows,
 )
-from editbench.editors.placement import place_states
+from editbench.editors.solve_estimates import count_solve_bytes
 from editbench.editors.subject_tokens import PromptRow, at_subjects
 from editbench.models.agreement import agree
 from editbench.models.architecture import ProjectionKind
@@ -56,6 +57,9 @@ class _Batch:
     calls: BlockCalls
     states: Tensor
     opened: OpenBlock | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass
@@ -153,16 +157,17 @@ class LayerSweep:
             if not checks.runs_again:
                 self._whole = rows
                 return
-        batches = batch_rows(rows, model.token_budget)
+        batches = list(batch_rows(rows, model.memory.tokens))
         if checks.opens is None:
             checks.opens = module == "mlp" and first < last and self._can_open(bare)
         self._opens = checks.opens
         d_key = model.d_key(first, module)
         n_bytes = count_kept(batches, model.architecture.d_model, d_key if self._opens else 0)
         n_bytes *= model.model.dtype.itemsize
-        self._kept_on = place_states(model, n_bytes, len(requests), d_key)
+        n_beside = count_solve_bytes(len(requests), d_key, model.architecture.d_model)
+        self._kept_on = model.memory.place(n_bytes + n_beside)
         halving = Halving(self._operation)
-        self._batches = [part for batch in batches for part in halving.run(batch, self._start)]
+        self._batches = [part for batch in batches for part in halving.run(batch.rows, self._start)]
 
     def measure(self, layer: int) -> tuple[Tensor, Tensor]:
         """Measure keys at `layer` and what block L says now, with the weights as they are.
@@ -214,59 +219,56 @@ class LayerSweep:
 
     def _measure_all(self, layer: int, *, with_hidden: bool) -> Iterator[_Measured]:
         """Measure all batches; one that memory does not suffice for part by part."""
-        halving = Halving(self._operation)
-        # One that is divided is dropped with its states as soon as its parts are done.
-        pending, self._batches = self._batches[::-1], []
-        while pending:
-            batch = pending.pop()
 
-            def measure(places: Sequence[int], batch: _Batch = batch) -> _Measured:
-                part = batch if len(places) == len(batch.rows) else self._part(batch, places)
-                return self._measure(part, layer, with_hidden=with_hidden and part.is_bare)
+        def measure(batch: _Batch) -> _Measured:
+            return self._measure(batch, layer, with_hidden=with_hidden and batch.is_bare)
 
-            for one in halving.run(range(len(batch.rows)), measure):
-                self._batches.append(one.batch)
-                yield one
+        return Halving(self._operation).run_all(self._batches, measure, self._part)
 
     def _measure(self, batch: _Batch, layer: int, *, with_hidden: bool) -> _Measured:
-        """Advance one batch to `layer`, and read what it shows there."""
+        """Bring one batch to `layer`, and read what it shows there."""
+        visit = Visit.of(
+            layer,
+            self._last,
+            at=batch.layer,
+            is_open=batch.opened is not None,
+            can_open=self._opens and batch.is_bare,
+            goes_on=with_hidden and layer < self._last,
+        )
         if batch.layer < layer:
-            self._advance(batch, layer)
+            self._advance(batch, visit)
         projection = self._model.architecture.projection(layer, self._module)
-        goes_on = with_hidden and layer < self._last
         states = batch.states.to(self._model.device)
-        if self._opens and batch.is_bare and layer < self._last:
+        if visit.opens:
             if batch.opened is None:
                 opened = OpenBlock.run(
-                    self._model, projection, batch.mask, lambda: self._run(batch, states, layer)
+                    self._model, projection, batch.mask, lambda: self._run(batch, states, [layer])
                 )
                 batch.opened, batch.states = opened.moved(self._kept_on), states.new_empty(0)
             inputs = batch.opened.inputs_at(batch.last)
-            states = batch.opened.close(self._model, projection) if goes_on else states
+            states = batch.opened.close(self._model, projection) if visit.onward else states
         else:
             with capture(self._model.model, inputs_of=[projection]) as seen:
-                states = self._read(batch, states, layer, everywhere=goes_on)
+                states = self._read(batch, states, layer, everywhere=bool(visit.onward))
             inputs = _at_last(seen.inputs[projection], batch)
         keys = inputs.to(self._model.device, torch.float32)
         if not with_hidden:
             return _Measured(batch, keys, None)
-        if goes_on:
-            states = self._run(batch, states, layer + 1, self._last - 1)
-            states = self._read(batch, states, self._last, everywhere=False)
+        if visit.onward:
+            states = self._run(batch, states, visit.onward[:-1])
+            states = self._read(batch, states, visit.onward[-1], everywhere=False)
         return _Measured(batch, keys, at_subjects(states, batch.last).to(keys))
 
-    def _advance(self, batch: _Batch, layer: int) -> None:
-        """Bring a batch to what enters `layer`, with the weights of all before it as they are."""
-        start = batch.layer
-        if batch.opened is None:
-            states = batch.states.to(self._model.device)
-        else:
-            projection = self._model.architecture.projection(start, self._module)
+    def _advance(self, batch: _Batch, visit: Visit) -> None:
+        """Bring a batch to what enters a layer, with the weights of all before it as they are."""
+        if batch.opened is not None and visit.closes:
+            projection = self._model.architecture.projection(batch.layer, self._module)
             states = batch.opened.close(self._model, projection)
-            start += 1
-        states = self._run(batch, states, start, layer - 1)
+        else:
+            states = batch.states.to(self._model.device)
+        states = self._run(batch, states, visit.before)
         # What follows may run out of memory, and the batch then goes on from here.
-        batch.states, batch.layer, batch.opened = states.to(self._kept_on), layer, None
+        batch.states, batch.layer, batch.opened = states.to(self._kept_on), visit.layer, None
 
     def _part(self, batch: _Batch, places: Sequence[int]) -> _Batch:
         """Some rows of a batch, by themselves, as far as the batch has come."""
@@ -281,16 +283,17 @@ class LayerSweep:
         part.layer = batch.layer
         return part
 
-    def _run(self, batch: _Batch, states: Tensor, first: int, last: int | None = None) -> Tensor:
-        """Run blocks `first` … `last`, or one; nothing is done about padding where it matters."""
-        last = first if last is None else last
-        with skipping_padding(self._model, batch.mask, range(first, last + 1)):
-            return batch.calls.run(states, first, last)
+    def _run(self, batch: _Batch, states: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Run successive blocks, or none; nothing is done about padding where it matters."""
+        if not blocks:
+            return states
+        with skipping_padding(self._model, batch.mask, blocks):
+            return batch.calls.run(states, blocks[0], blocks[-1])
 
     def _read(self, batch: _Batch, states: Tensor, layer: int, *, everywhere: bool) -> Tensor:
         """Run one block; unless `everywhere`, only what it says at the subjects will be read."""
         if everywhere:
-            return self._run(batch, states, layer)
+            return self._run(batch, states, [layer])
         mlps = find_mlps(self._model, [layer])
         rows = torch.arange(len(batch.last), device=batch.last.device)
         with (

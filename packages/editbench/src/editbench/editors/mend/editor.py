@@ -24,7 +24,11 @@ from editbench.editors.mend.trained_file import (
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.references import cite
-from editbench.editors.training.costs import count_fitting, plan_training
+from editbench.editors.training.batches import (
+    count_fitting,
+    cut_requests,
+    estimate_training,
+)
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
@@ -135,17 +139,17 @@ class Mend(Editor):
         path = self._find_weights(model)
         check_fits(read_record(path), path, model)
 
-    def plan(
+    def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
         known: Known,
     ) -> Sequence[StageCost]:
-        """One pass forwards and backwards; the hypernetwork is small. See `Editor.plan`."""
+        """One pass forwards and backwards; the hypernetwork is small. See `Editor.estimate`."""
         size = self._chunk_size(model, requests)
         return [
-            plan_training(
+            estimate_training(
                 model, requests, name=STAGE, first=0, n_trained=0, batch_size=size, n_epochs=1
             )
         ]
@@ -165,9 +169,10 @@ class Mend(Editor):
 
         halving = Halving(f"gradients of edits on '{model.name}'")
         size = self._chunk_size(model, requests)
-        for start in range(0, len(requests), size):
-            resources.report_progress(STAGE, start, len(requests))
-            chunk = requests[start : start + size]
+        n_done = 0
+        for chunk in cut_requests(requests, size):
+            resources.report_progress(STAGE, n_done, len(requests))
+            n_done += len(chunk)
             for updates, its_loss in halving.run(chunk, transform):
                 loss += its_loss
                 for name, (left, right) in updates.items():

@@ -5,20 +5,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from editbench.cache_entries import read_kept
+from editbench.costs.stage import Forward, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Progress
-from editbench.editors.placement import place_second_moments
 from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader, Shard
 from editbench.editors.second_moments.sampling_stop import TOLERATED_EXCESS, SamplingStop
 from editbench.editors.second_moments.text_keys import read_keys
 from editbench.errors import SecondMomentError
 from editbench.models.architecture import ProjectionKind
+from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.unedited import of_unedited
 from memit_core import (
@@ -36,6 +37,8 @@ TokenCount = int | Literal["auto"]
 
 WINDOW = 16  # batches' worth of texts that are sorted by length together
 MAX_LENGTH = 2_048  # tokens that a text is cut to, if nobody says
+_TYPICAL_LENGTH = 512  # tokens of a text of a corpus
+_WIDENED = 2**23  # numbers of keys that are in float64 at once
 _N_PROBES = 256  # keys that halves of a sample are compared on
 _N_PROBE_TEXTS = 32
 _CHECKPOINT_SECONDS = 60.0
@@ -57,6 +60,36 @@ class _Place:
     n_tokens_read: int = 0
     n_window: int = 0
     n_texts_done: int = 0
+
+
+@dataclass(frozen=True)
+class CollectionWork:
+    """How second moments are collected: what running and estimating go by.
+
+    Attributes:
+        stop: When to end, if the collection itself finds that out.
+        n_tokens: Tokens to collect from, at most.
+        n_parts: Into how many parts texts are counted, each with matrices of its own.
+        device: Where the matrices are.
+        n_together: Tokens that run at once.
+    """
+
+    stop: SamplingStop | None
+    n_tokens: int
+    n_parts: int
+    device: torch.device
+    n_together: int
+
+    @classmethod
+    def of(cls, model: EditableModel, widths: Sequence[int], n_tokens: TokenCount) -> Self:
+        """Decide for keys of so many dimensions, layer by layer."""
+        stop = SamplingStop(max(widths)) if n_tokens == "auto" else None
+        n_parts = 1 if stop is None else 2
+        n_bytes = n_parts * len(widths) * max(widths) ** 2 * torch.float64.itemsize
+        n_captured = (len(widths) + 1) * max(widths)  # of one layer there are two for a moment
+        device, n_together = model.memory.place_beside_text(n_bytes, n_captured=n_captured)
+        n_most = stop.end if stop is not None else int(n_tokens)
+        return cls(stop, n_most, n_parts, device, n_together)
 
 
 def describe_collection(
@@ -139,20 +172,13 @@ def collect_second_moments(
         model, corpus, layers, n_tokens, module, max_length=max_length, shard=shard
     )
     widths = {layer: model.d_key(layer, module) for layer in layers}
-    stop = SamplingStop(max(widths.values())) if n_tokens == "auto" else None
-    n_parts = 1 if stop is None else 2
-    device, budget = place_second_moments(model, len(layers), max(widths.values()), n_parts)
+    work = CollectionWork.of(model, list(widths.values()), n_tokens)
+    stop, budget = work.stop, work.n_together
     parts = [
-        {layer: SecondMoment(d_key, device=device) for layer, d_key in widths.items()}
-        for _ in range(n_parts)
+        {layer: SecondMoment(d_key, device=work.device) for layer, d_key in widths.items()}
+        for _ in range(work.n_parts)
     ]
-    reader = CorpusReader(
-        model,
-        corpus,
-        stop.end if n_tokens == "auto" and stop is not None else int(n_tokens),
-        _limit_length(model, max_length),
-        shard,
-    )
+    reader = CorpusReader(model, corpus, work.n_tokens, _limit_length(model, max_length), shard)
     place = _take_up(checkpoint, parts, provenance)
     reader.n_texts, reader.n_tokens = place.n_texts, place.n_tokens_read
     n_done = n_before = sum(_count_tokens(moments) for moments in parts)
@@ -207,6 +233,42 @@ def collect_second_moments(
         for layer, moment in parts[0].items():
             moment.merge(other[layer])
     return parts[0]
+
+
+def estimate_collection(
+    model: EditableModel, layers: Sequence[int], n_tokens: TokenCount, module: ProjectionKind
+) -> StageCost:
+    """What collecting costs, if the corpus has enough text.
+
+    Args:
+        model: The model, with weights or without.
+        layers: The layers whose keys are collected.
+        n_tokens: When to stop; ``auto`` is taken to stop where it usually does.
+        module: Whose output projection's inputs are the keys.
+    """
+    size, d_key = model.size, model.d_key(layers[0], module)
+    work = CollectionWork.of(model, [d_key] * len(layers), n_tokens)
+    n_usual = work.n_tokens if work.stop is None else work.stop.usual_end
+    length = min(_limit_length(model, None), _TYPICAL_LENGTH)
+    n_together = min(work.n_together, n_usual)
+    n_passes = -(-n_usual // n_together)
+    batch = Padded(max(1, n_together // length), length, n_together)
+    forward = Forward(batch, max(layers) + 1, n_times=n_passes).cost(size)
+    is_on_device = work.device == model.device
+    matrices = work.n_parts * len(layers) * d_key**2 * torch.float64.itemsize
+    keys = n_together * (len(layers) + 1) * d_key * size.itemsize
+    widened = min(n_together * d_key, _WIDENED) * torch.float64.itemsize
+    n_peak = forward.n_peak_bytes + keys + widened + (matrices if is_on_device else 0)
+    place = "" if is_on_device else ", matrices in main memory"
+    until = "" if work.stop is None else f", until sampling costs little: {work.n_tokens:,} at most"
+    return replace(
+        forward,
+        name=STAGE,
+        n_tokens=n_usual,
+        n_double_flops=len(layers) * n_usual * d_key**2,  # one triangle
+        n_peak_bytes=n_peak,
+        chunks=f"{n_passes:,} batches of at most {n_together:,} tokens{place}{until}",
+    )
 
 
 def save_moments(

@@ -16,12 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
+from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources, Share
 from editbench.editors.second_moments.collection import (
     TokenCount,
     collect_second_moments,
     describe_collection,
+    estimate_collection,
 )
 from editbench.editors.second_moments.collection_files import alone, collect_to_file
 from editbench.editors.second_moments.divided_collection import DividedCollection
@@ -107,6 +109,37 @@ def obtain_second_moments(
     found = collect_second_moments(*collection, resources.report_progress, module=module)
     readers = {layer: moment.moment for layer, moment in found.items()}
     return LayerMoments(readers, source=f"corpus '{resources.corpus.name}'")
+
+
+def estimate_second_moments(
+    model: EditableModel,
+    layers: Sequence[int],
+    n_tokens: TokenCount,
+    resources: Resources,
+    known: Known,
+    module: ProjectionKind = "mlp",
+) -> list[StageCost]:
+    """What `obtain_second_moments` costs: nothing if they are in a file or in the cache.
+
+    Args:
+        model: The model, with weights or without.
+        layers: Critical layers.
+        n_tokens: Tokens to collect from; see `collect_second_moments`.
+        resources: Names the file, the cache folder and the corpus.
+        known: What earlier work leaves in the cache; these are added.
+        module: Whose output projection's inputs are the keys.
+    """
+    if resources.second_moments is not None:
+        return []
+    if resources.cache is not None:
+        if not known.add("second moments", model.fingerprint, tuple(layers), n_tokens, module):
+            return []
+        corpus = resources.corpus  # an estimate without weights does without
+        if corpus is not None and (
+            cached_path(resources.cache, model, corpus, layers, n_tokens, module).exists()
+        ):
+            return []
+    return [estimate_collection(model, layers, n_tokens, module)]
 
 
 def prepare_second_moments(

@@ -12,6 +12,7 @@ TOLERATED_EXCESS: Final = 0.1
 
 # In tokens for each dimension of a key: when to look first, and when to end in any case.
 _FIRST_LOOK: Final = 4
+_USUAL_END: Final = 24
 _END: Final = 400
 
 
@@ -23,12 +24,14 @@ class SamplingStop:
 
     Attributes:
         next_look: Tokens after which to look again.
+        usual_end: Tokens after which it is enough for most models and corpora.
         end: Tokens after which to end in any case.
         excess: What the last look found, see `memit_core.estimate_excess`; infinite before.
     """
 
     def __init__(self, d_key: int) -> None:
         self.next_look = _FIRST_LOOK * d_key
+        self.usual_end = _USUAL_END * d_key
         self.end = _END * d_key
         self.excess = float("inf")
 

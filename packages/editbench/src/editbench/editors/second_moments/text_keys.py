@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from editbench.models.batches import Batch, Padded, batches_of_like_length
 from editbench.models.chosen_positions import skipping_padding
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
@@ -23,28 +24,22 @@ _TOLERATED_PADDING: Final = 0.03
 _SMALL: Final = 16
 
 
-def snug_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def batch_texts(texts: Sequence[Sequence[int]], token_budget: int) -> Iterator[Batch[int, Padded]]:
     """Group texts of like length, more of like length than as many as there is room for.
 
     Args:
-        lengths: Tokens of each text.
+        texts: Their tokens.
         token_budget: Padded tokens that a batch may hold; a longer text is a batch of its own.
 
     Yields:
-        Indices into `lengths`, shortest texts first.
+        Batches of indices into `texts`, shortest texts first.
     """
-    batch: list[int] = []
-    n_real = 0
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        n_padded = (len(batch) + 1) * lengths[index]
-        is_loose = n_real + lengths[index] < (1 - _TOLERATED_PADDING) * n_padded
-        if batch and (n_padded > token_budget or (is_loose and n_padded > token_budget // _SMALL)):
-            yield batch
-            batch, n_real = [], 0
-        batch.append(index)
-        n_real += lengths[index]
-    if batch:
-        yield batch
+
+    def is_loose(extent: Padded) -> bool:
+        is_padded = extent.n_tokens < (1 - _TOLERATED_PADDING) * extent.n_padded
+        return is_padded and extent.n_padded > token_budget // _SMALL
+
+    return batches_of_like_length(texts, token_budget, is_loose)
 
 
 def read_keys(
@@ -97,6 +92,7 @@ def read_keys(
 
     halving = Halving(f"keys of ordinary text on '{model.name}'")
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))[n_known:]
-    lengths = [len(texts[index]) for index in order]
-    for batch in snug_batches(lengths, token_budget or model.token_budget):
-        yield from halving.run([order[place] for place in batch], read)
+    for batch in batch_texts(
+        [texts[index] for index in order], token_budget or model.memory.tokens
+    ):
+        yield from halving.run([order[place] for place in batch.rows], read)

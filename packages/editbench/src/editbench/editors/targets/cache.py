@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from editbench.cache_entries import put_aside
-from editbench.editors.targets.groups import hash_others
 from editbench.editors.targets.optimizer import FinishedTarget
-from editbench.editors.targets.overflow import is_finite
 from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.tasks import hash_others
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -143,7 +142,7 @@ class TargetCache:
                 continue
             state, initial, loss, n_steps = content
             one = FinishedTarget(_tensor(state), _tensor(initial), loss, n_steps)
-            if is_finite(one):
+            if one.is_finite:
                 rows[key] = one
         if n_damaged:
             warnings.warn(
@@ -160,7 +159,7 @@ class TargetCache:
             return
         rows = []
         for key, one in outcomes.items():
-            if is_finite(one):
+            if one.is_finite:
                 vectors = one.state.numpy().tobytes(), one.initial.numpy().tobytes()
                 row = (key, *vectors, one.loss, one.n_steps)
                 rows.append((*row, _checksum(*row)))

@@ -46,9 +46,9 @@ class TargetSettings(EditorConfig):
     )
     stop_rule: Literal["every-prompt", "prefixed", "reference"] = Field(
         default="every-prompt",
-        description="of stop_at argmax, what has to be right: every token of every prompt; of those "
-        "behind a prefix, the bare prompt left aside; or of these exactly five tokens, however many "
-        "there are (reference)",
+        description="of stop_at argmax, what has to be right: every token of every prompt; of "
+        "those behind a prefix, the bare prompt left aside; or of these exactly five tokens, "
+        "however many there are (reference)",
     )
     loss_layer: int | None = Field(
         default=None, ge=0, description="block whose output is read out; null: last (v_loss_layer)"

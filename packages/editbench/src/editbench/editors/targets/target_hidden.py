@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 
 from editbench.editors.base import Progress, Share
-from editbench.editors.keys.subject_reading import read_hidden
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.subject_tokens import key_row
+from editbench.editors.targets.batches import STAGE, chunk_tasks
 from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.chunks import chunk_tasks, make_tasks
-from editbench.editors.targets.costs import STAGE
-from editbench.editors.targets.groups import distinct_groups, group_requests
-from editbench.editors.targets.optimizer import (
-    FinishedTarget,
-    TargetOptimizer,
-    TargetTask,
-)
-from editbench.editors.targets.overflow import is_finite
+from editbench.editors.targets.optimizer import FinishedTarget, TargetOptimizer
 from editbench.editors.targets.settings import TargetSettings
+from editbench.editors.targets.tasks import (
+    TargetTask,
+    distinct_groups,
+    group_requests,
+    make_tasks,
+)
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.replay.offset_forward import OffsetSite
@@ -79,12 +78,9 @@ def optimize_target_hidden(
 ) -> TargetHidden:
     """Optimise z for every request, on the model as it is.
 
-    The loss of one edit is the mean over prefixes of the target's mean negative log-probability,
-    plus `kl_weight` times KL(edited ‖ original) of the next-token distribution right after the
-    subject, plus `offset_decay`·‖δ‖/‖h‖². Adam takes `n_steps` − 1 steps; after each, δ is
-    projected onto ‖δ‖ ≤ `clamp_factor`·‖h‖. An edit whose total loss is below `stop_loss` is
-    finished, before the step. (The paper's Eqn 16 has the first term alone; the rest is what the
-    reference implementation does.)
+    Adam takes `n_steps` − 1 steps down the loss (see `editbench.editors.targets.loss`); after each,
+    δ is projected onto ‖δ‖ ≤ `clamp_factor`·‖h‖. An edit whose total loss is below `stop_loss` is
+    finished, before the step.
 
     States that are not finite are returned like others (`TargetHidden.finite`), but not kept, and
     no offset starts from them.
@@ -143,7 +139,7 @@ def optimize_target_hidden(
 
     halving = Halving(f"target hidden states on '{model.name}'")
     for chunk in chunk_tasks(model, tasks, layer, token_budget):
-        for found in halving.run(chunk, optimize):
+        for found in halving.run(chunk.rows, optimize):
             cache.write({keys[index]: one for index, one in found.items()})
             outcomes.update(found)
     ordered = [outcomes[index] for index in range(len(requests))]
@@ -162,7 +158,7 @@ def _mean_offsets(
     """For each edit, the mean δ of finished ones that have the same target; zero without any."""
     of_target: dict[str, list[Tensor]] = {}
     for index, one in outcomes.items():
-        if not is_finite(one):
+        if not one.is_finite:
             continue
         of_target.setdefault(requests[index].target, []).append(one.state - one.initial)
     if not of_target:
@@ -213,4 +209,4 @@ def choose_share(
         share: Which part of them.
     """
     chunks = list(chunk_tasks(model, make_tasks(model.tokens, requests, prefixes), layer))
-    return [requests[task.index] for chunk in chunks[share.index :: share.n] for task in chunk]
+    return [requests[task.index] for chunk in chunks[share.index :: share.n] for task in chunk.rows]

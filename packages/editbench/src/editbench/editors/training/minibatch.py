@@ -1,15 +1,10 @@
 """A step's facts, run part by part where memory does not suffice for all of them at once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
-
 from torch import Tensor
 
 from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.editors.training.weight_trainer import Gradients, WeightTrainer
 from editbench.models.out_of_memory import Halving
-
-Result = TypeVar("Result")
 
 
 class Minibatch:
@@ -24,7 +19,7 @@ class Minibatch:
     """
 
     def __init__(self, batch: TargetBatch, n_together: int | None = None) -> None:
-        self.n_edits = n = batch.n_edits
+        self.n_edits = n = len(batch)
         self._parts = [batch]
         if n_together is not None and n_together < n:
             starts = range(0, n, n_together)
@@ -36,7 +31,8 @@ class Minibatch:
         def keep(part: TargetBatch) -> int:
             return part.keep_states(layer, projection_adds=projection_adds, verify=verify)
 
-        kept = list(self._go_through(Halving("states in front of what is trained"), keep))
+        halving = Halving("states in front of what is trained")
+        kept = list(halving.run_all(self._parts, keep, TargetBatch.part))
         return sum(kept) if all(kept) else 0
 
     def measure(
@@ -57,35 +53,17 @@ class Minibatch:
         """
 
         def measure(part: TargetBatch) -> tuple[float, Gradients | None]:
-            loss = part.loss() * (part.n_edits / self.n_edits)
+            loss = part.loss() * (len(part) / self.n_edits)
             value = loss.item()
-            is_whole = part.n_edits == self.n_edits
+            is_whole = len(part) == self.n_edits
             return value, None if is_whole and value < enough else trainer.gradients(loss)
 
         total = 0.0
         totals: Gradients | None = None
-        for value, gradients in self._go_through(halving, measure):
+        for value, gradients in halving.run_all(self._parts, measure, TargetBatch.part):
             total += value
             totals = _add(totals, gradients)
         return total, totals
-
-    def _go_through(
-        self, halving: Halving, work: Callable[[TargetBatch], Result]
-    ) -> Iterator[Result]:
-        """Do `work` on every part; a part that memory does not suffice for is divided for good."""
-        pending, self._parts = self._parts[::-1], []
-        while pending:
-            batch = pending.pop()
-
-            def on_part(
-                places: Sequence[int], batch: TargetBatch = batch
-            ) -> tuple[TargetBatch, Result]:
-                part = batch if len(places) == batch.n_edits else batch.part(places)
-                return part, work(part)
-
-            for part, found in halving.run(range(batch.n_edits), on_part):
-                self._parts.append(part)
-                yield found
 
 
 def _add(totals: Gradients | None, gradients: Gradients | None) -> Gradients | None:

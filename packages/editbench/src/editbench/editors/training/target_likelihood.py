@@ -17,7 +17,6 @@ from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 
 Scoring = Literal["teacher-forced", "last-position"]
-_MOST_KEPT = 2**30  # bytes of states that all batches together may keep
 
 
 class TargetBatch:
@@ -38,7 +37,6 @@ class TargetBatch:
         self._model = model
         self._requests = requests
         self._scoring: Scoring = scoring
-        self.n_edits = len(requests)
         sequences: list[tuple[int, ...]] = []
         edits: list[int] = []
         positions: list[int] = []
@@ -63,6 +61,9 @@ class TargetBatch:
         self._target_ids = torch.tensor(target_ids, device=device)
         self._weights = torch.tensor(weights, device=device)
         self._suffix: TrainedSuffix | None = None
+
+    def __len__(self) -> int:
+        return len(self._requests)
 
     def loss(self) -> Tensor:
         """Mean over facts of the mean over the target's tokens of −log p, differentiable."""
@@ -117,16 +118,6 @@ class TargetBatch:
         return logits
 
 
-def make_target_batches(
-    model: EditableModel, requests: Sequence[EditRequest], batch_size: int, scoring: Scoring
-) -> list[TargetBatch]:
-    """Cut requests, in their order, into batches of `batch_size`; the last may be smaller."""
-    return [
-        TargetBatch(model, requests[start : start + batch_size], scoring)
-        for start in range(0, len(requests), batch_size)
-    ]
-
-
 class KeepsStates(Protocol):
     """A batch, or what is made of one."""
 
@@ -162,5 +153,5 @@ def keep_states(
         verify = n_kept == 0
         n_bytes = batch.keep_states(layer, projection_adds=projection_adds, verify=verify)
         n_kept += n_bytes
-        if n_bytes == 0 or n_kept > _MOST_KEPT:
+        if n_bytes == 0 or n_kept > model.memory.kept_bytes:
             break

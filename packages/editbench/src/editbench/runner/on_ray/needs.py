@@ -1,13 +1,12 @@
 """What a task asks of the cluster, and what it may fill of the machine that it runs on."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from editbench.costs.answers import plan_answers
+from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import Known
 from editbench.editors.base import report_nothing
 from editbench.models.device_memory import GIB
@@ -70,7 +69,7 @@ class TaskNeeds:
         }
 
 
-def plan_peak(
+def estimate_peak(
     work: Work, nodes: Sequence[Resources], token_budget: int | None = None
 ) -> float | None:
     """What a trial takes beside the weights at its worst moment, on the largest of the machines.
@@ -85,19 +84,19 @@ def plan_peak(
     Returns:
         Bytes; None where the editor does not say, or planning fails.
     """
-    model = copy.copy(work.model)  # of what it holds, nothing is copied or changed
-    largest = _largest_memory(nodes)
-    if largest > GIB:  # which the process takes
-        limit = largest - GIB
-        model.max_memory = limit if model.max_memory is None else min(limit, model.max_memory)
+    model, largest = work.model, _largest_memory(nodes)
+    limit = largest - GIB if largest > GIB else None  # a gibibyte is what the process takes
     batch = max(work.batches, key=lambda batch: len(batch.cases))
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(work.seed, None, report_nothing)
     try:
-        with warnings.catch_warnings(action="ignore"):  # the trial will warn of the same
+        with (
+            model.memory.narrowed(limit),
+            warnings.catch_warnings(action="ignore"),  # the trial will warn of the same
+        ):
             stages = [
-                *work.editor.plan(model, requests, resources, Known()),
-                *plan_answers(model, batch.questions, token_budget),
+                *work.editor.estimate(model, requests, resources, Known()),
+                *estimate_answers(model, batch.questions, token_budget),
             ]
     except Exception:  # a trial that cannot be planned may fail too, and says so itself
         return None
@@ -120,12 +119,11 @@ def limit_memory(model: EditableModel, *, memory: float, gpus: float) -> None:
     if gpus >= 1:
         return
     share = gpus * _gpu_bytes(model.device) if gpus > 0 else memory
-    beside = share - model.weight_bytes[model.device]
+    beside = share - model.memory.weight_bytes[model.device]
     if beside <= 0 and gpus == 0:
         return
     # Python and torch, or the kernels on a GPU, need some of it themselves.
-    limit = int(share - max(0, min(GIB, beside / 2)))
-    model.max_memory = limit if model.max_memory is None else min(limit, model.max_memory)
+    model.memory.narrow(int(share - max(0, min(GIB, beside / 2))))
 
 
 def list_nodes() -> list[Resources]:
@@ -157,7 +155,7 @@ def _choose_memory(
     work: Work, nodes: Sequence[Resources], token_budget: int | None, *, on_gpu: bool
 ) -> int:
     n_weights = sum(p.numel() * p.element_size() for p in work.model.model.parameters())
-    peak = None if on_gpu else plan_peak(work, nodes, token_budget)
+    peak = None if on_gpu else estimate_peak(work, nodes, token_budget)
     if peak is None:
         return 2 * n_weights + GIB
     # Where a machine has just what is planned, the trial can run there, in smaller batches.
