@@ -1,4 +1,4 @@
-"""Facts written where ordinary keys hardly are: AlphaEdit (Fang et al., 2025), EvoEdit and NAS."""
+"""Facts written where ordinary keys hardly are: AlphaEdit (Fang et al., 2025) and its kin."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat
 from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
+from editbench.editors.closed_form.finish import Finish
 from editbench.editors.dialect import Dialect
 from editbench.editors.references import cite
 
@@ -158,3 +159,29 @@ class Nas(AlphaEdit):
     config: NasConfig
     good_for: ClassVar[str] = "very long streams, one fact at a time"
     citation: ClassVar[str] = cite("liu2026nas")
+
+
+class SphereConfig(AlphaEditConfig):
+    """AlphaEdit's numbers, with what SPHERE protects."""
+
+    finish: Finish = Field(
+        default="sphere", description="what is done to Δ: the rows' main directions are damped"
+    )
+    protection: float = Field(
+        default=0.5, ge=0, le=1, description="γ: how much of Δ in these directions is taken away"
+    )
+
+
+class Sphere(AlphaEdit):
+    """SPHERE: AlphaEdit whose updates are turned away from where the weight's rows mostly point.
+
+    Δ ← Δ (I - γUUᵀ), U the main directions of W's rows at unit length, taken from the weights that
+    each batch finds.
+    """
+
+    name: ClassVar[str] = "sphere"
+    published_as: ClassVar[str] = "alphaedit"
+    config_type: ClassVar[type[EditorConfig]] = SphereConfig
+    config: SphereConfig
+    good_for: ClassVar[str] = "streams, with rows of weights kept evenly spread"
+    citation: ClassVar[str] = cite("liu2026sphere")

@@ -18,18 +18,33 @@ if TYPE_CHECKING:
 @hookimpl
 def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
-    from editbench.editors.alphaedit import AlphaEdit, EvoEdit, Nas
+    from editbench.editors import alphaedit, memit
     from editbench.editors.emmet import Emmet
     from editbench.editors.finetune import FineTune
-    from editbench.editors.finishing import OtePrune, OteRect, Prune, Rect, Revive, Sphere
-    from editbench.editors.memit import Blue, Encore, Memit, MemitHistory
     from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
     from editbench.editors.unedited import Unedited
 
-    sequential = [MemitHistory, Encore, Blue, EvoEdit, Nas]
-    finishing = [Rect, Prune, OteRect, OtePrune, Sphere, Revive]
-    return [Unedited, Memit, Rome, Emmet, AlphaEdit, *sequential, *finishing, FineTune, Mend]
+    return [
+        Unedited,
+        memit.Memit,
+        memit.MemitHistory,
+        memit.Encore,
+        memit.Blue,
+        memit.Rect,
+        memit.OteRect,
+        memit.Prune,
+        memit.OtePrune,
+        memit.Revive,
+        Rome,
+        Emmet,
+        alphaedit.AlphaEdit,
+        alphaedit.EvoEdit,
+        alphaedit.Nas,
+        alphaedit.Sphere,
+        FineTune,
+        Mend,
+    ]
 
 
 @hookimpl
