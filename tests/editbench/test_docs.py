@@ -19,7 +19,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from editbench.atlas import default_world
 from editbench.cli import group
 from editbench.cli.main import build_cli
-from editbench.cli.settings import read_settings
+from editbench.cli.overrides import read_overrides
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
 from editbench.editors.alphaedit import AlphaEditConfig
@@ -308,7 +308,7 @@ def test_commands_are_well_formed(page: str, line: str) -> None:
         command.make_context(name, arguments, parent=parent) as context,
     ):
         chosen = [s for s in context.params.get("set_options") or () if s.startswith("memit.")]
-        read_settings({"memit": Memit}, [], chosen)
+        read_overrides({"memit": Memit}, [], chosen)
 
 
 NOT_RUN = {("docs/how-to/run-on-many-machines.md", "needs a Ray cluster with a GPU")}

@@ -20,7 +20,7 @@ from editbench.editors.rome import Rome
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Generate, Question, Read, Score
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.testing import config_for_check, tiny_model, toy_cases, toy_corpus
 
 CASES = toy_cases(12)
 REQUESTS = [case.request for case in CASES]
@@ -73,7 +73,7 @@ def test_a_ring_is_found() -> None:
 
 @pytest.mark.parametrize("editor", [Memit, Rome, FineTune], ids=lambda editor: editor.name)
 def test_editors(editor: type[Editor], model: EditableModel, tmp_path) -> None:
-    config = editor.config_for_check(model, CASES, tmp_path)
+    config = config_for_check(editor, model, CASES, tmp_path)
     resources = Resources(seed=0, corpus=toy_corpus())
 
     def edit() -> None:
@@ -90,7 +90,7 @@ def test_editors_that_go_on_in_smaller_parts(
     tmp_path: Path,
     room_for: Callable[..., AbstractContextManager[list[int]]],
 ) -> None:
-    config = editor.config_for_check(model, CASES, tmp_path)
+    config = config_for_check(editor, model, CASES, tmp_path)
     resources = Resources(seed=0, corpus=toy_corpus())
 
     def edit() -> None:

@@ -27,7 +27,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import DTypeName, load_model
 from editbench.questions import Generate, Read, Score
-from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
+from editbench.testing import config_for_check, tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 from editbench.tracing.facts import facts_of_cases
 from editbench.tracing.prompts import prompt_of
 from editbench.tracing.settings import TraceSettings
@@ -102,11 +102,11 @@ def make_editor(kind: Kind, model: EditableModel, folder: Path) -> Editor:
             {"module": "attention"}, "test"
         )
         return Memit(attention)
-    config = kind.config_for_check(model, CASES, folder)
+    config = config_for_check(kind, model, CASES, folder)
     brief = {"n_steps": 3, "n_context_prefixes": 1, "second_moment_tokens": 300}
     fields = {
         Memit: brief | {"critical_layers": (2, 3)},
-        Rome: brief | {"layer": 3, "context_prefix_lengths": (4,)},
+        Rome: brief | {"critical_layers": (3,), "context_prefix_lengths": (4,)},
         FineTune: {"n_epochs": 2},
     }
     return kind(config.updated(fields.get(kind, {}), "test"))
@@ -186,7 +186,7 @@ def test_mend_can_be_trained(plain: EditableModel, moved: EditableModel, tmp_pat
     recalled = []
     for name, model in (("plain", plain), ("moved", moved)):
         (tmp_path / name).mkdir()
-        config = Mend.config_for_check(model, CASES, tmp_path / name)
+        config = config_for_check(Mend, model, CASES, tmp_path / name)
         recalled.append(config.weights_sha256)
     assert recalled[0] == recalled[1]
 
@@ -243,7 +243,7 @@ def test_other_architectures(
     updates = []
     for device_map in (None, {inner: "disk", "lm_head": "disk"}):
         model = load_model(str(folder), specs={}, device_map=device_map)
-        config = Memit.config_for_check(model, CASES, tmp_path)
+        config = config_for_check(Memit, model, CASES, tmp_path)
         quick = {"n_steps": 2, "second_moment_tokens": 200, "n_context_prefixes": 0}
         editor = Memit(config.updated(quick, "test"))
         edit = editor.edit(model, REQUESTS[:1], Resources(seed=0, corpus=toy_corpus()))

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from editbench.atlas import World
-from editbench.atlas.batches import Batch, BatchSource
+from editbench.atlas.batches import BatchSource, TrainingBatch
 from editbench.atlas.network import Shape
 from editbench.atlas.tokenizer import END_OF_TEXT, train_tokenizer
-from editbench.atlas.train import Recipe, Trained, main, save_trained, train
+from editbench.atlas.train import Recipe, TrainedNetwork, main, save_trained, train
 
 RECIPE = Recipe(
     seed=3,
@@ -35,7 +35,7 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def trained(world: World) -> Trained:
+def trained(world: World) -> TrainedNetwork:
     torch.set_num_threads(1)
     return train(world, RECIPE)
 
@@ -46,12 +46,12 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def batches(world: World, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
+def batches(world: World, tokenizer: PreTrainedTokenizerFast) -> list[TrainingBatch]:
     source = BatchSource(world, tokenizer, n_rows=4, width=64, object_weight=4.0, seed=0)
     return list(source.epoch())
 
 
-def test_training_twice_gives_the_same_bits(world: World, trained: Trained):
+def test_training_twice_gives_the_same_bits(world: World, trained: TrainedNetwork):
     python_state, torch_state = random.getstate(), torch.random.get_rng_state()
     again = train(world, RECIPE)
     assert random.getstate() == python_state
@@ -61,7 +61,7 @@ def test_training_twice_gives_the_same_bits(world: World, trained: Trained):
         assert torch.equal(again.network.state_dict()[name], weight), name
 
 
-def test_saved_folder_is_an_ordinary_model(world: World, trained: Trained, tmp_path: Path):
+def test_saved_folder_is_an_ordinary_model(world: World, trained: TrainedNetwork, tmp_path: Path):
     recall = save_trained(trained, world, RECIPE, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -87,7 +87,7 @@ def test_tokenizer_is_lossless_and_adds_nothing(world: World, tokenizer: PreTrai
 
 
 def test_batches_mark_subjects_and_objects(
-    world: World, batches: list[Batch], tokenizer: PreTrainedTokenizerFast
+    world: World, batches: list[TrainingBatch], tokenizer: PreTrainedTokenizerFast
 ):
     objects = {fact.object for fact in world.facts}
     n_mentions = 0
@@ -106,7 +106,7 @@ def test_batches_mark_subjects_and_objects(
     assert n_mentions > len(world.subjects)
 
 
-def test_bottleneck_hides_all_of_a_subject_but_its_last_token(batches: list[Batch]):
+def test_bottleneck_hides_all_of_a_subject_but_its_last_token(batches: list[TrainingBatch]):
     batch = batches[0]
     assert batch.allow_attention(bottleneck=False) is None
     allowed = batch.allow_attention(bottleneck=True)

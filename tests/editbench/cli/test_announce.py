@@ -104,7 +104,7 @@ def test_second_moments(invoke, model_folder, corpus_file, shard, n_tokens):
 
 def test_a_cluster_shares_the_work(invoke, run_options, monkeypatch):
     """What is said of the time, without a cluster: the executor is not reached in a plan."""
-    monkeypatch.setattr("editbench.cli.execution._make_ray_executor", lambda *needs: object())
+    monkeypatch.setattr("editbench.runner.on_ray.RayExecutor", lambda address, needs: object())
     alone, shared = (
         invoke(*run_options, "--n-edits", 2, "--plan", *options)
         for options in ([], ["--executor", "ray"])

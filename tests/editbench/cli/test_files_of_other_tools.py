@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from editbench.cli.settings import read_settings
+from editbench.cli.overrides import read_overrides
 from editbench.editors.finetune import FineTune
 from editbench.editors.memit import Memit
 from editbench.editors.rome import Rome
@@ -63,7 +63,7 @@ def configure(tmp_path, editor, values, suffix=".yaml", sets=()):
         json.dumps(values) if suffix == ".json" else yaml.safe_dump(values, sort_keys=False)
     )
     chosen = {editor: EDITORS[editor]}
-    (setting,) = read_settings(chosen, [str(path)], sets)[editor]
+    (setting,) = read_overrides(chosen, [str(path)], sets)[editor]
     return setting.configure(EDITORS[editor], tiny_model())[0], setting.remark
 
 
@@ -98,10 +98,16 @@ def test_memit(tmp_path, values, suffix):
 
 def test_rome(tmp_path):
     config, said = configure(tmp_path, "rome", {**ROME, "mom2_adjustment": False})
-    assert (config.layer, config.n_steps, config.clamp_factor) == (1, 3, 4.0)
+    assert (config.critical_layers, config.n_steps, config.clamp_factor) == ((1,), 3, 4.0)
     assert (config.learning_rate, config.learning_rate_unit) == (0.25, "absolute")
     assert (config.n_context_prefixes, config.context_prefix_lengths) == (3, (5, 8))
     assert "'mom2_adjustment' (second moments are always used)" in said
+
+
+def test_rome_s_layer_as_it_was_called_before(tmp_path):
+    config, said = configure(tmp_path, "rome", {"layer": 1, "n_steps": 2})
+    assert (config.critical_layers, config.n_steps) == ((1,), 2)
+    assert "'layer' as critical_layers" in said
 
 
 @pytest.mark.parametrize(

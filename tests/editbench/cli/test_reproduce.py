@@ -58,6 +58,6 @@ def test_what_is_wrong_is_said_before_anything_is_done(refuses, small):
     refuses("reproduce", "scaling", *small, says="Missing option '--out'")
     two = ["--set", "memit.n_steps=3", "--set", "memit.n_steps=4"]
     refuses("reproduce", "lambda", *small, *two, "--out", "here", says="is given 2 settings")
-    rome = ["--set", "rome.layer=1"]
+    rome = ["--set", "rome.critical_layers=[1]"]
     refuses("reproduce", "lambda", *small, *rome, "--out", "here", says="not part of this")
     refuses("reproduce", "mixing", *small, "--out", "here", says="no pair of relations is known")

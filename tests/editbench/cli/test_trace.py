@@ -7,9 +7,10 @@ import json
 import pytest
 
 from editbench.cli.layers import FactSource, LayerChoice, facts_of_dataset
+from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting
 from editbench.editors.memit import Memit
+from editbench.editors.rome import Rome
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, TraceError
 from editbench.plugins import PluginManager
@@ -103,30 +104,37 @@ def test_a_folder_that_holds_a_trace_or_something_else(invoke, refuses, options,
 
 
 class TestLayers:
-    EDITORS = {"memit": Memit, "unedited": Unedited}  # noqa: RUF012
-    SETTINGS = {"memit": [Setting(set_values={"n_steps": 3})], "unedited": [Setting()]}  # noqa: RUF012
+    EDITORS = {"memit": Memit, "rome": Rome, "unedited": Unedited}  # noqa: RUF012
+    OVERRIDES = {  # noqa: RUF012
+        "memit": [Overrides(set_values={"n_steps": 3})],
+        "rome": [Overrides()],
+        "unedited": [Overrides()],
+    }
     SOURCE = FactSource("toy", lambda: [KnownFact("0", "Ana", "Ana is", 0, "x")])
 
     def settle(self, text, source=SOURCE):
         choice = LayerChoice(text)
-        choice.check(self.EDITORS, self.SETTINGS)
+        choice.check(self.EDITORS, self.OVERRIDES)
         with ProgressDisplay(quiet=True) as display:
-            return choice.settle(self.SETTINGS, self.EDITORS, tiny_model(), source, None, display)
+            return choice.settle(self.OVERRIDES, self.EDITORS, tiny_model(), source, None, display)
 
     def test_as_numbers(self):
         assert self.settle("1-2") == {
-            "memit": [Setting(set_values={"n_steps": 3, "critical_layers": [1, 2]})],
-            "unedited": [Setting()],
+            "memit": [Overrides(set_values={"n_steps": 3, "critical_layers": [1, 2]})],
+            "rome": [Overrides(set_values={"critical_layers": [2]})],
+            "unedited": [Overrides()],
         }
 
     def test_none(self):
-        assert self.settle(None) is self.SETTINGS
+        assert self.settle(None) is self.OVERRIDES
 
     def test_auto(self, monkeypatch, capsys):
         suggestion = Suggestion((2, 3), "a rule", (), 7)
-        monkeypatch.setattr("editbench.tracing.suggest.suggest_layers", lambda *_, **__: suggestion)
-        (setting,) = self.settle("auto")["memit"]
-        assert setting.set_values["critical_layers"] == [2, 3]
+        monkeypatch.setattr(
+            "editbench.tracing.suggestion.suggest_layers", lambda *_, **__: suggestion
+        )
+        (overrides,) = self.settle("auto")["memit"]
+        assert overrides.set_values["critical_layers"] == [2, 3]
 
     def test_auto_of_a_file(self, known_file, monkeypatch):
         seen = []
@@ -135,7 +143,7 @@ class TestLayers:
             seen.extend(fact.subject for fact in facts)
             return Suggestion((1,), "a rule", (), len(facts))
 
-        monkeypatch.setattr("editbench.tracing.suggest.suggest_layers", suggest)
+        monkeypatch.setattr("editbench.tracing.suggestion.suggest_layers", suggest)
         self.settle(f"auto={known_file}")
         assert seen == list(NAMES)
 
@@ -154,13 +162,13 @@ class TestLayers:
             self.settle(text)
 
     def test_twice(self):
-        settings = {"memit": [Setting(set_values={"critical_layers": [1]})]}
+        settings = {"memit": [Overrides(set_values={"critical_layers": [1]})]}
         with pytest.raises(ConfigError, match="Give one of them"):
             LayerChoice("auto").check({"memit": Memit}, settings)
 
     def test_for_editors_without_any(self):
         with pytest.raises(ConfigError, match="no editor of this command has critical layers"):
-            LayerChoice("2").check({"unedited": Unedited}, {"unedited": [Setting()]})
+            LayerChoice("2").check({"unedited": Unedited}, {"unedited": [Overrides()]})
 
     def test_facts_of_the_validation_split_are_traced_where_there_is_one(self, tmp_path):
         plugins = PluginManager()

@@ -148,7 +148,7 @@ def check(golden, family: Path, name: str, seen: Seen, edits: list[WeightEdit]) 
         parameter = golden.model.model.get_parameter(weight)
         with edits[-1].applied(golden.model):
             edited = parameter.clone()
-        # Of GPT-J's last batch two entries are within 1e-4 of RECT's thresholds, no further off than
+        # Of GPT-J's last batch two entries are within 1e-4 of RECT's thresholds, as near as
         # updates are there, so that rounding says on which side of them.
         is_near = (name, golden.folder.name) == ("rect", "gptj")
         assert relative_error(edited - parameter, total) < (2e-2 if is_near else 1e-3)

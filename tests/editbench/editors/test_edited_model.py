@@ -37,7 +37,7 @@ EDITORS: dict[str, Editor] = {
     ),
     "rome": Rome(
         RomeConfig(
-            layer=1,
+            critical_layers=(1,),
             second_moment_tokens=600,
             n_context_prefixes=1,
             context_prefix_lengths=(4,),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from editbench.editors.base import Inputs
 from editbench.editors.second_moments.npz_files import read_npz_moments
 from editbench.editors.second_moments.obtaining import LayerMoments, read_second_moments
 from editbench.errors import SecondMomentError
-from editbench.runner.trial import Inputs
 from editbench.testing import tiny_model
 from memit_core import SecondMoment
 
@@ -182,10 +182,10 @@ def test_one_under_another_ending_is_known_by_what_it_holds(tmp_path: Path) -> N
 
 def test_a_trial_is_addressed_by_all_that_a_folder_holds(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    one = Inputs(tmp_path).content
+    one = Inputs(second_moments=tmp_path).content
     write(tmp_path, 2)
-    two = Inputs(tmp_path).content
+    two = Inputs(second_moments=tmp_path).content
     write(tmp_path, 2, **{"mom2.count": 201})
-    assert one != two != Inputs(tmp_path).content != one
+    assert one != two != Inputs(second_moments=tmp_path).content != one
     write(tmp_path, 2)
-    assert Inputs(tmp_path).content.keys() == two.keys()
+    assert Inputs(second_moments=tmp_path).content.keys() == two.keys()

@@ -30,7 +30,7 @@ from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, explaining_out_of_memory
 from editbench.requests import EditRequest
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.testing import config_for_check, tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]
@@ -256,7 +256,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
     editor: type[Editor], tmp_path: Path, room_for: RoomFor
 ) -> None:
     model = tiny_model()
-    chosen = editor(editor.config_for_check(model, toy_cases(12), tmp_path))
+    chosen = editor(config_for_check(editor, model, toy_cases(12), tmp_path))
     resources = Resources(seed=0)
     expected = chosen.edit(model, REQUESTS, resources)
     n_trained = 96 * 24 + 24 if editor is FineTune else 0
@@ -277,7 +277,7 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
 
 def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
     model = tiny_model()
-    config = Mend.config_for_check(model, toy_cases(12), tmp_path)
+    config = config_for_check(Mend, model, toy_cases(12), tmp_path)
     expected = Mend(config).edit(model, REQUESTS, Resources(seed=0))
     with room_for(model, 2) as sizes, pytest.warns(UserWarning, match="gradients of edits"):
         found = Mend(config).edit(model, REQUESTS, Resources(seed=0))
@@ -289,7 +289,7 @@ def test_mend_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) ->
 def test_memit_is_the_same_in_smaller_parts(tmp_path: Path, room_for: RoomFor) -> None:
     """From second moments to the last solve."""
     model = tiny_model()
-    config = Memit.config_for_check(model, [], tmp_path)
+    config = config_for_check(Memit, model, [], tmp_path)
     resources = Resources(seed=0, corpus=toy_corpus())
     expected = Memit(config).edit(model, REQUESTS, resources)
     with room_for(model, 8, 0), pytest.warns(UserWarning, match="memory ran out") as caught:
@@ -305,7 +305,7 @@ def test_too_little_for_a_single_fact_is_one_clear_error(
     editor: type[Editor], tmp_path: Path, room_for: RoomFor
 ) -> None:
     model = tiny_model()
-    config = editor.config_for_check(model, toy_cases(12), tmp_path)
+    config = config_for_check(editor, model, toy_cases(12), tmp_path)
     before = model.compute_fingerprint()
     with room_for(model, 0, 0), pytest.raises(DeviceMemoryError, match="even for one row"):
         editor(config).edit(model, REQUESTS, Resources(seed=0, corpus=toy_corpus()))

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Resources
+from editbench.editors.closed_form.value_goals import STAGE
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.reading import read_projection
-from editbench.editors.rome import STAGE, Rome, RomeConfig, derive_rome_defaults
+from editbench.editors.rome import Rome, RomeConfig, derive_rome_defaults
 from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.editors.targets.tasks import TargetTask
@@ -28,7 +29,7 @@ from memit_core import UpdateFactors, capture
 
 LAYER = 1
 CONFIG = RomeConfig(
-    layer=LAYER,
+    critical_layers=(LAYER,),
     n_steps=4,
     learning_rate=0.2,
     learning_rate_unit="relative",
@@ -72,7 +73,7 @@ def golden_rome(golden, tmp_path_factory):
     moments = tmp_path_factory.mktemp("rome") / "moments.safetensors"
     write_moment(stored[f"layer.{layer}.moment"], layer, moments)
     config = RomeConfig(
-        layer=layer,
+        critical_layers=(layer,),
         n_steps=hparams["v_num_grad_steps"],
         learning_rate=hparams["v_lr"],
         clamp_factor=hparams["clamp_norm_factor"],
@@ -88,7 +89,7 @@ def golden_rome(golden, tmp_path_factory):
 def test_target_u_v_and_update_match_the_reference(golden, golden_rome, case: int) -> None:
     config, moments, vectors = golden_rome
     model, request = golden.model, golden.requests[case]
-    layer = config.layer
+    (layer,) = config.critical_layers
     expected = {name: vectors[f"case.{case}.{name}"] for name in ("target", "u", "v", "update")}
     bare = read_projection(model, request, [""], layer)
     assert relative_error(bare.keys[0], vectors[f"case.{case}.key_bare"]) < 1e-5
@@ -384,8 +385,8 @@ def test_published_hyperparameters_are_the_reference_s() -> None:
         spec.name: RomeConfig.parse(spec.defaults["rome"], "test")
         for spec in (*BUILTIN_SPECS, ATLAS)
     }
-    layers = {"gpt2-xl": 17, "gpt-j-6b": 5, "gpt-neox-20b": 15}
-    assert {name: published[name].layer for name in layers} == layers
+    layers = {"gpt2-xl": (17,), "gpt-j-6b": (5,), "gpt-neox-20b": (15,)}
+    assert {name: published[name].critical_layers for name in layers} == layers
     for name in layers:
         config = published[name]
         assert (config.n_steps, config.learning_rate, config.clamp_factor) == (20, 0.5, 4)
@@ -395,17 +396,18 @@ def test_published_hyperparameters_are_the_reference_s() -> None:
 @pytest.mark.parametrize("n_layers", [1, 2, 4, 12, 24, 36, 48])
 def test_the_derived_layer_exists_and_lies_at_a_third(n_layers: int) -> None:
     config = RomeConfig.parse(derive_rome_defaults(n_layers, 1_024), "test")
-    assert 0 <= config.layer < n_layers
+    (layer,) = config.critical_layers
+    assert 0 <= layer < n_layers
     if n_layers >= 12:
-        assert config.layer == n_layers // 3
+        assert layer == n_layers // 3
 
 
 def test_errors_say_what_is_wrong() -> None:
     model = tiny_model()
     with pytest.raises(ModelError, match="no such layer: got 9; expected 0 to 3"):
-        Rome(CONFIG.updated({"layer": 9}, "test")).edit(model, REQUESTS, resources())
+        Rome(CONFIG.updated({"critical_layers": [9]}, "test")).edit(model, REQUESTS, resources())
     with pytest.raises(ConfigError, match="field 'keys'"):
-        RomeConfig.parse({"layer": 1, "keys": "both"}, "my.yaml")
+        RomeConfig.parse({"critical_layers": [1], "keys": "both"}, "my.yaml")
     poor = Corpus("poor", "poor", lambda: ["Ana Lund met Boris Sato."])
     with pytest.raises(SecondMomentError, match=r"layer 1: .*singular.*more tokens"):
         Rome(CONFIG).edit(model, REQUESTS, resources(corpus=poor))

@@ -107,7 +107,9 @@ def test_an_edit_is_the_same_with_and_without_shares(model, tmp_path, n):
 
 
 def test_shares_of_rome_collect_second_moments(model, tmp_path):
-    config = RomeConfig(layer=1, n_steps=2, n_context_prefixes=1, second_moment_tokens=2000)
+    config = RomeConfig(
+        critical_layers=(1,), n_steps=2, n_context_prefixes=1, second_moment_tokens=2000
+    )
     rome, heard = Rome(config), []
     for index in range(2):
         rome.prepare(model, REQUESTS, resources(tmp_path, []), Share(index, 2))

@@ -48,7 +48,7 @@ CLOSED_FORM: dict[str, Editor] = {
     "ridge": Memit(MemitConfig.parse({**_LAYERS, "history": True, "ridge": 0.1}, "test")),
     "emmet": Emmet(EmmetConfig.parse(_LAYERS, "test")),
     "alphaedit": AlphaEdit(AlphaEditConfig.parse(_LAYERS, "test")),
-    "rome": Rome(RomeConfig.parse({"layer": 1, **_TARGETS}, "test")),
+    "rome": Rome(RomeConfig.parse({"critical_layers": [1], **_TARGETS}, "test")),
 }
 FINE_TUNE = FineTune(FineTuneConfig(layer=1, n_epochs=3, batch_size=2, learning_rate=5e-3))
 

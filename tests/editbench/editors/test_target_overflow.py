@@ -22,7 +22,7 @@ REQUESTS = [case.request for case in toy_cases(5)]
 PREFIXES = ContextPrefixes((("",),))
 SHARED = {"n_steps": 2, "second_moment_tokens": 2_000}
 MEMIT = Memit(MemitConfig(critical_layers=(1,), preservation_weight=10, **SHARED))
-ROME = Rome(RomeConfig(layer=1, **SHARED))
+ROME = Rome(RomeConfig(critical_layers=(1,), **SHARED))
 
 
 @pytest.fixture

@@ -209,8 +209,8 @@ def test_model_that_is_no_spec_is_set_aside(write_plugin):
             "model 'odd': defaults of 'memit': unknown field 'layers'",
         ),
         (
-            "repository='x', defaults={'rome': {'layer': -1}}",
-            "model 'odd': defaults of 'rome': field 'layer': Input should be greater than or",
+            "repository='x', defaults={'ft-w': {'layer': -1}}",
+            "model 'odd': defaults of 'ft-w': field 'layer': Input should be greater than or",
         ),
     ],
 )

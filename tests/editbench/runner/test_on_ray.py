@@ -12,25 +12,22 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import torch
+from tests.editbench.runner import toys
+from tests.editbench.runner.toys import Length, RandomConfig, RandomUpdate, Toy, make_grid
 
-from editbench.datasets.base import Dataset
-from editbench.editors.base import Editor, EditorConfig, Resources, Share, report_nothing
+from editbench.editors.base import Editor, Resources, Share, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.edits.edit import Edit
-from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import RunError
-from editbench.metrics.base import Metric
 from editbench.metrics.success import Success
 from editbench.models.editable import EditableModel
-from editbench.questions import Answers, Generate, GenerateAnswer, Question
-from editbench.requests import EditCase, EditRequest
+from editbench.requests import EditRequest
 from editbench.results.row import Row
 from editbench.results.store import read_manifest, read_trial
 from editbench.runner import Inputs, Trial, grid, run_grid
-from editbench.testing import tiny_model, toy_cases, toy_corpus
-from memit_core import UpdateFactors, load_second_moments
+from editbench.testing import toy_corpus
+from memit_core import load_second_moments
 
 ray = pytest.importorskip("ray", reason="needs the extra editbench[ray]")
 pytestmark = pytest.mark.cluster
@@ -53,42 +50,24 @@ def two_workers() -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
         )
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], toys):
+        ray.cloudpickle.register_pickle_by_value(module)
     yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], toys):
+        ray.cloudpickle.unregister_pickle_by_value(module)
     ray.shutdown()
 
 
-class NudgeConfig(EditorConfig):
-    scale: float = 1.0
-
-
-class Nudge(Editor):
-    """Adds a random update of rank one to the first layer."""
+class Nudge(RandomUpdate):
+    """Says that it works."""
 
     name: ClassVar[str] = "nudge"
-    config_type: ClassVar[type[EditorConfig]] = NudgeConfig
-    config: NudgeConfig
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
-        generator = torch.Generator().manual_seed(resources.seed)
-        projection = model.architecture.mlp_projections[0]
-        left = torch.randn(model.architecture.d_model, 1, generator=generator)
-        right = torch.randn(model.d_key(0), 1, generator=generator)
         resources.report_progress("nudging", 1, 1)
-        return WeightEdit.build(
-            model,
-            editor=self.name,
-            config=self.config,
-            requests=requests,
-            updates={
-                model.architecture.weight_name(projection): UpdateFactors(
-                    self.config.scale * left, right
-                )
-            },
-        )
+        return super().edit(model, requests, resources)
 
 
 class Broken(Nudge):
@@ -106,7 +85,7 @@ class Stuck(Nudge):
     name: ClassVar[str] = "nudge"
 
     def __init__(self, pids: Path) -> None:
-        super().__init__(NudgeConfig())
+        super().__init__(RandomConfig(scale=1.0))
         self.pids = pids
 
     def edit(
@@ -138,49 +117,9 @@ class Watched(Memit):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Toy(Dataset):
-    """Facts about jobs."""
-
-    name: ClassVar[str] = "toy"
-    fingerprint = "toy-1"
-
-    def __init__(self) -> None:
-        pass
-
-    def cases(self) -> Sequence[EditCase]:
-        return toy_cases(12)
-
-
-class Length(Metric):
-    """How long a generated text is; asks a question that depends on the seed."""
-
-    name: ClassVar[str] = "length"
-    produces: ClassVar[tuple[str, ...]] = ("length",)
-    bounds: ClassVar[tuple[float, float]] = (0.0, float("inf"))
-
-    def questions(self, case: EditCase) -> tuple[Question, ...]:
-        return tuple(Generate(prompt, 12) for prompt in case.generation_prompts)
-
-    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
-        texts = [answers[question] for question in self.questions(case)]
-        return {"length": sum(len(text.text) for text in texts if isinstance(text, GenerateAnswer))}
-
-
-@pytest.fixture(scope="module")
-def model() -> EditableModel:
-    return tiny_model(n_layers=2)
-
-
-def make_grid(model: EditableModel, *editors: Editor) -> list[Trial]:
-    return grid(
-        models=[model],
-        datasets=[Toy()],
-        editors=lambda _: list(editors),
-        metrics=lambda _: [Success(), Length()],
-        n_edits=[2],
-        seeds=[0, 1],
-        n_batches=lambda n: 2,
-    )
+def nudge_grid(model: EditableModel, *editors: Editor) -> list[Trial]:
+    more = {"metrics": (Success(), Length()), "n_batches": lambda n: 2}
+    return make_grid(model, *editors, n_edits=[2], seeds=[0, 1], **more)
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
@@ -212,7 +151,7 @@ def killing_once(pids: Path) -> Iterator[None]:
 def test_a_killed_worker_s_trial_is_run_again_and_the_rows_are_those_of_a_local_run(
     model, tmp_path
 ):
-    idle, nudge = Nudge(NudgeConfig(scale=0.0)), Nudge(NudgeConfig())
+    idle, nudge = Nudge(RandomConfig(scale=0.0)), Nudge(RandomConfig(scale=1.0))
     here, there, pids = tmp_path / "here", tmp_path / "there", tmp_path / "pids"
     stages: dict[str, list[tuple[int, int, str]]] = {}
 
@@ -225,7 +164,7 @@ def test_a_killed_worker_s_trial_is_run_again_and_the_rows_are_those_of_a_local_
         assert read_trial(there, trial.hash).trial == trial.hash  # stored by this process already
         heard.append(trial.hash)
 
-    trials = make_grid(model, Stuck(pids), idle, Broken(NudgeConfig()))
+    trials = nudge_grid(model, Stuck(pids), idle, Broken(RandomConfig(scale=1.0)))
     with killing_once(pids):
         summary = run_grid(
             trials,
@@ -237,7 +176,7 @@ def test_a_killed_worker_s_trial_is_run_again_and_the_rows_are_those_of_a_local_
     assert {message for _, message in summary.failures} == {"RuntimeError: the wheels came off"}
     assert (summary.n_run, len(summary.failures)) == (8, 2)
     assert sorted(heard) == sorted(trial.hash for trial in trials)
-    run_grid(make_grid(model, nudge, idle, Broken(NudgeConfig())), here)
+    run_grid(nudge_grid(model, nudge, idle, Broken(RandomConfig(scale=1.0))), here)
     assert contents_of(there) == contents_of(here)
     assert read_manifest(there).provenance["executor"]["name"] == "ray"
     # A line for each worker, and one for the whole.
@@ -258,12 +197,14 @@ def test_a_trial_whose_workers_all_die_is_a_row_and_a_resumed_run_tries_it_again
         needs, "estimate_peak", lambda work, *rest: planned.append(work) or plan(work, *rest)
     )
     with killing_once(pids):
-        summary = run_grid(make_grid(model, Stuck(pids)), folder, executor=RayExecutor(n_retries=0))
+        summary = run_grid(
+            nudge_grid(model, Stuck(pids)), folder, executor=RayExecutor(n_retries=0)
+        )
     ((failed, message),) = summary.failures
     assert (failed.editor.name, failed.seed, summary.n_run) == ("nudge", 1, 4)
     assert "the process that ran the trial died" in message
     assert [work.editor.name for work in planned] == ["unedited", "nudge"]  # once for all seeds
-    trials = make_grid(model, Nudge(NudgeConfig()))
+    trials = nudge_grid(model, Nudge(RandomConfig(scale=1.0)))
     resumed = run_grid(trials, folder, executor=RayExecutor(), resume=True)
     assert (resumed.n_run, resumed.n_skipped, resumed.failures) == (1, 3, ())
     run_grid(trials, tmp_path / "whole")
@@ -318,17 +259,17 @@ def test_one_large_trial_is_divided_and_its_rows_are_those_of_a_local_run(
 
 
 def test_an_editor_that_cannot_be_sent_is_an_error_that_says_so(model, tmp_path):
-    editor = Nudge(NudgeConfig())
+    editor = Nudge(RandomConfig(scale=1.0))
     editor.lock = threading.Lock()
     with pytest.raises(
         RunError, match=r"nudge on tiny.* got a Nudge that cannot be pickled .*lock"
     ):
-        run_grid(make_grid(model, editor), tmp_path, executor=RayExecutor())
+        run_grid(nudge_grid(model, editor), tmp_path, executor=RayExecutor())
 
 
 def test_a_worker_with_other_packages_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "package_versions", lambda: {"torch": "0.1"})
-    summary = run_grid(make_grid(model)[:1], tmp_path, executor=RayExecutor())
+    summary = run_grid(nudge_grid(model)[:1], tmp_path, executor=RayExecutor())
     ((_, message),) = summary.failures
     assert "a worker has other packages than the run" in message
     assert message.endswith("expected torch 0.1. Install the same versions on all machines.")
@@ -340,7 +281,7 @@ def test_who_asks_for_more_than_there_is_hears_of_it(model, tmp_path):
         UserWarning, match=r"needs, got 64 cores, 0 GPUs and 3.0 GiB; the run waits"
     ):
         run_grid(
-            make_grid(model), tmp_path, executor=RayExecutor(needs=TaskNeeds(cpus=64, memory=3))
+            nudge_grid(model), tmp_path, executor=RayExecutor(needs=TaskNeeds(cpus=64, memory=3))
         )
 
 
@@ -357,7 +298,7 @@ class Confidential(Nudge):
 
 def test_a_worker_s_model_goes_by_the_share_of_memory_that_its_task_has(model, tmp_path):
     n_bytes = model.memory.weight_bytes[model.device]
-    trial = make_grid(model, Confidential(NudgeConfig()))[1]
+    trial = nudge_grid(model, Confidential(RandomConfig(scale=1.0)))[1]
     summary = run_grid([trial], tmp_path, executor=RayExecutor(needs=TaskNeeds(memory=1.25)))
     limit = 5 * 2**28 - (5 * 2**28 - n_bytes) // 2  # the process has half of what there is
     ((_, message),) = summary.failures

@@ -5,34 +5,20 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.editbench.runner.toys import make_grid
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import Known, StageCost
-from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, report_nothing
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.metrics.success import Success
 from editbench.models.editable import EditableModel
-from editbench.requests import EditCase
-from editbench.runner import Inputs, grid
+from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
-from editbench.runner.plan import plan_trials
-from editbench.runner.trial_run import Work
-from editbench.testing import tiny_model, toy_cases, toy_corpus
+from editbench.runner.prepare import PreparedTrial
+from editbench.testing import toy_corpus
 
 GIB = 2**30
 NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
-
-
-class Toy(Dataset):
-    name: ClassVar[str] = "toy"
-    fingerprint = "toy-1"
-
-    def __init__(self) -> None:
-        pass
-
-    def cases(self) -> Sequence[EditCase]:
-        return toy_cases(12)
 
 
 class Silent(Memit):
@@ -51,28 +37,16 @@ class Stumbling(Memit):
         raise RuntimeError("no idea")
 
 
-@pytest.fixture
-def model() -> EditableModel:
-    return tiny_model(n_layers=2)
-
-
-def work_of(model: EditableModel, editor: type[Memit]) -> Work:
+def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
     config = MemitConfig(
         critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
     )
-    trials = grid(
-        models=[model],
-        datasets=[Toy()],
-        editors=lambda _: [editor(config)],
-        metrics=lambda _: [Success()],
-        n_edits=[12],
-        seeds=[0],
-        inputs=lambda model, dataset: Inputs(corpus=toy_corpus()),
-    )
-    return Work.of(plan_trials(trials)[1], ())
+    inputs = Inputs(corpus=toy_corpus())
+    trials = make_grid(model, editor(config), n_edits=[12], inputs=lambda model, dataset: inputs)
+    return prepare_run(trials).prepared[1]
 
 
-def stages_of(work: Work) -> list[StageCost]:
+def stages_of(work: PreparedTrial) -> list[StageCost]:
     (batch,) = work.batches
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(0, None, report_nothing)
@@ -81,7 +55,7 @@ def stages_of(work: Work) -> list[StageCost]:
 
 
 def test_what_a_trial_needs_follows_from_its_plan(model):
-    work, n_bytes = work_of(model, Memit), model.memory.weight_bytes[model.device]
+    work, n_bytes = prepared_trial(model, Memit), model.memory.weight_bytes[model.device]
     options = needs.TaskNeeds().settle(work, NODES)
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     assert peak > n_bytes  # the rule for what is not planned would give less
@@ -96,7 +70,7 @@ def test_what_a_trial_needs_follows_from_its_plan(model):
 
 
 def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(model):
-    work, n_bytes = work_of(model, Memit), model.memory.weight_bytes[model.device]
+    work, n_bytes = prepared_trial(model, Memit), model.memory.weight_bytes[model.device]
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
     for more, expected in ((1.125, 1.125), (0.5, 1.0)):
         nodes = [{"CPU": 1.0, "memory": float(GIB + n_bytes + round(more * peak))}]
@@ -108,20 +82,20 @@ def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(mode
 
 @pytest.mark.parametrize("editor", [Silent, Stumbling])
 def test_what_is_not_planned_has_memory_for_the_weights_twice(editor, model):
-    memory = needs.TaskNeeds().settle(work_of(model, editor), NODES)["memory"]
+    memory = needs.TaskNeeds().settle(prepared_trial(model, editor), NODES)["memory"]
     assert memory == GIB + 2 * model.memory.weight_bytes[model.device]
 
 
 def test_what_is_asked_for_is_not_chosen(model):
-    chosen = needs.TaskNeeds(cpus=2, gpus=0, memory=1.5).settle(work_of(model, Memit), NODES)
+    chosen = needs.TaskNeeds(cpus=2, gpus=0, memory=1.5).settle(prepared_trial(model, Memit), NODES)
     assert chosen == {"num_cpus": 2, "num_gpus": 0, "memory": 3 * GIB // 2}
     assert needs.count_places(chosen, NODES) == 1 + 2
-    with_gpu = needs.TaskNeeds(cpus=2, gpus=0.5).settle(work_of(model, Memit), NODES)
+    with_gpu = needs.TaskNeeds(cpus=2, gpus=0.5).settle(prepared_trial(model, Memit), NODES)
     assert needs.count_places(with_gpu, NODES) == 0
 
 
 def test_with_the_share_that_it_asks_for_a_trial_has_the_batches_of_a_machine_of_its_own(model):
-    work = work_of(model, Memit)
+    work = prepared_trial(model, Memit)
     alone = stages_of(work)
     memory = needs.TaskNeeds().settle(work, NODES)["memory"]
     needs.limit_memory(model, memory=memory, gpus=0)
@@ -130,7 +104,7 @@ def test_with_the_share_that_it_asks_for_a_trial_has_the_batches_of_a_machine_of
 
 
 def test_a_small_share_makes_small_batches(model):
-    work = work_of(model, Memit)
+    work = prepared_trial(model, Memit)
     alone = stages_of(work)
     needs.limit_memory(model, memory=model.memory.weight_bytes[model.device] + 2**21, gpus=0)
     narrow = stages_of(work)

@@ -8,48 +8,20 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.editbench.runner.toys import Length, make_grid
 
-from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError, RequestError
-from editbench.metrics.base import Metric
 from editbench.metrics.success import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
-from editbench.questions import Answers, Generate, Question
-from editbench.requests import EditCase, EditRequest
-from editbench.runner import Trial, grid, run_grid, unedited
-from editbench.runner.plan import plan_trials
-from editbench.runner.unedited import make_sheets
+from editbench.questions import Generate
+from editbench.requests import EditRequest
+from editbench.runner import Trial, run_grid, unedited
+from editbench.runner.prepare import prepare_run
 from editbench.testing import tiny_model, toy_cases
-
-
-class Toy(Dataset):
-    """Facts about jobs."""
-
-    name: ClassVar[str] = "toy"
-    fingerprint = "toy-1"
-
-    def __init__(self) -> None:
-        pass
-
-    def cases(self) -> Sequence[EditCase]:
-        return toy_cases(12)
-
-
-class Length(Metric):
-    """Asks a question whose answer depends on the seed."""
-
-    name: ClassVar[str] = "length"
-    produces: ClassVar[tuple[str, ...]] = ("length",)
-
-    def questions(self, case: EditCase) -> tuple[Question, ...]:
-        return tuple(Generate(prompt, 12) for prompt in case.generation_prompts)
-
-    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
-        return {"length": float(len(answers[self.questions(case)[0]].text))}
 
 
 class Idle(Editor):
@@ -66,20 +38,9 @@ class Idle(Editor):
         return NoEdit.of(model, requests)
 
 
-@pytest.fixture(scope="module")
-def model() -> EditableModel:
-    return tiny_model(n_layers=2)
-
-
-def make_grid(model: EditableModel, n_edits: Sequence[int] = (2, 4)) -> list[Trial]:
-    return grid(
-        models=[model],
-        datasets=[Toy()],
-        editors=lambda _: [Idle(EditorConfig())],
-        metrics=lambda _: [Success(), Length()],
-        n_edits=n_edits,
-        seeds=[0, 1],
-    )
+def idle_grid(model: EditableModel) -> list[Trial]:
+    idle, metrics = Idle(EditorConfig()), (Success(), Length())
+    return make_grid(model, idle, n_edits=(2, 4), seeds=(0, 1), metrics=metrics)
 
 
 def run(trials: Sequence[Trial], folder: Path, *, cache: Path | None, resume: bool = False) -> int:
@@ -103,41 +64,41 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small_sheets(monkeypatch):
-    monkeypatch.setattr(unedited, "_SHEET_SIZE", 5)
+def small_questionnaires(monkeypatch):
+    monkeypatch.setattr(unedited, "_SIZE", 5)
 
 
-def test_sheets_hold_each_question_of_a_grid_once(model, small_sheets):
-    planned = plan_trials(make_grid(model))
-    sheets = make_sheets(planned)
-    distinct = list({id(sheet): sheet for needed in sheets for sheet in needed}.values())
-    asked = [(sheet.seed, question) for sheet in distinct for question in sheet.questions]
+def test_questionnaires_hold_each_question_of_a_grid_once(model, small_questionnaires):
+    prepared = prepare_run(idle_grid(model)).prepared
+    distinct = list({id(one): one for each in prepared for one in each.questionnaires}.values())
+    asked = [(one.seed, question) for one in distinct for question in one.questions]
     assert len(asked) == len(set(asked)) == 4 * 6 + 2 * 4  # scores; texts of both seeds
     assert all((seed is None) != isinstance(question, Generate) for seed, question in asked)
-    assert max(len(sheet.questions) for sheet in distinct) == 5
-    for plan, needed in zip(planned, sheets, strict=True):
-        held = {question for sheet in needed for question in sheet.questions}
-        assert held >= set(plan.batches[0].questions)
-        assert {sheet.seed for sheet in needed} == {None, plan.trial.seed}
-    assert len(sheets[0]) < len(sheets[-1])  # a small trial is not made to wait for all
+    assert max(len(one.questions) for one in distinct) == 5
+    for trial in prepared:
+        held = {question for one in trial.questionnaires for question in one.questions}
+        assert held >= set(trial.batches[0].questions)
+        assert {one.seed for one in trial.questionnaires} == {None, trial.seed}
+    # A small trial is not made to wait for all.
+    assert len(prepared[0].questionnaires) < len(prepared[-1].questionnaires)
 
 
 def test_the_order_of_the_trials_does_not_matter(model):
-    def sheets_of(trials: Sequence[Trial]) -> set[tuple[object, ...]]:
-        sheets = make_sheets(plan_trials(trials))
-        return {(sheet.seed, sheet.questions) for needed in sheets for sheet in needed}
+    def asked_of(trials: Sequence[Trial]) -> set[tuple[object, ...]]:
+        prepared = prepare_run(trials).prepared
+        return {(one.seed, one.questions) for each in prepared for one in each.questionnaires}
 
-    trials = make_grid(model)
+    trials = idle_grid(model)
     mixed = random.Random(0).sample(trials, len(trials))
-    assert sheets_of(mixed) == sheets_of(trials)
+    assert asked_of(mixed) == asked_of(trials)
 
 
 def test_no_question_is_put_to_the_unedited_model_twice(model, tmp_path):
-    assert run(make_grid(model), tmp_path, cache=None) == 4 * 6 + 2 * 4
+    assert run(idle_grid(model), tmp_path, cache=None) == 4 * 6 + 2 * 4
 
 
 def test_answers_are_kept_for_other_runs(model, tmp_path, monkeypatch):
-    cache, trials = tmp_path / "cache", make_grid(model)
+    cache, trials = tmp_path / "cache", idle_grid(model)
     run(trials, tmp_path / "asked", cache=cache)
     files = sorted(cache.rglob("*.json.gz"))
     assert len(files) == 3  # one of scores, and one of texts for each seed
@@ -163,39 +124,39 @@ def test_answers_are_kept_for_other_runs(model, tmp_path, monkeypatch):
 
 
 def test_other_weights_have_other_answers(model, tmp_path):
-    run(make_grid(model), tmp_path / "one", cache=tmp_path / "cache")
+    run(idle_grid(model), tmp_path / "one", cache=tmp_path / "cache")
     other = tiny_model(n_layers=2, seed=1)
-    run(make_grid(other), tmp_path / "with", cache=tmp_path / "cache")
-    run(make_grid(other), tmp_path / "without", cache=None)
+    run(idle_grid(other), tmp_path / "with", cache=tmp_path / "cache")
+    run(idle_grid(other), tmp_path / "without", cache=None)
     assert contents_of(tmp_path / "with") == contents_of(tmp_path / "without")
 
 
 def test_what_is_kept_is_what_the_model_says(model, tmp_path):
-    (sheets, *_) = make_sheets(plan_trials(make_grid(model)))
-    for sheet in sheets:
+    (trial, *_) = prepare_run(idle_grid(model)).prepared
+    for questionnaire in trial.questionnaires:
         for _ in ("asked", "read"):
-            answers = sheet.ask(
+            answers = questionnaire.ask(
                 model, cache=tmp_path, token_budget=500, on_progress=lambda done, total: None
             )
             expected = answer_questions(
-                model, sheet.questions, seed=sheet.seed or 0, token_budget=500
+                model, questionnaire.questions, seed=questionnaire.seed or 0, token_budget=500
             )
             assert answers == expected
 
 
 def test_a_resumed_run_asks_as_if_it_had_not_been_interrupted(model, tmp_path, monkeypatch):
-    run(make_grid(model), tmp_path / "whole", cache=None)
+    run(idle_grid(model), tmp_path / "whole", cache=None)
     monkeypatch.setattr(Idle, "fails", True)
-    run(make_grid(model), tmp_path / "run", cache=None)
+    run(idle_grid(model), tmp_path / "run", cache=None)
     monkeypatch.setattr(Idle, "fails", False)
-    run(make_grid(model), tmp_path / "run", cache=None, resume=True)
+    run(idle_grid(model), tmp_path / "run", cache=None, resume=True)
     assert contents_of(tmp_path / "run") == contents_of(tmp_path / "whole")
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(model, tmp_path):
     blocked = tmp_path / "cache"
     blocked.write_text("a file, where the folder should be")
-    summary = run_grid(make_grid(model), tmp_path / "run", cache=blocked)
+    summary = run_grid(idle_grid(model), tmp_path / "run", cache=blocked)
     assert summary.failures == ()
     assert all("answers of the unedited model: cannot be kept" in w for w in summary.warnings)
     assert len(summary.warnings) == 3
@@ -213,19 +174,19 @@ def edit(model: EditableModel) -> WeightEdit:
 def test_answers_are_those_of_the_unedited_model_also_under_an_edit(model, edit, tmp_path, keeps):
     cache = tmp_path if keeps else None
     options = {"cache": cache, "token_budget": None, "on_progress": lambda done, total: None}
-    sheets = make_sheets(plan_trials(make_grid(model)))
-    for sheet in {sheet for some in sheets for sheet in some}:
-        expected = sheet.ask(model, **{**options, "cache": None})
+    prepared = prepare_run(idle_grid(model)).prepared
+    for questionnaire in {one for each in prepared for one in each.questionnaires}:
+        expected = questionnaire.ask(model, **{**options, "cache": None})
         with edit.applied(model):
             state = model.state
-            assert sheet.ask(model, **options) == expected
-            assert sheet.ask(model, **options) == expected
+            assert questionnaire.ask(model, **options) == expected
+            assert questionnaire.ask(model, **options) == expected
             assert model.state == state
-        assert sheet.ask(model, **options) == expected
+        assert questionnaire.ask(model, **options) == expected
 
 
 def test_a_run_on_an_edited_model_is_refused(model, edit, tmp_path):
     """Its rows would be named after the unedited one."""
     with edit.applied(model), pytest.raises(ModelError, match=r"^run: .* Take the edits off first"):
-        run_grid(make_grid(model), tmp_path)
+        run_grid(idle_grid(model), tmp_path)
     assert not list(tmp_path.iterdir())

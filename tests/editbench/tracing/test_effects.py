@@ -18,8 +18,12 @@ from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from editbench.tracing.effects import average_effects, token_roles
 from editbench.tracing.facts import KnownFact
-from editbench.tracing.suggest import suggest_layers
-from editbench.tracing.suggestion import Suggestion, suggest_from_traces, suggest_range
+from editbench.tracing.suggestion import (
+    Suggestion,
+    suggest_from_traces,
+    suggest_layers,
+    suggest_range,
+)
 from editbench.tracing.tables import write_effects_csv, write_effects_json
 from editbench.tracing.tracer import Tracer
 from editbench.tracing.traces import PromptTrace

@@ -19,7 +19,7 @@ from editbench.tracing.figures import write_figures
 from editbench.tracing.folder import TraceStore, read_manifest, read_traces
 from editbench.tracing.manifest import Trace, TraceManifest
 from editbench.tracing.prompts import KnownPrompts
-from editbench.tracing.study import TraceOptions, plan_trace, trace_into
+from editbench.tracing.study import TraceOptions, prepare_trace, trace_into
 from editbench.tracing.tracer import Tracer
 
 Plan = Callable[..., tuple[TraceManifest, KnownPrompts]]
@@ -35,7 +35,7 @@ def plan(tiny: EditableModel, tiny_facts: list[KnownFact]) -> Plan:
     def make(
         options: TraceOptions = OPTIONS, limit: int | None = None
     ) -> tuple[TraceManifest, KnownPrompts]:
-        return plan_trace(
+        return prepare_trace(
             tiny,
             tiny_facts,
             options,

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Editor, Resources
+from editbench.editors.base import Editor, EditorConfig, Resources, TrainedEditor
 from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError
 from editbench.models.editable import EditableModel
@@ -138,14 +138,29 @@ class _BrokenError(Exception):
 def check_editor(editor_type: type[Editor]) -> list[CheckResult]:
     """Check an editor against the contract of `Editor.edit`, on `tiny_model`.
 
-    The editor runs with what `Editor.config_for_check` returns: its default configuration, unless
-    it has to be trained. To edit it is given requests alone, never probes.
+    The editor runs with `config_for_check`. To edit it is given requests alone, never probes.
 
     Returns:
         One result a clause; a clause that could not be reached is left out.
     """
     with TemporaryDirectory() as folder:
         return _check_editor(editor_type, Path(folder))
+
+
+def config_for_check(
+    editor_type: type[Editor], model: EditableModel, cases: Sequence[EditCase], folder: Path
+) -> EditorConfig:
+    """An editor's default configuration for a model, or that of its brief training.
+
+    Args:
+        editor_type: The editor.
+        model: The model.
+        cases: Cases to train on, where it has to be trained; see `TrainedEditor.train_briefly`.
+        folder: For what a training leaves behind.
+    """
+    if issubclass(editor_type, TrainedEditor):
+        return editor_type.train_briefly(model, cases, folder)
+    return editor_type.default_config(model)[0]
 
 
 def _check_editor(editor_type: type[Editor], folder: Path) -> list[CheckResult]:
@@ -171,7 +186,7 @@ def _check_editor(editor_type: type[Editor], folder: Path) -> list[CheckResult]:
     random_state = _random_state()
     edit: Any = None
     with clause("computes an edit with its default configuration"):
-        config = editor_type.config_for_check(model, cases[_N_EDITED:], folder)
+        config = config_for_check(editor_type, model, cases[_N_EDITED:], folder)
         edit = editor_type(config).edit(model, requests, _resources())
         _expect(isinstance(edit, Edit), f"edit() returned {type(edit).__name__}, not an Edit")
     if not isinstance(edit, Edit):

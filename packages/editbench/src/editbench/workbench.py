@@ -14,9 +14,8 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from editbench.datasets.base import Dataset
-from editbench.datasets.corpus import Corpus
 from editbench.datasets.facts import Facts
-from editbench.editors.base import Progress, Resources, report_nothing
+from editbench.editors.base import Inputs, Progress, report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.given import GivenEdit
 from editbench.edits.edit import Edit
@@ -25,7 +24,7 @@ from editbench.models import loading
 from editbench.models.editable import EditableModel
 from editbench.plugins.manager import load_plugins
 from editbench.plugins.sources import (
-    corpus_of,
+    complete_inputs,
     default_cache,
     describe_default_corpus,
     open_corpus,
@@ -100,18 +99,18 @@ def edit(
     if config:
         chosen = chosen.updated(config, "config")
     requests = _requests(facts, on_conflict)
-    moments = None if second_moments is None else Path(second_moments)
-    resources = Resources(
-        seed=seed,
-        cache=_folder(cache),
-        report_progress=report_progress,
-        second_moments=moments,
+    inputs = Inputs(
+        second_moments=None if second_moments is None else Path(second_moments),
         context_prefixes=None
         if context_prefixes is None
         else ContextPrefixes.of([list(group) for group in context_prefixes], "context_prefixes"),
-        corpus=_corpus(model, corpus) if moments is None else None,
+        corpus=None if corpus is None else open_corpus(str(corpus)),
     )
-    return editor_type(chosen).edit(model, requests, resources)
+    made = editor_type(chosen)
+    if made.needs_second_moments(model) and (remark := describe_default_corpus(inputs, model)):
+        warnings.warn(remark, stacklevel=2)
+    resources = complete_inputs(inputs, model).resources(seed, _folder(cache), report_progress)
+    return made.edit(model, requests, resources)
 
 
 def evaluate(
@@ -187,14 +186,6 @@ def _requests(
     if not cases:
         raise ConfigError(f"edit: no fact is left after on_conflict={on_conflict!r}.")
     return [case.request for case in cases]
-
-
-def _corpus(model: EditableModel, corpus: str | Path | None) -> Corpus:
-    if corpus is not None:
-        return open_corpus(str(corpus))
-    if remark := describe_default_corpus(model.name, model.spec):
-        warnings.warn(remark, stacklevel=3)
-    return corpus_of(model.spec)
 
 
 def _facts(facts: FactSource) -> Facts:

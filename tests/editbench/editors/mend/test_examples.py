@@ -6,7 +6,7 @@ import random
 import pytest
 
 from editbench.editors.mend.examples import (
-    Row,
+    ExampleRow,
     check_cases,
     draw_batch,
     draw_example,
@@ -59,7 +59,7 @@ def test_an_example_asks_for_the_target_and_for_what_is_true_of_neighbors(model,
     assert prompts == set(wanted)
     (neighbor,) = example.neighbors
     (probe,) = (probe for probe in case.probes if probe.kind == "neighborhood")
-    assert neighbor == Row.of(tokens, probe.question(probe.expected))
+    assert neighbor == ExampleRow.of(tokens, probe.question(probe.expected))
 
 
 def test_held_out_subjects_are_not_trained_on(cases) -> None:

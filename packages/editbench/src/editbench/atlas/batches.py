@@ -14,7 +14,7 @@ from editbench.atlas.world import World
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """Rows of packed documents; every field is ``[n_rows, width]``.
 
     Attributes:
@@ -29,10 +29,10 @@ class Batch:
     mentions: Tensor
     last_of: Tensor
 
-    def on(self, device: torch.device) -> "Batch":
+    def on(self, device: torch.device) -> "TrainingBatch":
         """The same batch on a device."""
         parts = (self.tokens, self.weights, self.mentions, self.last_of)
-        return Batch(*(part.to(device) for part in parts))
+        return TrainingBatch(*(part.to(device) for part in parts))
 
     def allow_attention(self, *, bottleneck: bool) -> Tensor | None:
         """Say which keys each query may attend to, ``[n_rows, 1, width, width]``; None is causal.
@@ -79,7 +79,7 @@ class BatchSource:
         self._rng = random.Random(f"atlas/{seed}/batches")
         self._index_of = {subject.name: index for index, subject in enumerate(world.subjects)}
 
-    def epoch(self, *, among: Collection[str] | None = None) -> Iterator[Batch]:
+    def epoch(self, *, among: Collection[str] | None = None) -> Iterator[TrainingBatch]:
         """Yield the full batches of one epoch.
 
         Args:
@@ -91,7 +91,7 @@ class BatchSource:
         for start in range(0, len(rows) - self._n_rows + 1, self._n_rows):
             columns = zip(*rows[start : start + self._n_rows], strict=True)
             tokens, weights, mentions, last_of = (torch.tensor(column) for column in columns)
-            yield Batch(tokens, weights, mentions, last_of)
+            yield TrainingBatch(tokens, weights, mentions, last_of)
 
     def _pack(
         self, documents: Sequence[Document]

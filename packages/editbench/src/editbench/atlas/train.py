@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPTJForCausalLM, PreTrainedTokenizerFast
 
-from editbench.atlas.batches import Batch, BatchSource
+from editbench.atlas.batches import BatchSource, TrainingBatch
 from editbench.atlas.network import Network, Shape, export_network
 from editbench.atlas.recall import Recall, measure_recall
 from editbench.atlas.relations import RELATIONS
@@ -87,7 +87,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedNetwork:
     """What a training run leaves behind.
 
     Attributes:
@@ -139,7 +139,7 @@ def train(
     *,
     device: str | torch.device = "cpu",
     n_steps_between_reports: int = 100,
-) -> Trained:
+) -> TrainedNetwork:
     """Train a network on a world.
 
     The same arguments, machine, number of threads and torch version give the same bits. Python's
@@ -186,7 +186,7 @@ def train(
                 recall.after_sentence,
                 time.process_time() - started,
             )
-    return Trained(network, tokenizer, n_tokens, time.process_time() - started)
+    return TrainedNetwork(network, tokenizer, n_tokens, time.process_time() - started)
 
 
 def _make_optimizers(
@@ -214,7 +214,7 @@ def _make_optimizers(
 
 def _stream_batches(
     world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     source = BatchSource(
         world,
         tokenizer,
@@ -243,7 +243,12 @@ def _stream_batches(
 
 
 def _measure_loss(
-    network: Network, head: _AttributeHead, batch: Batch, recipe: Recipe, *, bottleneck: bool
+    network: Network,
+    head: _AttributeHead,
+    batch: TrainingBatch,
+    recipe: Recipe,
+    *,
+    bottleneck: bool,
 ) -> Tensor:
     mask = batch.allow_attention(bottleneck=bottleneck)
     logits, states = network(batch.tokens, mask=mask, tap=recipe.tap)
@@ -255,7 +260,7 @@ def _measure_loss(
     return (token_losses * weights).sum() / weights.sum() + recipe.attribute_weight * attribute_loss
 
 
-def save_trained(trained: Trained, world: World, recipe: Recipe, folder: Path) -> Recall:
+def save_trained(trained: TrainedNetwork, world: World, recipe: Recipe, folder: Path) -> Recall:
     """Write a Hugging Face folder in float16, and what is recalled once it is loaded again.
 
     Args:

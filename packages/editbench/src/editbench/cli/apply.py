@@ -1,14 +1,14 @@
 """``editbench apply``: an edit onto a model, saved as an ordinary Hugging Face folder."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import ModelLoading, dtype_option, in_file, loading_options, out_path
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -25,15 +25,10 @@ Example:
 """
 _N_NAMED = 5
 _MUCH_ROUNDING = 0.5
-_WRITTEN_DTYPE = dtype_option(
-    "auto",
-    "Precision of the whole edited model; 'auto' keeps what the files hold. The edit may have been "
-    "computed in another one.",
-)
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", required=True, metavar="NAME", help="The model the edit was made for.")
+@options.model(required=True, help="The model the edit was made for.")
 @click.option(
     "--edit",
     "edit_files",
@@ -43,8 +38,14 @@ _WRITTEN_DTYPE = dtype_option(
     metavar="FILE",
     help="An edit file; several are added up. Repeatable.",
 )
-@click.option("--out", required=True, type=out_path, metavar="DIR", help="A new or empty folder.")
-@partial(loading_options, dtype=_WRITTEN_DTYPE)
+@options.out(required=True, metavar="DIR", help="A new or empty folder.")
+@options.loading(
+    options.dtype(
+        default="auto",
+        help="Precision of the whole edited model; 'auto' keeps what the files hold. The edit may "
+        "have been computed in another one.",
+    )
+)
 @click.pass_obj
 def apply(
     plugins: PluginManager,

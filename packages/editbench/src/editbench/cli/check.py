@@ -14,8 +14,8 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("name")
-@click.pass_context
-def check(context: click.Context, name: str) -> None:
+@click.pass_obj
+def check(plugins: PluginManager, name: str) -> None:
     """Check an editor against the contract.
 
     The editor NAME is run on a tiny model in memory. It must change something, leave the model
@@ -23,8 +23,6 @@ def check(context: click.Context, name: str) -> None:
     and leave the global random state alone. It is given requests only, never probes. A clause that
     is broken makes the exit code 1.
     """
-    plugins = context.find_object(PluginManager)
-    assert plugins is not None
     editor = plugins.get_editor(name)
     from editbench.testing import check_editor
 
@@ -36,5 +34,5 @@ def check(context: click.Context, name: str) -> None:
     n_failed = sum(not result.passed for result in results)
     if n_failed:
         click.echo(f"{name} breaks {n_failed} clause(s) of an editor's contract.", err=True)
-        context.exit(SOME_FAILED)
+        click.get_current_context().exit(SOME_FAILED)
     click.echo(f"{name} keeps the contract of an editor.")

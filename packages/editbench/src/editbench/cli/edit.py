@@ -6,31 +6,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.fact_check import advise_sharing, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
-from editbench.cli.options import (
-    CONFLICT_POLICIES,
-    EditorInputs,
-    ModelLoading,
-    editor_input_options,
-    in_file,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
-)
+from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
+from editbench.cli.options import ModelLoading, in_file
+from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
-from editbench.cli.planning import note_files, read_cases
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
+from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor
+    from editbench.editors.base import Editor, Inputs
     from editbench.edits.card import EditCard
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
@@ -58,38 +49,19 @@ Examples:
     help="What to write: JSON Lines, a JSON array or CSV with subject, prompt and target, or the "
     "fields of other tools.",
 )
-@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
-@click.option(
-    "--out",
+@options.model(required=True)
+@options.out(
     required=True,
-    type=out_path,
     metavar="FILE",
     help="The edit file (.safetensors); an existing one is replaced once the new one is complete.",
 )
 @click.option("--editor", default="memit", show_default=True, metavar="NAME", help="How to edit.")
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    help="The editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
-)
-@click.option(
-    "--set",
-    "set_options",
-    multiple=True,
-    metavar="EDITOR.FIELD=VALUE",
-    help="One hyperparameter; wins over --config. Repeatable.",
-)
-@layers_option
-@click.option(
-    "--on-conflict",
-    type=click.Choice(CONFLICT_POLICIES),
-    default="error",
-    show_default=True,
-    help="What to do with facts that contradict each other.",
-)
-@skip_invalid_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@options.config("config_file")
+@options.set_()
+@layers_option()
+@options.on_conflict()
+@options.skip_invalid()
+@options.seed()
 @click.option(
     "--check/--no-check",
     "check_targets",
@@ -97,10 +69,10 @@ Examples:
     help="Let the model go on from every prompt before and after, always with the likeliest token; "
     "say how often its text is the target, and what it says instead of the others.",
 )
-@plan_option
-@editor_input_options
-@loading_options
-@quiet_option
+@plan_option()
+@options.inputs()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def edit(
     plugins: PluginManager,
@@ -116,7 +88,8 @@ def edit(
     seed: int,
     check_targets: bool,
     only_plan: bool,
-    inputs: EditorInputs,
+    inputs: "Inputs",
+    cache: Path | None,
     loading: ModelLoading,
     quiet: bool,
 ) -> None:
@@ -128,18 +101,18 @@ def edit(
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
-    setting = _only_setting(editor, editor_type, config_file, set_options)
+    overrides = _only_overrides(editor, editor_type, config_file, set_options)
     editor_types = {editor: editor_type}
-    layers.check(editor_types, {editor: [setting]})
+    layers.check(editor_types, {editor: [overrides]})
     if only_plan:
         refuse_tracing(layers)
     check_output_file(out)
-    dataset = open_dataset(f"facts={facts}", plugins, inputs.cache, skip_invalid=skip_invalid)
+    dataset = open_dataset(f"facts={facts}", plugins, cache, skip_invalid=skip_invalid)
     with (
         ProgressDisplay(quiet=quiet) as display,
-        telling_what_is_kept(lambda: _describe_interruption(inputs)),
+        telling_what_is_kept(lambda: _describe_interruption(cache)),
     ):
-        note_files([setting], display)
+        note_files([overrides], display)
         cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
         requests = [case.request for case in cases]
         for conflict in conflicts:
@@ -149,17 +122,16 @@ def edit(
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
         check_requests(editable, requests)
         source = FactSource(facts.name, lambda: facts_of_cases(cases))
-        (setting,) = layers.settle(
-            {editor: [setting]}, editor_types, editable, source, inputs.cache, display
+        (overrides,) = layers.settle(
+            {editor: [overrides]}, editor_types, editable, source, cache, display
         )[editor]
-        config, origin = setting.configure(editor_type, editable)
+        config, origin = overrides.configure(editor_type, editable)
+        chosen = editor_type(config)
         display.say(f"Settings of {editor}: {origin}.")
-        if (remark := inputs.remark_on_corpus(editable)) and editor != "unedited":
-            display.say(remark)
+        remark_on_corpus([chosen], inputs, editable, display)
         if advice := advise_sharing(editor, config, requests):
             display.say(advice)
-        resources = inputs.resources(editable, seed, display, with_corpus=not only_plan)
-        chosen = editor_type(config)
+        resources = complete_inputs(inputs, editable).resources(seed, cache, display)
         work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
         if not only_plan:
             announce(work, display)
@@ -193,25 +165,25 @@ def check_output_file(path: Path) -> None:
         )
 
 
-def _only_setting(
+def _only_overrides(
     name: str, editor: "type[Editor]", config_file: str | None, set_options: Sequence[str]
-) -> Setting:
+) -> Overrides:
     files = [] if config_file is None else [config_file]
-    settings = read_settings({name: editor}, files, set_options)[name]
-    if len(settings) > 1:
+    alternatives = read_overrides({name: editor}, files, set_options)[name]
+    if len(alternatives) > 1:
         raise ConfigError(
-            f"edit: one edit has one configuration, got {len(settings)} from repeated --set. "
+            f"edit: one edit has one configuration, got {len(alternatives)} from repeated --set. "
             "Give each field once, or use 'editbench run' for a grid."
         )
-    return settings[0]
+    return alternatives[0]
 
 
-def _describe_interruption(inputs: EditorInputs) -> str:
-    if inputs.cache is None:
+def _describe_interruption(cache: Path | None) -> str:
+    if cache is None:
         return "Interrupted: no edit was written, and with --no-cache nothing is kept."
     return (
         "Interrupted: no edit was written. What was finished is kept in "
-        f"{inputs.cache}; the same command goes on from there."
+        f"{cache}; the same command goes on from there."
     )
 
 

@@ -1,16 +1,16 @@
-"""Running planned trials for a command: the run folder, what is said on the way, and the result."""
+"""Running trials for a command: the run folder, what is said on the way, and the result."""
 
-import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from editbench.cli.group import SOME_FAILED, telling_what_is_kept
+from editbench.cli.options import Decorator, gathering
 from editbench.cli.plan import announce, work_of_trials
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.report import format_table
@@ -19,72 +19,72 @@ from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
     from editbench.results.row import Row
-    from editbench.runner import Executor, RunSummary, Trial
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+    from editbench.runner import Executor, PreparedRun, RunSummary, Trial
 
 
-def executor_options(command: Command) -> Command:
-    """Add the options that say who runs the trials, passed on as ``executor``."""
+def executor_options() -> Decorator:
+    """Options that say who runs the trials, passed on as ``executor``; None is this process."""
+    return gathering(
+        "executor",
+        _choose_executor,
+        click.option(
+            "--executor",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Run trials one after the other in this process, or as tasks of a Ray cluster.",
+        ),
+        click.option(
+            "--address",
+            metavar="ADDRESS",
+            help="The Ray cluster, such as 'auto' or HOST:PORT. [default: one of this machine's "
+            "own]",
+        ),
+        click.option(
+            "--trial-cpus",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Cores that Ray sets aside for a trial. [default: torch's threads]",
+        ),
+        click.option(
+            "--trial-gpus",
+            type=click.FloatRange(min=0),
+            metavar="N",
+            help="GPUs for a trial, or a part of one. [default: 1 if the model is on a GPU]",
+        ),
+        click.option(
+            "--trial-memory",
+            type=click.FloatRange(min=0),
+            metavar="GIB",
+            help="Main memory for a trial, by which it chooses its batches. [default: as planned]",
+        ),
+    )
 
-    @click.option(
-        "--executor",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="Run trials one after the other in this process, or as tasks of a Ray cluster.",
-    )
-    @click.option(
-        "--address",
-        metavar="ADDRESS",
-        help="The Ray cluster, such as 'auto' or HOST:PORT. [default: one of this machine's own]",
-    )
-    @click.option(
-        "--trial-cpus",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Cores that Ray sets aside for a trial. [default: torch's threads]",
-    )
-    @click.option(
-        "--trial-gpus",
-        type=click.FloatRange(min=0),
-        metavar="N",
-        help="GPUs for a trial, or a part of one. [default: 1 if the model is on a GPU]",
-    )
-    @click.option(
-        "--trial-memory",
-        type=click.FloatRange(min=0),
-        metavar="GIB",
-        help="Main memory for a trial, by which it chooses its batches. [default: as planned]",
-    )
-    @functools.wraps(command)
-    def with_executor(
-        *arguments: object,
-        executor: str,
-        address: str | None,
-        trial_cpus: int | None,
-        trial_gpus: float | None,
-        trial_memory: float | None,
-        **options: object,
-    ) -> object:
-        only_ray = {
-            "--address": address,
-            "--trial-cpus": trial_cpus,
-            "--trial-gpus": trial_gpus,
-            "--trial-memory": trial_memory,
-        }
-        if executor == "ray":
-            chosen = _make_ray_executor(address, trial_cpus, trial_gpus, trial_memory)
-            return command(*arguments, executor=chosen, **options)
-        for option, value in only_ray.items():
-            if value is not None:
-                raise ConfigError(
-                    f"{option}: only for trials on a Ray cluster, got {value!r} with the executor "
-                    "'local'. Give --executor ray, or leave it out."
-                )
-        return command(*arguments, executor=None, **options)
 
-    return with_executor  # type: ignore[return-value]  # wraps() keeps the command's own signature
+def _choose_executor(
+    executor: str,
+    address: str | None,
+    trial_cpus: int | None,
+    trial_gpus: float | None,
+    trial_memory: float | None,
+) -> "Executor | None":
+    if executor == "ray":
+        from editbench.runner.on_ray import RayExecutor, TaskNeeds
+
+        return RayExecutor(address, needs=TaskNeeds(trial_cpus, trial_gpus, trial_memory))
+    only_ray = {
+        "--address": address,
+        "--trial-cpus": trial_cpus,
+        "--trial-gpus": trial_gpus,
+        "--trial-memory": trial_memory,
+    }
+    for option, value in only_ray.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option}: only for trials on a Ray cluster, got {value!r} with the executor "
+                "'local'. Give --executor ray, or leave it out."
+            )
+    return None
 
 
 def choose_folder(out: Path | None, *, resume: bool) -> Path:
@@ -113,8 +113,8 @@ def showing_progress(folder: Path, *, quiet: bool) -> Iterator[ProgressDisplay]:
         yield display
 
 
-def run_trials(
-    trials: "Sequence[Trial]",
+def run_prepared(
+    run: "PreparedRun",
     folder: Path,
     plugins: PluginManager,
     display: ProgressDisplay,
@@ -127,11 +127,11 @@ def run_trials(
     """Say what long work will cost, run the trials, and tell plugins of each that is finished."""
     from editbench.runner import run_grid
 
-    work = work_of_trials(trials, cache, resumed=folder if resume else None)
+    work = work_of_trials(run, cache, resumed=folder if resume else None)
     announce(work, display, is_divided=executor is not None)
-    display.say(f"Run folder: {folder} ({len(trials)} trials)")
+    display.say(f"Run folder: {folder} ({len(run.trials)} trials)")
     return run_grid(
-        trials,
+        run,
         folder,
         resume=resume,
         cache=cache,
@@ -142,7 +142,7 @@ def run_trials(
     )
 
 
-def show_result(context: click.Context, summary: "RunSummary") -> None:
+def show_result(summary: "RunSummary") -> None:
     """Print warnings and the table; leave with the exit code for failures if there were any."""
     from editbench.results.report import summarize
 
@@ -151,15 +151,7 @@ def show_result(context: click.Context, summary: "RunSummary") -> None:
     click.echo(format_table(summarize([summary.folder])), nl=False)
     click.echo(f"Results: {summary.folder}")
     if summary.failures:
-        context.exit(SOME_FAILED)
-
-
-def _make_ray_executor(
-    address: str | None, cpus: int | None, gpus: float | None, memory: float | None
-) -> "Executor":
-    from editbench.runner.on_ray import RayExecutor, TaskNeeds
-
-    return RayExecutor(address, needs=TaskNeeds(cpus, gpus, memory))
+        click.get_current_context().exit(SOME_FAILED)
 
 
 def _tell_plugins(

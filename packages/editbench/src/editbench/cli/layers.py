@@ -1,16 +1,16 @@
 """``--layers``: critical layers as numbers, or found by causal tracing."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from editbench.cli.options import Command
+from editbench.cli.options import Decorator, gathering
+from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting
 from editbench.errors import ConfigError, EditbenchError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_dataset
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from editbench.models.editable import EditableModel
     from editbench.tracing.facts import KnownFact
 
-FIELD = "critical_layers"
 N_TRACED_FACTS = 50
 
 _AUTO = "auto"
@@ -54,7 +53,7 @@ class LayerChoice:
     def check(
         self,
         editors: "Mapping[str, type[Editor]]",
-        settings: Mapping[str, Sequence[Setting]],
+        overrides: Mapping[str, Sequence[Overrides]],
     ) -> None:
         """Refuse what cannot be meant, before any work is done.
 
@@ -64,15 +63,19 @@ class LayerChoice:
         """
         if self.text is None:
             return
-        if not any(FIELD in editor.config_type.model_fields for editor in editors.values()):
+        fields = {
+            field for editor in editors.values() for field in editor.config_type.writing_to((0,))
+        }
+        if not fields:
             listing = ", ".join(f"'{name}'" for name in editors)
             raise ConfigError(
                 f"--layers: no editor of this command has critical layers, got {listing}. Leave it "
                 "out, or choose 'memit'."
             )
-        if any(FIELD in setting.set_values for group in settings.values() for setting in group):
+        given = {name for each in chain(*overrides.values()) for name in each.set_values} & fields
+        if given:
             raise ConfigError(
-                f"--layers: --set gives {FIELD}, too, got {self.text!r}. Give one of them."
+                f"--layers: --set gives {min(given)}, too, got {self.text!r}. Give one of them."
             )
         if self._facts_file is not None and not self._facts_file.is_file():
             raise ConfigError(
@@ -86,17 +89,17 @@ class LayerChoice:
 
     def settle(
         self,
-        settings: Mapping[str, Sequence[Setting]],
+        overrides: Mapping[str, Sequence[Overrides]],
         editors: "Mapping[str, type[Editor]]",
         model: "EditableModel",
         source: FactSource,
         cache: Path | None,
         display: ProgressDisplay,
-    ) -> Mapping[str, Sequence[Setting]]:
+    ) -> Mapping[str, Sequence[Overrides]]:
         """Give every editor that has critical layers those of the option.
 
         Args:
-            settings: Settings of each editor.
+            overrides: Overrides of each editor.
             editors: The editors, by name.
             model: The model that they edit.
             source: Known facts of the model, for ``auto`` without a file.
@@ -104,26 +107,22 @@ class LayerChoice:
             display: Told about tracing, and what came of it.
 
         Returns:
-            The settings; as they were where the option was not given.
+            The overrides; as they were where the option was not given.
 
         Raises:
             ConfigError: There is nothing to trace.
             TraceError: The traces suggest no layers.
         """
         if self.text is None:
-            return settings
+            return overrides
         if self.is_auto:
             layers = self._trace(model, source, cache, display)
         else:
             layers = tuple(parse_layers(self.text))
+        fields = {name: editors[name].config_type.writing_to(layers) for name in overrides}
         return {
-            name: [
-                replace(setting, set_values={**setting.set_values, FIELD: list(layers)})
-                for setting in group
-            ]
-            if FIELD in editors[name].config_type.model_fields
-            else group
-            for name, group in settings.items()
+            name: [replace(each, set_values={**each.set_values, **fields[name]}) for each in group]
+            for name, group in overrides.items()
         }
 
     @property
@@ -145,7 +144,7 @@ class LayerChoice:
         display: ProgressDisplay,
     ) -> tuple[int, ...]:
         from editbench.tracing.facts import read_known_facts
-        from editbench.tracing.suggest import suggest_layers
+        from editbench.tracing.suggestion import suggest_layers
 
         file = self._facts_file
         name = source.name if file is None else file.name
@@ -175,20 +174,20 @@ class LayerChoice:
         return suggestion.layers
 
 
-def layers_option(command: Command) -> Command:
-    """Add ``--layers``, passed on as ``layers``: a `LayerChoice`."""
-
-    @click.option(
-        "--layers",
-        metavar="LAYERS",
-        help="Critical layers: numbers such as 3-8 or 3,5,8; or 'auto', found by causal tracing of "
-        "the facts' true objects, or 'auto=FILE', of a file of known facts.",
+def layers_option() -> Decorator:
+    """``--layers``, passed on as ``layers``: a `LayerChoice`."""
+    return gathering(
+        "layers",
+        LayerChoice,
+        click.option(
+            "--layers",
+            "text",
+            metavar="LAYERS",
+            help="Critical layers: numbers such as 3-8 or 3,5,8; or 'auto', found by causal "
+            "tracing of the facts' true objects, or 'auto=FILE', of a file of known facts. An "
+            "editor that writes to one layer takes the last of them.",
+        ),
     )
-    @functools.wraps(command)
-    def with_layers(*arguments: object, layers: str | None, **options: object) -> object:
-        return command(*arguments, layers=LayerChoice(layers), **options)
-
-    return with_layers  # type: ignore[return-value]  # wraps() keeps the command's own signature
 
 
 def parse_layers(text: str) -> list[int]:

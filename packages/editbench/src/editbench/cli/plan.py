@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli.layers import LayerChoice
-from editbench.cli.options import Command
+from editbench.cli.options import shared
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out, terminal_width
 from editbench.errors import ConfigError
@@ -21,21 +21,19 @@ if TYPE_CHECKING:
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
-    from editbench.runner import Trial
+    from editbench.runner import PreparedRun
 
 _LONG_SECONDS = 30.0
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
 
 
-def plan_option(command: Command) -> Command:
-    """Add ``--plan``, passed on as ``only_plan``."""
-    return click.option(
-        "--plan",
-        "only_plan",
-        is_flag=True,
-        help="Say what would be computed, how much memory it takes and how long, and stop. Of a "
-        "model folder, configuration and tokenizer are enough.",
-    )(command)
+plan_option = shared(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Say what would be computed, how much memory it takes and how long, and stop. Of a model "
+    "folder, configuration and tokenizer are enough.",
+)
 
 
 def refuse_tracing(layers: LayerChoice) -> None:
@@ -112,17 +110,14 @@ def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bo
 
 
 def work_of_trials(
-    trials: "Sequence[Trial]", cache: Path | None, *, resumed: Path | None = None
+    run: "PreparedRun", cache: Path | None, *, resumed: Path | None = None
 ) -> "list[Work]":
     """What trials will compute, those before them in the same run taken into account.
 
     Args:
-        trials: The trials.
+        run: The trials.
         cache: What is kept between runs.
         resumed: The folder of a run that is gone on with: what it has finished is left out.
-
-    Raises:
-        EditbenchError: The trials cannot be run; see `plan_trials`.
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
@@ -130,38 +125,32 @@ def work_of_trials(
     from editbench.editors.base import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
-    from editbench.runner.plan import plan_trials
     from editbench.runner.trial_run import describe
 
     known = Known()
     # Trials share their batches, and what is asked about one costs the same after every editor.
     answered: dict[tuple[int, int, bool], list[StageCost]] = {}
     work = []
-    all_planned = plan_trials(trials)
-    for planned in all_planned:
-        trial = planned.trial
+    for trial in run.prepared:
         if resumed is not None and has_succeeded(resumed, trial.hash):
             continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
-        if planned.failure is not None:
-            stages.append(StageCost.unknown(trial.editor.name, describe(planned.failure)))
-        for batch in planned.batches:
-            requests = [case.request for case in batch.cases]
-            stages += _ask(
-                trial.editor.name,
-                partial(trial.editor.estimate, trial.model, requests, resources, known),
-            )
+        if trial.failure is not None:
+            stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
+        for batch in trial.batches:
+            editing = partial(trial.editor.estimate, trial.model, batch.requests, resources, known)
+            stages += _ask(trial.editor.name, editing)
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
-                if trial.editor.name != "unedited" or known.add("answers", key):
+                if not trial.is_unedited or known.add("answers", key):
                     place = (id(trial.model), id(batch), seed is None)
                     if place not in answered:
-                        estimate = partial(estimate_answers, trial.model, questions)
-                        answered[place] = _ask("answers", estimate)
+                        asking = partial(estimate_answers, trial.model, questions)
+                        answered[place] = _ask("answers", asking)
                     stages += answered[place]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work

@@ -6,34 +6,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
-    run_trials,
+    run_prepared,
     show_result,
     showing_progress,
 )
-from editbench.cli.options import (
-    CONFLICT_POLICIES,
-    EditorInputs,
-    ModelLoading,
-    editor_input_options,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
+from editbench.cli.lookup import (
+    default_metrics,
+    note_files,
+    read_cases,
+    remark_on_corpus,
 )
-from editbench.cli.planning import default_metrics, note_files, read_cases
+from editbench.cli.options import ModelLoading
+from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting, read_settings
 from editbench.errors import ConfigError, EditError, UnknownNameError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
+from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
-    from editbench.editors.base import Editor
+    from editbench.editors.base import Editor, Inputs
     from editbench.experiments import Experiment
     from editbench.metrics.base import AnyMetric
     from editbench.models.editable import EditableModel
@@ -65,13 +62,7 @@ Examples:
 
 @click.command(epilog=_NAMES)
 @click.argument("name", metavar="NAME")
-@click.option(
-    "--model",
-    default=_EMBEDDED_MODEL,
-    show_default=True,
-    metavar="NAME",
-    help="Short name, hub name or folder.",
-)
+@options.model(default=_EMBEDDED_MODEL, show_default=True)
 @click.option(
     "--dataset",
     metavar="NAME[=PATH]",
@@ -83,40 +74,25 @@ Examples:
     metavar="N",
     help="The largest number of facts at once. [default: the paper's, or what the data allow]",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random choice."
-)
-@click.option(
-    "--set",
-    "set_options",
-    multiple=True,
-    metavar="EDITOR.FIELD=VALUE",
-    help="One hyperparameter, where the experiment does not vary it; wins over --config.",
-)
-@click.option(
-    "--config",
+@options.seed()
+@options.set_(help="One hyperparameter, where the experiment does not vary it; wins over --config.")
+@options.config(
     "config_files",
     multiple=True,
     metavar="EDITOR=FILE",
     help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
-@click.option(
-    "--on-conflict",
-    type=click.Choice(CONFLICT_POLICIES),
-    default="keep-first",
-    show_default=True,
-    help="What to do with facts that contradict each other.",
-)
-@skip_invalid_option
-@click.option("--out", type=out_path, required=True, metavar="DIR", help="The run folder.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
-@editor_input_options
-@loading_options
-@executor_options
-@quiet_option
-@click.pass_context
+@options.on_conflict(default="keep-first")
+@options.skip_invalid()
+@options.out(required=True, metavar="DIR", help="The run folder.")
+@options.resume()
+@options.inputs()
+@options.loading()
+@executor_options()
+@options.quiet()
+@click.pass_obj
 def reproduce(
-    context: click.Context,
+    plugins: PluginManager,
     name: str,
     model: str,
     dataset: str | None,
@@ -128,7 +104,8 @@ def reproduce(
     skip_invalid: bool,
     out: Path,
     resume: bool,
-    inputs: EditorInputs,
+    inputs: "Inputs",
+    cache: Path | None,
     loading: ModelLoading,
     executor: "Executor | None",
     quiet: bool,
@@ -141,45 +118,44 @@ def reproduce(
     into DIR/figures.
     """
     from editbench.experiments import EXPERIMENTS, Setup
+    from editbench.runner import prepare_run
 
-    plugins = context.find_object(PluginManager)
-    assert plugins is not None
     if name not in EXPERIMENTS:
         raise UnknownNameError("experiment", name, EXPERIMENTS)
     experiment = EXPERIMENTS[name]
     folder = choose_folder(out, resume=resume)
     editor_types = {editor: plugins.get_editor(editor) for editor in experiment.editors}
-    settings = _read_settings(experiment, editor_types, config_files, set_options)
-    source = _open_source(experiment, model, dataset, plugins, inputs.cache)
+    overrides = _read_overrides(experiment, editor_types, config_files, set_options)
+    source = _open_source(experiment, model, dataset, plugins, cache)
     source.skip_invalid = skip_invalid
     with showing_progress(folder, quiet=quiet) as display:
         read_cases(source, display)
-        note_files(settings.values(), display)
+        note_files(overrides.values(), display)
         editable = loading.load(model, plugins)
-        if remark := inputs.remark_on_corpus(editable):
-            display.say(remark)
+        configured = _configure(editable, editor_types, overrides, display)
+        remark_on_corpus(configured.values(), inputs, editable, display)
         setup = Setup(
             model=editable,
             dataset=source,
-            configured=_configure(editor_types, settings, editable, display),
+            configured=configured,
             metrics=_find_metrics(experiment, source, plugins),
             max_edits=max_edits,
             seed=seed,
             on_conflict=on_conflict,
-            inputs=inputs.for_runner(editable),
+            inputs=complete_inputs(inputs, editable),
         )
-        summary = run_trials(
-            experiment.trials(setup),
+        summary = run_prepared(
+            prepare_run(experiment.trials(setup)),
             folder,
             plugins,
             display,
             resume=resume,
-            cache=inputs.cache,
+            cache=cache,
             executor=executor,
             provenance={"experiment": experiment.name, "paper": experiment.paper},
         )
     _draw(folder)
-    show_result(context, summary)
+    show_result(summary)
 
 
 def _open_source(
@@ -198,33 +174,33 @@ def _open_source(
     return open_dataset(_EMBEDDED_MODEL, plugins, cache)
 
 
-def _read_settings(
+def _read_overrides(
     experiment: "Experiment",
     editor_types: "Mapping[str, type[Editor]]",
     config_files: Sequence[str],
     set_options: Sequence[str],
-) -> dict[str, Setting]:
-    settings = read_settings(editor_types, config_files, set_options)
-    for name, alternatives in settings.items():
+) -> dict[str, Overrides]:
+    overrides = read_overrides(editor_types, config_files, set_options)
+    for name, alternatives in overrides.items():
         if len(alternatives) > 1:
             raise ConfigError(
                 f"{experiment.name}: editor '{name}' is given {len(alternatives)} settings; "
                 "expected one, since the experiment itself says what varies. For a grid of your "
                 "own, use 'editbench run'."
             )
-    return {name: alternatives[0] for name, alternatives in settings.items()}
+    return {name: alternatives[0] for name, alternatives in overrides.items()}
 
 
 def _configure(
-    editor_types: "Mapping[str, type[Editor]]",
-    settings: Mapping[str, Setting],
     model: "EditableModel",
+    editor_types: "Mapping[str, type[Editor]]",
+    overrides: Mapping[str, Overrides],
     display: ProgressDisplay,
 ) -> "dict[str, Editor]":
     """The editors that can be used on the model; says which cannot, and why."""
     configured = {}
     for name, editor in editor_types.items():
-        config, origin = settings[name].configure(editor, model)
+        config, origin = overrides[name].configure(editor, model)
         try:
             editor(config).check_usable(model)
         except EditError as error:

@@ -7,40 +7,33 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from editbench.cli import options
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
-    run_trials,
+    run_prepared,
     show_result,
     showing_progress,
 )
 from editbench.cli.layers import LayerChoice, facts_of_dataset, layers_option
-from editbench.cli.options import (
-    CONFLICT_POLICIES,
-    EditorInputs,
-    ModelLoading,
-    editor_input_options,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
-)
-from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
-from editbench.cli.planning import (
+from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
-    check_second_moments,
     choose_sizes,
     configure_editors,
     default_metrics,
     find_metrics,
     note_files,
+    remark_on_corpus,
 )
-from editbench.cli.settings import read_settings
+from editbench.cli.options import ModelLoading
+from editbench.cli.overrides import read_overrides
+from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
+from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
+    from editbench.editors.base import Inputs
     from editbench.runner import Executor
 
 _EXAMPLES = """\b
@@ -63,15 +56,7 @@ Examples:
     metavar="NAME",
     help="How to edit. The unedited model is always measured too.",
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=["atlas"],
-    show_default=True,
-    metavar="NAME",
-    help="Short name, hub name or folder.",
-)
+@options.model("models", multiple=True, default=["atlas"], show_default=True)
 @click.option(
     "--dataset",
     "datasets",
@@ -104,16 +89,7 @@ Examples:
     metavar="NAME[+NAME]",
     help="Only facts of this relation; of several joined by + in equal shares. [default: all]",
 )
-@click.option(
-    "--seed",
-    "seeds",
-    multiple=True,
-    type=int,
-    default=[0],
-    show_default=True,
-    metavar="N",
-    help="Of every random choice.",
-)
+@options.seed("seeds", multiple=True, default=[0])
 @click.option(
     "--sample",
     type=click.Choice(["first", "shuffled"]),
@@ -121,45 +97,32 @@ Examples:
     show_default=True,
     help="Take the dataset's first facts, or draw them with the seed.",
 )
-@click.option(
-    "--set",
-    "set_options",
-    multiple=True,
-    metavar="EDITOR.FIELD=VALUE",
-    help="One hyperparameter; wins over --config.",
-)
-@click.option(
-    "--config",
+@options.set_(help="One hyperparameter; wins over --config.")
+@options.config(
     "config_files",
     multiple=True,
     metavar="[EDITOR=]FILE",
     help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
-@layers_option
+@layers_option()
 @click.option(
     "--metrics",
     multiple=True,
     metavar="NAME[,NAME]",
     help="What to measure; by default what is meant for the dataset.",
 )
-@click.option(
-    "--on-conflict",
-    type=click.Choice(CONFLICT_POLICIES),
-    default="error",
-    show_default=True,
-    help="What to do with facts that contradict each other.",
-)
-@skip_invalid_option
-@click.option("--out", type=out_path, metavar="DIR", help="The run folder. [default: runs/<time>]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, skipping what is done.")
-@plan_option
-@editor_input_options
-@loading_options
-@executor_options
-@quiet_option
-@click.pass_context
+@options.on_conflict()
+@options.skip_invalid()
+@options.out(metavar="DIR", help="The run folder. [default: runs/<time>]")
+@options.resume()
+@plan_option()
+@options.inputs()
+@options.loading()
+@executor_options()
+@options.quiet()
+@click.pass_obj
 def run(
-    context: click.Context,
+    plugins: PluginManager,
     editors: tuple[str, ...],
     models: tuple[str, ...],
     datasets: tuple[str, ...],
@@ -177,7 +140,8 @@ def run(
     out: Path | None,
     resume: bool,
     only_plan: bool,
-    inputs: EditorInputs,
+    inputs: "Inputs",
+    cache: Path | None,
     loading: ModelLoading,
     executor: "Executor | None",
     quiet: bool,
@@ -193,46 +157,39 @@ def run(
 
     Results are kept in a folder, trial by trial; 'editbench report' shows them again.
     """
-    plugins = context.find_object(PluginManager)
-    assert plugins is not None
     editor_types = {name: plugins.get_editor(name) for name in editors}
-    settings = read_settings(editor_types, config_files, set_options)
-    layers.check(editor_types, settings)
-    known_facts = facts_of_dataset(datasets[0], plugins, inputs.cache, skip_invalid=skip_invalid)
+    overrides = read_overrides(editor_types, config_files, set_options)
+    layers.check(editor_types, overrides)
+    known_facts = facts_of_dataset(datasets[0], plugins, cache, skip_invalid=skip_invalid)
     chosen_metrics = find_metrics(metrics, plugins)
     if only_plan:
         refuse_tracing(layers)
     folder = choose_folder(out if resume or not only_plan else None, resume=resume)
     sources = [
-        open_dataset(option, plugins, inputs.cache, skip_invalid=skip_invalid)
+        open_dataset(option, plugins, cache, skip_invalid=skip_invalid)
         for option in dict.fromkeys(datasets)
     ]
     with showing_progress(folder, quiet=quiet) as display:
-        note_files(itertools.chain.from_iterable(settings.values()), display)
+        note_files(itertools.chain.from_iterable(overrides.values()), display)
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }
-        from editbench.runner import grid
+        from editbench.runner import grid, prepare_run
 
         # Which trials are finished can only be told with the weights.
-        is_hollow = only_plan and not resume
-        load = loading.outline if is_hollow else loading.load
+        load = loading.outline if only_plan and not resume else loading.load
         editables = [load(name, plugins) for name in dict.fromkeys(models)]
         configured = {
             id(model): configure_editors(
                 model,
                 editor_types,
-                layers.settle(settings, editor_types, model, known_facts, inputs.cache, display),
+                layers.settle(overrides, editor_types, model, known_facts, cache, display),
                 display,
             )
             for model in editables
         }
         for model in editables:
-            if (remark := inputs.remark_on_corpus(model)) and set(editors) != {"unedited"}:
-                display.say(remark)
-        if inputs.second_moments is not None and not only_plan:
-            for model in editables:
-                check_second_moments(model, configured[id(model)], inputs.second_moments)
+            remark_on_corpus(configured[id(model)], inputs, model, display)
         trials = [
             trial
             for source in sources
@@ -247,22 +204,17 @@ def run(
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 on_conflict=on_conflict,
-                inputs=lambda model, dataset: inputs.for_runner(model, with_corpus=not is_hollow),
+                inputs=lambda model, _: complete_inputs(inputs, model),
             )
         ]
+        prepared = prepare_run(trials)
         if only_plan:
-            work = work_of_trials(trials, inputs.cache, resumed=folder if resume else None)
+            work = work_of_trials(prepared, cache, resumed=folder if resume else None)
         else:
-            summary = run_trials(
-                trials,
-                folder,
-                plugins,
-                display,
-                resume=resume,
-                cache=inputs.cache,
-                executor=executor,
+            summary = run_prepared(
+                prepared, folder, plugins, display, resume=resume, cache=cache, executor=executor
             )
     if only_plan:
         show_plan(work, is_divided=executor is not None)
     else:
-        show_result(context, summary)
+        show_result(summary)

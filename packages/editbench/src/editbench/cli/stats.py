@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import parse_layers
-from editbench.cli.options import (
-    CORPUS_SOURCES,
-    ModelLoading,
-    in_file,
-    loading_options,
-    out_path,
-    quiet_option,
-)
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
@@ -41,9 +35,9 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", metavar="NAME", help="Short name, hub name or folder.")
-@click.option("--corpus", metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
-@click.option("--out", required=True, type=out_path, metavar="FILE", help="The file to write.")
+@options.model()
+@options.corpus()
+@options.out(required=True, metavar="FILE", help="The file to write.")
 @click.option(
     "--layers",
     metavar="LAYERS",
@@ -83,8 +77,8 @@ Examples:
     metavar="FILE",
     help="Collect nothing, but join the files of all shards; give it once for each.",
 )
-@loading_options
-@quiet_option
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def stats(
     plugins: PluginManager,
@@ -182,8 +176,9 @@ def _default_layers(
 ) -> list[int]:
     if everything:
         return list(range(model.architecture.n_layers))
-    config, _ = plugins.get_editor("memit").default_config(model)
-    return list(config.model_dump()["critical_layers"])
+    memit = plugins.get_editor("memit")
+    (layers,) = memit(memit.default_config(model)[0]).needs_second_moments(model).values()
+    return list(layers)
 
 
 def _is_done(out: Path, provenance: Mapping[str, Any]) -> bool:

@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import (
-    ModelLoading,
-    cache_options,
-    in_file,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
-)
-from editbench.cli.planning import read_cases
+from editbench.cli.lookup import read_cases
+from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError, DataError, TraceError
@@ -43,13 +36,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option(
-    "--model",
-    default="atlas",
-    show_default=True,
-    metavar="NAME",
-    help="Short name, hub name or folder.",
-)
+@options.model(default="atlas", show_default=True)
 @click.option(
     "--facts",
     "facts_file",
@@ -62,7 +49,7 @@ Examples:
     metavar="NAME[=PATH]",
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
-@skip_invalid_option
+@options.skip_invalid()
 @click.option(
     "--n-facts",
     type=click.IntRange(min=1),
@@ -92,7 +79,7 @@ Examples:
     help="How many layers of MLP or attention outputs are restored together. [default: 10, and "
     "fewer in models of fewer than 28 layers]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@options.seed(help="Of the noise.")
 @click.option(
     "--preset",
     type=click.Choice(["reference"]),
@@ -115,15 +102,11 @@ Examples:
     show_default=True,
     help="Tables to read; CSV; or a JSON object.",
 )
-@click.option(
-    "--out", type=out_path, metavar="DIR", help="The trace folder. [default: traces/<time>]"
-)
-@click.option(
-    "--resume", is_flag=True, help="Go on with the trace in --out, skipping what is done."
-)
-@cache_options
-@loading_options
-@quiet_option
+@options.out(metavar="DIR", help="The trace folder. [default: traces/<time>]")
+@options.resume(help="Go on with the trace in --out, skipping what is done.")
+@options.cache()
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def trace(
     plugins: PluginManager,
@@ -157,7 +140,7 @@ def trace(
     """
     from editbench.tracing.folder import refuse_folder, refuse_other_trace
     from editbench.tracing.settings import parse_noise
-    from editbench.tracing.study import TraceOptions, plan_trace, trace_into
+    from editbench.tracing.study import TraceOptions, prepare_trace, trace_into
 
     parse_noise(noise)
     if facts_file is not None and dataset is not None:
@@ -176,7 +159,7 @@ def trace(
             opened = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
             facts = _facts_of(opened, source, display)
         editable = loading.load(model, plugins)
-        manifest, known = plan_trace(
+        manifest, known = prepare_trace(
             editable,
             facts,
             TraceOptions(noise, n_samples, window, seed, as_reference=preset == "reference"),

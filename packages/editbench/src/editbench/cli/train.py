@@ -7,25 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import (
-    ModelLoading,
-    in_file,
-    loading_options,
-    out_path,
-    quiet_option,
-    skip_invalid_option,
-)
-from editbench.cli.planning import read_cases
+from editbench.cli.lookup import read_cases
+from editbench.cli.options import ModelLoading, in_file
+from editbench.cli.overrides import Overrides, read_config_file
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting, read_config_file
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
-    from editbench.editors.mend.training import Trained
+    from editbench.editors.mend.training import TrainedHypernetwork
     from editbench.editors.mend.training_config import MendTraining
 
 _EXAMPLES = """\b
@@ -42,7 +36,7 @@ def train() -> None:
 
 
 @train.command(epilog=_EXAMPLES)
-@click.option("--model", required=True, metavar="NAME", help="Short name, hub name or folder.")
+@options.model(required=True)
 @click.option(
     "--dataset",
     required=True,
@@ -56,15 +50,13 @@ def train() -> None:
     help="Cases that decide when to stop. By default a tenth of the dataset's subjects is held "
     "out for that.",
 )
-@click.option(
-    "--out",
-    type=out_path,
+@options.out(
     metavar="FILE",
     help="The hypernetwork to write (.safetensors). By default it goes into the cache, where the "
     "editor finds it.",
 )
-@skip_invalid_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@options.skip_invalid()
+@options.seed()
 @click.option(
     "--max-steps", type=click.IntRange(min=1), help="Steps at most; the same as --set max_steps=N."
 )
@@ -73,25 +65,15 @@ def train() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Minutes at most, over all sessions of a training that is resumed.",
 )
-@click.option(
-    "--resume", is_flag=True, help="Go on with a training that was interrupted, if there is one."
-)
-@click.option(
-    "--config",
+@options.resume(help="Go on with a training that was interrupted, if there is one.")
+@options.config(
     "config_file",
     type=in_file,
-    metavar="FILE",
     help="The training's settings: a flat YAML or JSON file.",
 )
-@click.option(
-    "--set",
-    "set_options",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="One setting; wins over --config. Repeatable.",
-)
-@loading_options
-@quiet_option
+@options.set_(metavar="FIELD=VALUE", help="One setting; wins over --config. Repeatable.")
+@options.loading()
+@options.quiet()
 @click.pass_obj
 def mend(
     plugins: PluginManager,
@@ -119,7 +101,7 @@ def mend(
         check_output_file(out)
     if max_steps is not None:
         set_options = (*set_options, f"max_steps={max_steps}")
-    setting = _read_setting(config_file, set_options)
+    overrides = _read_overrides(config_file, set_options)
     open_data = functools.partial(
         open_dataset, plugins=plugins, cache=None, skip_invalid=skip_invalid
     )
@@ -143,7 +125,7 @@ def mend(
         cases = read_cases(train_data, display)
         editable = loading.load(model, plugins)
         config, origin = configure_training(editable)
-        config = _apply(setting, config)
+        config = _apply(overrides, config)
         path = out or trained_path(editable)
         partial = path.with_name(f"{path.name}.partial")
         if partial.exists() and not resume:
@@ -175,7 +157,7 @@ def mend(
         click.echo(f"To edit with it: --editor mend --set mend.weights={out}")
 
 
-def _read_setting(config_file: Path | None, set_options: Sequence[str]) -> Setting:
+def _read_overrides(config_file: Path | None, set_options: Sequence[str]) -> Overrides:
     import yaml
 
     values: dict[str, Any] = {}
@@ -188,14 +170,14 @@ def _read_setting(config_file: Path | None, set_options: Sequence[str]) -> Setti
         except yaml.YAMLError as error:
             raise ConfigError(f"--set: the value is not YAML, got {option!r}.") from error
     if config_file is None:
-        return Setting(set_values=values)
-    return Setting(str(config_file), read_config_file(config_file), values)
+        return Overrides(set_values=values)
+    return Overrides(str(config_file), read_config_file(config_file), values)
 
 
-def _apply(setting: Setting, config: "MendTraining") -> "MendTraining":
-    if setting.file_values:
-        config = config.updated(setting.file_values, setting.source)
-    return config.updated(setting.set_values, "--set") if setting.set_values else config
+def _apply(overrides: Overrides, config: "MendTraining") -> "MendTraining":
+    if overrides.file_values:
+        config = config.updated(overrides.file_values, overrides.source)
+    return config.updated(overrides.set_values, "--set") if overrides.set_values else config
 
 
 def _describe_interruption(path: Path | None) -> str:
@@ -205,7 +187,7 @@ def _describe_interruption(path: Path | None) -> str:
     return "Interrupted: nothing had been kept yet."
 
 
-def _summarize(trained: "Trained") -> str:
+def _summarize(trained: "TrainedHypernetwork") -> str:
     record = trained.record
     step, loss, edit, locality, recall = min(record.validation_losses, key=lambda each: each[1])
     return (

@@ -3,7 +3,8 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -13,10 +14,12 @@ from editbench.costs.stage import Known, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
+from editbench.editors.second_moments.npz_files import hash_moments
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
+from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest
 
@@ -76,9 +79,20 @@ class EditorConfig(BaseModel):
         return cls.parse({**cls.presets[name], **values}, f"preset '{name}'")
 
     @classmethod
+    def writing_to(cls, layers: Sequence[int]) -> Mapping[str, Any]:
+        """The fields that make an editor write to critical layers; none if it has no such layers.
+
+        Args:
+            layers: The layers, ascending. An editor that writes to one takes the last of them.
+        """
+        return {"critical_layers": list(layers)} if "critical_layers" in cls.model_fields else {}
+
+    @classmethod
     def unknown_field(cls, name: str) -> UnknownNameError:
         """An error about a field that is not there; it knows the names of the authors' code."""
         elsewhere = {"fact_token": "the token is always the subject's last one", **UNUSED}
+        if "critical_layers" in cls.model_fields:
+            elsewhere["layer"] = "critical_layers"
         for field, info in cls.model_fields.items():
             if found := _REFERENCE_NAME.search(info.description or ""):
                 elsewhere[found[1]] = field
@@ -104,25 +118,58 @@ def report_nothing(stage: str, done: int, total: int, note: str = "") -> None:
     """A `Progress` that stays silent."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a user may hand to an editor besides model and requests.
+
+    Attributes:
+        second_moments: A file of second moments, or a folder of memit's, to use instead of
+            collecting them.
+        context_prefixes: Groups of prefixes to use instead of sampling them.
+        corpus: Ordinary text, to collect second moments from where no file is given.
+    """
+
+    second_moments: Path | None = None
+    context_prefixes: ContextPrefixes | None = None
+    corpus: Corpus | None = None
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the inputs hold, whatever their files are called: part of a trial's address.
+
+        Raises:
+            SecondMomentError: The file of second moments cannot be read.
+        """
+        content: dict[str, Any] = {}
+        if self.second_moments is not None:
+            content["second_moments"] = hash_moments(self.second_moments)
+        if self.context_prefixes is not None:
+            content["context_prefixes"] = [list(group) for group in self.context_prefixes.groups]
+        if self.corpus is not None:
+            content["corpus"] = {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint}
+        return content
+
+    def resources(
+        self, seed: int, cache: Path | None = None, report_progress: Progress = report_nothing
+    ) -> "Resources":
+        """All that an editor may use: the inputs, and what surrounds them."""
+        given = {field.name: getattr(self, field.name) for field in fields(Inputs)}
+        return Resources(seed, cache, report_progress, **given)
+
+
 @dataclass(frozen=True)
-class Resources:
+class Resources(Inputs):
     """What surrounds an edit: all that an editor may use besides the model and the requests.
 
     Attributes:
         seed: Source of every random choice.
         cache: Folder for results worth keeping between runs; None keeps nothing.
         report_progress: Called as long work advances.
-        second_moments: A file of second moments to use instead of collecting them.
-        context_prefixes: Prefixes to use instead of sampling them.
-        corpus: Ordinary text, to collect second moments from where no file is given.
     """
 
     seed: int
     cache: Path | None = None
     report_progress: Progress = report_nothing
-    second_moments: Path | None = None
-    context_prefixes: ContextPrefixes | None = None
-    corpus: Corpus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,21 +231,6 @@ class Editor(ABC):
             source = origin = "the editor's general defaults"
         return cls.config_type.parse(values, source), origin
 
-    @classmethod
-    def config_for_check(
-        cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
-    ) -> EditorConfig:
-        """The hyperparameters that ``editbench check`` runs the editor with: the default ones.
-
-        An editor that has to be trained before it can edit trains itself here, briefly.
-
-        Args:
-            model: The tiny model of the check.
-            cases: Cases to train on, probes included; others than those that are edited.
-            folder: An empty folder for what the training leaves behind; removed after the check.
-        """
-        return cls.default_config(model)[0]
-
     def check_usable(self, model: EditableModel) -> None:  # noqa: B027  # most need nothing
         """Refuse a model that the editor cannot edit, before any work is done on it.
 
@@ -208,6 +240,14 @@ class Editor(ABC):
         Raises:
             EditError: What is missing, and how to get it.
         """
+
+    def needs_second_moments(self, model: EditableModel) -> Mapping[ProjectionKind, Sequence[int]]:
+        """Whose keys' second moments `edit` takes: layers, by projection.
+
+        A user's file is checked for them before any work is done, and where there is none the user
+        hears from which text they are collected. Override it where an editor takes any.
+        """
+        return {}
 
     def estimate(
         self,
@@ -310,3 +350,23 @@ class Editor(ABC):
                 }
                 total = join_edits(total, found, cards[0].model_copy(update=changes))
             yield total
+
+
+class TrainedEditor(Editor):
+    """An editor that has to be trained on a model before it can edit it."""
+
+    @classmethod
+    @abstractmethod
+    def train_briefly(
+        cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
+    ) -> EditorConfig:
+        """Train for a few steps, so that ``editbench check`` has something to edit with.
+
+        Args:
+            model: The tiny model of the check.
+            cases: Cases to train on, probes included; others than those that are edited.
+            folder: An empty folder for what the training leaves behind; removed after the check.
+
+        Returns:
+            A configuration that names what was learned.
+        """

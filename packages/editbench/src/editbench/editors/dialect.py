@@ -205,12 +205,12 @@ def read_fact_token(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]
     return {}
 
 
-def read_single_layer(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A list of one layer."""
+def read_single_layer(value: Any) -> Any:
+    """A layer, or a list of one."""
     layers = value if isinstance(value, list) else [value]
     if len(layers) != 1:
         raise ValueError("must be one layer, since this editor writes to one")
-    return {"layer": layers[0]}
+    return layers[0]
 
 
 def read_prefix_lengths(value: Any) -> tuple[list[int], int]:

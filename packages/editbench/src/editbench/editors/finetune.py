@@ -106,7 +106,7 @@ DIALECT = Dialect(
     editor="ft-w",
     methods=("ft", "ft-l", "ft-m", "ft-w"),
     names={
-        "layers": read_single_layer,
+        "layers": lambda value, _: {"layer": read_single_layer(value)},
         "num_steps": "n_epochs",
         "lr": "learning_rate",
         "weight_decay": _read_weight_decay,

@@ -1,18 +1,17 @@
 """ROME: one fact at a time, written into one MLP exactly (Meng, Bau, Andonian, Belinkov, 2022)."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
-from torch import Tensor
+from pydantic import Field
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import EditorConfig, Progress, Resources, Share
+from editbench.editors.base import EditorConfig, Resources
+from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.editor import ClosedForm
-from editbench.editors.closed_form.goals import Measured, Solved
+from editbench.editors.closed_form.goals import Solved
 from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
@@ -26,35 +25,27 @@ from editbench.editors.dialect import (
     read_single_layer,
     refuse_input_projection,
 )
-from editbench.editors.keys.reading import ProjectionReading, read_projections
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.references import cite
 from editbench.editors.second_moments.obtaining import (
     estimate_second_moments,
-    prepare_second_moments,
 )
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
-from editbench.editors.targets.cache import TargetCache
-from editbench.editors.targets.optimizer import (
-    FinishedTarget,
-    TargetOptimizer,
-    refuse_overflowed,
-)
-from editbench.editors.targets.settings import TargetSettings
-from editbench.editors.targets.tasks import TargetTask, make_tasks
+from editbench.editors.targets.tasks import make_tasks
 from editbench.edits.files import Update
 from editbench.models.editable import EditableModel
-from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 from memit_core import UpdateFactors
-
-STAGE = "edits"
 
 
 def _read_prefixes(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
     lengths, number = read_prefix_lengths(value)
     return {"n_context_prefixes": number, "context_prefix_lengths": lengths}
+
+
+def _read_layer(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"critical_layers": [read_single_layer(value)]}
 
 
 def _read_module(value: Any, _values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -67,7 +58,8 @@ DIALECT = Dialect(
     methods=("rome",),
     names={
         **TARGET_NAMES,
-        "layers": read_single_layer,
+        "layers": _read_layer,
+        "layer": _read_layer,
         "context_template_length_params": _read_prefixes,
         "rewrite_module_tmp": _read_module,
         "fact_token": read_fact_token,
@@ -76,13 +68,15 @@ DIALECT = Dialect(
 )
 
 
-class RomeConfig(TargetSettings):
+class RomeConfig(LayerConfig):
     """Every number of ROME's algorithm; in brackets the reference's names."""
 
     dialect: ClassVar[Dialect | None] = DIALECT
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"reference": {"keys": "reference"}}
 
-    layer: int = Field(ge=0, description="the layer that is written to (layers)")
+    critical_layers: tuple[int, ...] = Field(
+        min_length=1, max_length=1, description="the one layer that is written to (layers)"
+    )
     n_steps: int = Field(
         default=20,
         ge=1,
@@ -103,10 +97,11 @@ class RomeConfig(TargetSettings):
         default=(5, 10),
         description="tokens of the sampled prefixes (context_template_length_params)",
     )
-    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
-        default=100_000,
-        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
-    )
+
+    @classmethod
+    def writing_to(cls, layers: Sequence[int]) -> Mapping[str, Any]:
+        """See `EditorConfig.writing_to`."""
+        return super().writing_to(layers[-1:])
 
 
 def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
@@ -117,7 +112,7 @@ def derive_rome_defaults(n_layers: int, d_key: int) -> dict[str, object]:
     such that the optimizer's 19 steps can just reach the bound of 4‖m‖.
     """
     return {
-        "layer": min(n_layers - 1, round(n_layers / 3)),
+        "critical_layers": (min(n_layers - 1, round(n_layers / 3)),),
         "learning_rate": 0.2,
         "learning_rate_unit": "relative",
         "second_moment_tokens": "auto",
@@ -149,16 +144,12 @@ class Rome(ClosedForm):
     good_for: ClassVar[str] = "single facts, exactly; each costs a solve of its own"
     citation: ClassVar[str] = cite("meng2022rome")
     module = "mlp"
+    finds_targets_apart = False
 
     @classmethod
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
-
-    @property
-    def layers(self) -> Sequence[int]:
-        """The one layer."""
-        return (self.config.layer,)
 
     def dials(self) -> Dials:
         """C alone, and residuals that are met exactly."""
@@ -166,16 +157,19 @@ class Rome(ClosedForm):
 
     def make_targets(
         self, model: EditableModel, prefixes: ContextPrefixes, resources: Resources
-    ) -> "_ValueTargets":
+    ) -> ValueTargets:
         """Targets at the MLP's output."""
-        return _ValueTargets(self.name, model, self.config, prefixes, resources)
+        is_consistent = self.config.keys == "consistent"
+        return ValueTargets(
+            self.name, model, self.config, prefixes, resources, is_consistent=is_consistent
+        )
 
     def finish(self, solved: Solved) -> Update:
         """For ``keys="reference"``, give the update the size that the bare prompt's key wants."""
         update, goal = solved.update, solved.goal
         if self.config.keys == "consistent":
             return update
-        assert isinstance(goal, _ValueGoal)
+        assert isinstance(goal, ValueGoal)
         assert isinstance(update, UpdateFactors)
         # C⁻¹k / (kᵀC⁻¹k) → C⁻¹k / (k₀ᵀC⁻¹k), with k₀ the bare prompt's key.
         bare_key = goal.reading.keys[0].to(update.right)
@@ -205,8 +199,8 @@ class Rome(ClosedForm):
     ) -> Sequence[StageCost]:
         """Estimate what `edit` costs, with an empty cache of targets; see `Editor.estimate`."""
         config = self.config
-        layers = (config.layer,)
-        model.architecture.check_layer(config.layer)
+        layers = self.layers
+        model.architecture.check_layer(layers[-1])
         lengths = config.context_prefix_lengths
         prefixes = expect_prefixes(
             model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
@@ -216,125 +210,7 @@ class Rome(ClosedForm):
         tokens = config.second_moment_tokens
         return [
             *estimate_second_moments(model, layers, tokens, resources, known),
-            estimate_targets(model, tasks, config.layer, config, token_budget=1),  # one by one
+            estimate_targets(model, tasks, layers[-1], config, token_budget=1),  # one by one
             keys,
             estimate_solve(model, len(requests), layers, one_by_one=True),
         ]
-
-    def prepare(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        resources: Resources,
-        share: Share,
-    ) -> None:
-        """Collect a share of the second moments; facts are optimized one after another."""
-        config = self.config
-        model.architecture.check_layer(config.layer)
-        tokens = config.second_moment_tokens
-        prepare_second_moments(model, (config.layer,), tokens, resources, "mlp", share)
-
-
-@dataclass(frozen=True)
-class _ValueGoal:
-    """The value that one fact's key is to have; row 0 of `reading` is the bare prompt's."""
-
-    request: EditRequest
-    outcome: FinishedTarget
-    reading: ProjectionReading
-    is_consistent: bool
-    report: Callable[[], None]
-
-    @property
-    def outcomes(self) -> Sequence[FinishedTarget]:
-        """What came of the one fact's target."""
-        return (self.outcome,)
-
-    refused: ClassVar[Mapping[int, str]] = {}
-
-    def describe(self, layer: int) -> str:
-        """Quote the fact."""
-        return f"'{self.request.text}'"
-
-    def measure(self, layer: int) -> Measured:
-        """The mean key over prefixes, and what its value is to be and is."""
-        keys, values = self.reading.keys.double(), self.reading.values.double()
-        current = values[1:].mean(dim=0) if self.is_consistent else values[0]
-        target = self.outcome.state.to(values)
-        return Measured(keys[1:].mean(dim=0)[None], target[None], current[None])
-
-    def finish(self) -> None:
-        """Report the fact."""
-        self.report()
-
-
-class _ValueTargets:
-    """Finds m + δ of one fact after another, each with the facts before it on the model."""
-
-    def __init__(
-        self,
-        editor: str,
-        model: EditableModel,
-        config: RomeConfig,
-        prefixes: ContextPrefixes,
-        resources: Resources,
-    ) -> None:
-        self._editor = editor
-        self._model = model
-        self._config = config
-        self._prefixes = prefixes.flat
-        self._cache = TargetCache(resources.cache)
-        self._report_progress: Progress = resources.report_progress
-        self._site = OffsetSite.mlp_output(model, config.layer)
-        self._optimizer = TargetOptimizer(model, self._site, config, replay=True)
-
-    @property
-    def replay_failure(self) -> str | None:
-        """Why suffix replay could not be used; None where it was."""
-        return self._optimizer.replay_failure
-
-    def aim(self, requests: Sequence[EditRequest]) -> Generator[_ValueGoal, None, None]:
-        """Find the value of one fact after another."""
-        config, model = self._config, self._model
-        readings = read_projections(model, requests, ("", *self._prefixes), config.layer)
-        written = model.architecture.weight_name(self._site.module)
-        with self._cache.writing_now_and_then() as keep:
-            for index, request in enumerate(requests):
-
-                def report(loss: float, n_done: int = index) -> None:
-                    note = f"loss {loss:.3f}"
-                    self._report_progress(STAGE, n_done, len(requests), note)
-
-                reading = next(readings)
-                # Of the model with all facts before this one.
-                key = self._cache.key(
-                    model,
-                    request,
-                    config.layer,
-                    config,
-                    self._prefixes,
-                    site=self._site.module,
-                    changed=[written] if index else None,
-                )
-                found = self._cache.read([key]).get(0)
-                if found is None:
-                    found = self._optimize(request, reading.values[:1], report)
-                    keep(key, found)
-                yield _ValueGoal(
-                    request,
-                    found,
-                    reading,
-                    config.keys == "consistent",
-                    partial(report, found.loss, index + 1),
-                )
-
-    def _optimize(
-        self, request: EditRequest, initial: Tensor, report: Callable[[float], None]
-    ) -> FinishedTarget:
-        task = TargetTask.of(self._model.tokens, 0, request, self._prefixes)
-        (found,) = self._optimizer.run(
-            [task], lambda step, n_finished, loss: report(loss), initial=initial
-        )
-        # What follows depends on it, so there is no going on without it.
-        refuse_overflowed(self._editor, self._model, [request], [found.is_finite])
-        return found

@@ -83,7 +83,7 @@ WEIGHT_DECAY = Experiment(
     dataset="counterfact",
     editors=("ft-w",),
     metrics=METRICS,
-    plan=_vary_decay,
+    make_trials=_vary_decay,
 )
 LAYERS = Experiment(
     name="layers",
@@ -92,7 +92,7 @@ LAYERS = Experiment(
     dataset="counterfact",
     editors=("memit",),
     metrics=METRICS,
-    plan=_vary_layers,
+    make_trials=_vary_layers,
 )
 ATTENTION = Experiment(
     name="attention",
@@ -101,7 +101,7 @@ ATTENTION = Experiment(
     dataset="counterfact",
     editors=("memit",),
     metrics=METRICS,
-    plan=_vary_module,
+    make_trials=_vary_module,
 )
 LAMBDA = Experiment(
     name="lambda",
@@ -110,5 +110,5 @@ LAMBDA = Experiment(
     dataset="counterfact",
     editors=("memit",),
     metrics=METRICS,
-    plan=_vary_preservation,
+    make_trials=_vary_preservation,
 )

@@ -54,7 +54,7 @@ TABLE1 = Experiment(
     dataset="zsre",
     editors=ALL_EDITORS,
     metrics=("accuracy",),
-    plan=_compare_at_one_size,
+    make_trials=_compare_at_one_size,
 )
 TABLE2 = Experiment(
     name="table2",
@@ -63,7 +63,7 @@ TABLE2 = Experiment(
     dataset="counterfact",
     editors=ALL_EDITORS,
     metrics=COUNTERFACT_METRICS,
-    plan=_compare_at_one_size,
+    make_trials=_compare_at_one_size,
 )
 SCALING = Experiment(
     name="scaling",
@@ -72,5 +72,5 @@ SCALING = Experiment(
     dataset="counterfact",
     editors=ALL_EDITORS,
     metrics=COUNTERFACT_METRICS,
-    plan=_compare_at_all_sizes,
+    make_trials=_compare_at_all_sizes,
 )

@@ -29,5 +29,5 @@ DEMONSTRATIONS = Experiment(
     dataset="facts",
     editors=("memit",),
     metrics=COUNTERFACT_METRICS,
-    plan=_edit_all_facts,
+    make_trials=_edit_all_facts,
 )

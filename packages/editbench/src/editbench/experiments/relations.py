@@ -102,7 +102,7 @@ CATEGORIES = Experiment(
     dataset="counterfact",
     editors=ALL_EDITORS,
     metrics=("success", "accuracy"),
-    plan=_edit_each_relation,
+    make_trials=_edit_each_relation,
 )
 MIXING = Experiment(
     name="mixing",
@@ -111,5 +111,5 @@ MIXING = Experiment(
     dataset="counterfact",
     editors=("memit",),
     metrics=("success", "accuracy"),
-    plan=_mix_relations,
+    make_trials=_mix_relations,
 )

@@ -125,7 +125,7 @@ class Experiment:
         dataset: The dataset that the paper used.
         editors: Names of the editors that take part.
         metrics: Names of the metrics that it asks for.
-        plan: Makes the trials.
+        make_trials: Makes the trials.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Experiment:
     dataset: str
     editors: tuple[str, ...]
     metrics: tuple[str, ...]
-    plan: Callable[["Experiment", Setup], list[Trial]]
+    make_trials: Callable[["Experiment", Setup], list[Trial]]
 
     def trials(self, setup: Setup) -> list[Trial]:
         """The trials on a model and dataset.
@@ -142,4 +142,4 @@ class Experiment:
         Raises:
             EditbenchError: The data do not allow it; the message says what is missing.
         """
-        return self.plan(self, setup)
+        return self.make_trials(self, setup)

@@ -106,7 +106,9 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                 "emmet": MappingProxyType(
                     {**_GPT2_XL, "critical_layers": (17,), "preservation_weight": 10_000.0}
                 ),
-                "rome": MappingProxyType({**_ROME_SHARED, "layer": 17, "loss_layer": 47}),
+                "rome": MappingProxyType(
+                    {**_ROME_SHARED, "critical_layers": (17,), "loss_layer": 47}
+                ),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 1}),
                 "mend": _MEND,
                 "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (45, 46, 47)}),
@@ -126,7 +128,9 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
             {
                 "memit": MappingProxyType(_GPT_J),
                 "alphaedit": MappingProxyType({**_GPT_J, **_ALPHAEDIT}),
-                "rome": MappingProxyType({**_ROME_SHARED, "layer": 5, "loss_layer": 27}),
+                "rome": MappingProxyType(
+                    {**_ROME_SHARED, "critical_layers": (5,), "loss_layer": 27}
+                ),
                 "ft-w": MappingProxyType({**_FINE_TUNE_SHARED, "layer": 21}),
                 "mend": _MEND,
                 "mend-training": MappingProxyType({**_MEND_TRAINING, "blocks": (25, 26, 27)}),
@@ -153,7 +157,9 @@ BUILTIN_SPECS: tuple[ModelSpec, ...] = (
                         "preservation_weight": 20_000.0,
                     }
                 ),
-                "rome": MappingProxyType({**_ROME_SHARED, "layer": 15, "loss_layer": 43}),
+                "rome": MappingProxyType(
+                    {**_ROME_SHARED, "critical_layers": (15,), "loss_layer": 43}
+                ),
             }
         ),
         defaults_source=(

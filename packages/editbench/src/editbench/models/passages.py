@@ -45,7 +45,7 @@ class Branch(Generic[Label]):
 
 
 @dataclass(frozen=True, slots=True)
-class Row(Generic[Label]):
+class TokenRow(Generic[Label]):
     """One input sequence, and what is read off it.
 
     Attributes:
@@ -69,24 +69,24 @@ class Row(Generic[Label]):
         """At how many places, branches included, logits are needed."""
         return len(self.positions) + sum(len(branch.ids) for branch in self.branches)
 
-    def cut_apart(self) -> "list[Row[Label]]":
+    def cut_apart(self) -> "list[TokenRow[Label]]":
         """The same as rows without branches, one for each."""
         first = len(self.ids) - 1
-        rows: list[Row[Label]] = []
+        rows: list[TokenRow[Label]] = []
         for branch in self.branches:
             read = [(label, first, targets) for label, targets in branch.read]
-            rows.append(Row(self.ids + branch.ids, read))
+            rows.append(TokenRow(self.ids + branch.ids, read))
         rows[0].read.extend(self.read)
         return rows
 
 
-def make_rows(passages: Iterable[Passage[Label]]) -> list[Row[Label]]:
+def make_rows(passages: Iterable[Passage[Label]]) -> list[TokenRow[Label]]:
     """Gather what passages have in common."""
     by_context: dict[tuple[int, ...], list[Passage[Label]]] = {}
     for passage in passages:
         by_context.setdefault(tuple(passage.context), []).append(passage)
     plain: list[Passage[Label]] = []
-    rows: list[Row[Label]] = []
+    rows: list[TokenRow[Label]] = []
     for context, some in by_context.items():
         row = _branch_off(context, some)
         if row is None:
@@ -97,8 +97,8 @@ def make_rows(passages: Iterable[Passage[Label]]) -> list[Row[Label]]:
 
 
 def batch_rows(
-    rows: Iterable[Row[Label]], *, token_budget: int, read_budget: int, cache_budget: int
-) -> "Iterator[Batch[Row[Label], RowExtent]]":
+    rows: Iterable[TokenRow[Label]], *, token_budget: int, read_budget: int, cache_budget: int
+) -> "Iterator[Batch[TokenRow[Label], RowExtent]]":
     """Group rows of like length; the longest first, so that a lack of memory shows at once.
 
     Args:
@@ -107,7 +107,7 @@ def batch_rows(
         read_budget: At how many places logits are read.
         cache_budget: At most how many tokens are kept for branches to see.
     """
-    kinds: dict[bool, list[Row[Label]]] = {True: [], False: []}
+    kinds: dict[bool, list[TokenRow[Label]]] = {True: [], False: []}
     for row in rows:
         if row.branches and RowExtent().grown(row).n_tokens > token_budget:
             kinds[False] += row.cut_apart()
@@ -137,7 +137,7 @@ class RowExtent:
     branches: Padded = NO_ROWS
     n_reads: int = 0
 
-    def grown(self, row: Row[Label]) -> "RowExtent":
+    def grown(self, row: TokenRow[Label]) -> "RowExtent":
         """The extent with one row more."""
         branches = self.branches
         for branch in row.branches:
@@ -155,9 +155,11 @@ class RowExtent:
         return self.branches.n_rows * (self.rows.width + self.branches.width)
 
 
-def _branch_off(context: tuple[int, ...], passages: Sequence[Passage[Label]]) -> Row[Label] | None:
+def _branch_off(
+    context: tuple[int, ...], passages: Sequence[Passage[Label]]
+) -> TokenRow[Label] | None:
     """A row with branches, if that saves running a long context more than once."""
-    row: Row[Label] = Row(context)
+    row: TokenRow[Label] = TokenRow(context)
     # From the back, as in `_merge`.
     for passage in sorted(passages, key=lambda passage: tuple(passage.targets), reverse=True):
         ids = tuple(passage.targets[:-1])
@@ -171,20 +173,22 @@ def _branch_off(context: tuple[int, ...], passages: Sequence[Passage[Label]]) ->
     return row if len(row.branches) > 1 and len(context) > longest else None
 
 
-def _merge(passages: Iterable[Passage[Label]], trunks: Iterable[Row[Label]]) -> list[Row[Label]]:
+def _merge(
+    passages: Iterable[Passage[Label]], trunks: Iterable[TokenRow[Label]]
+) -> list[TokenRow[Label]]:
     """Put passages into rows: what begins another row, a trunk too, is read off that one."""
-    asked: list[tuple[tuple[int, ...], Passage[Label] | Row[Label]]] = [
+    asked: list[tuple[tuple[int, ...], Passage[Label] | TokenRow[Label]]] = [
         ((*passage.context, *passage.targets[:-1]), passage) for passage in passages
     ]
     asked += [(trunk.ids, trunk) for trunk in trunks]
-    rows: list[Row[Label]] = []
+    rows: list[TokenRow[Label]] = []
     # In sorted order whatever begins with a sequence follows it; so from the back, a sequence
     # that begins another one begins the one that was taken last.
     for ids, each in sorted(asked, key=lambda entry: entry[0], reverse=True):
-        if isinstance(each, Row):
+        if isinstance(each, TokenRow):
             rows.append(each)
             continue
         if not rows or rows[-1].ids[: len(ids)] != ids:
-            rows.append(Row(ids))
+            rows.append(TokenRow(ids))
         rows[-1].read.append((each.label, len(each.context) - 1, each.targets))
     return rows

@@ -13,7 +13,7 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.passages import Label, Passage, Row, RowExtent, batch_rows, make_rows
+from editbench.models.passages import Label, Passage, RowExtent, TokenRow, batch_rows, make_rows
 from editbench.questions import Score, ScoreAnswer
 
 # A place at which logits are read: which row, which of its branches (-1 is the row itself), and
@@ -82,7 +82,7 @@ def score_passages(
 
 def batch_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
-) -> Iterator[Batch[Row[Label], RowExtent]]:
+) -> Iterator[Batch[TokenRow[Label], RowExtent]]:
     """The forward passes that scoring takes: what is run together, row by row."""
     rows = make_rows(passages)
     if find_continuing(model) != "padded":  # branches behind a row see its keys and values
@@ -96,7 +96,7 @@ def batch_passages(
 
 
 def _score_batch(
-    model: EditableModel, rows: Sequence[Row[Label]]
+    model: EditableModel, rows: Sequence[TokenRow[Label]]
 ) -> Iterator[tuple[Label, ScoreAnswer]]:
     wanted: list[tuple[Label, list[tuple[_Place, int]]]] = []
     for index, row in enumerate(rows):
@@ -117,7 +117,7 @@ def _score_batch(
 
 
 def _run(
-    model: EditableModel, rows: Sequence[Row[Label]], tokens: Sequence[tuple[_Place, int]]
+    model: EditableModel, rows: Sequence[TokenRow[Label]], tokens: Sequence[tuple[_Place, int]]
 ) -> dict[tuple[_Place, int], tuple[float, bool]]:
     """Look up log p of tokens at places, and whether each is the likeliest."""
     has_branches = any(row.branches for row in rows)

@@ -130,7 +130,7 @@ ATLAS = ModelSpec(
             # others 98.3 to 99.5), FT-W 94.9 (70.6 to 91.0).
             "rome": MappingProxyType(
                 {
-                    "layer": 2,
+                    "critical_layers": (2,),
                     "n_steps": 20,
                     "learning_rate": 0.1,
                     "learning_rate_unit": "relative",

@@ -22,8 +22,9 @@ def contract_of_editors() -> Contract:
     return {
         "derive_defaults": _is_a(Mapping, "a mapping of fields to values"),
         "default_config": _check_default_config,
-        "config_for_check": _check_config,
+        "train_briefly": _check_config,
         "check_usable": None,
+        "needs_second_moments": _is_a(Mapping, "a mapping of projections to layers"),
         "estimate": _is_sequence_of(StageCost, "a sequence of StageCost"),
         "prepare": None,
         "edit": _check_edit,
@@ -69,7 +70,7 @@ def check_metric_class(cls: Any) -> str | None:
     """Look at what a metric's class says about itself."""
     from pydantic import ValidationError
 
-    from editbench.runner.plan import describe_metric
+    from editbench.runner.provenance import describe_metric
 
     if not hasattr(cls, "produces"):
         return "it has no 'produces'; expected a tuple of the names of its rows"

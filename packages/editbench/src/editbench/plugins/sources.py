@@ -1,5 +1,6 @@
 """What users call a dataset or a text, and what that means."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,8 @@ from editbench.plugins.manager import PluginManager
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
     from editbench.datasets.corpus import Corpus
-    from editbench.models.spec import ModelSpec
+    from editbench.editors.base import Inputs
+    from editbench.models.editable import EditableModel
 
 
 def default_cache() -> Path:
@@ -49,16 +51,24 @@ def open_corpus(source: str) -> "Corpus":
     return atlas_corpus() if source == "atlas" else text_file_corpus(Path(source).expanduser())
 
 
-def corpus_of(spec: "ModelSpec | None") -> "Corpus":
-    """The text for second moments that a model's settings name, or else Atlas."""
-    return open_corpus(spec.corpus if spec is not None and spec.corpus else "atlas")
+def complete_inputs(inputs: "Inputs", model: "EditableModel") -> "Inputs":
+    """The inputs with the text that second moments of a model are collected from, if any are.
+
+    Where nobody chose one it is what the model's settings name, or else Atlas. On a model without
+    weights nothing is collected.
+    """
+    if inputs.second_moments is not None or model.planned_device is not None:
+        return replace(inputs, corpus=None)
+    spec = model.spec
+    default = spec.corpus if spec is not None and spec.corpus else "atlas"
+    return replace(inputs, corpus=inputs.corpus or open_corpus(default))
 
 
-def describe_default_corpus(name: str, spec: "ModelSpec | None") -> str | None:
+def describe_default_corpus(inputs: "Inputs", model: "EditableModel") -> str | None:
     """What to say where second moments would come from text that nobody chose."""
-    if spec is not None:
+    if inputs.second_moments or inputs.corpus or model.spec:
         return None
     return (
-        f"Second moments of '{name}' are collected from the embedded text 'atlas', since neither "
-        "a file of them nor a corpus is given. For results that count, give ordinary text."
+        f"Second moments of '{model.name}' are collected from the embedded text 'atlas', since "
+        "neither a file of them nor a corpus is given. For results that count, give ordinary text."
     )

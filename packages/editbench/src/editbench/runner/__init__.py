@@ -3,22 +3,25 @@
 Takes objects, not names: looking names up is the business of plugins and the command line.
 """
 
+from editbench.editors.base import Inputs
 from editbench.results.manifest import Sample
 from editbench.runner.executors import Executor, LocalExecutor
-from editbench.runner.plan import has_questions
+from editbench.runner.prepare import PreparedRun, has_questions, prepare_run
 from editbench.runner.run import RunSummary, run_grid
 from editbench.runner.selection import select_batches
-from editbench.runner.trial import Inputs, Trial, grid
+from editbench.runner.trial import Trial, grid
 
 __all__ = [
     "Executor",
     "Inputs",
     "LocalExecutor",
+    "PreparedRun",
     "RunSummary",
     "Sample",
     "Trial",
     "grid",
     "has_questions",
+    "prepare_run",
     "run_grid",
     "select_batches",
 ]

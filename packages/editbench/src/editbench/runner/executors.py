@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from editbench.editors.base import Progress
 from editbench.questions import Answers
-from editbench.runner.trial_run import Conditions, TrialOutcome, Work, failed_trial, run_trial
+from editbench.runner.prepare import PreparedTrial
+from editbench.runner.trial_run import Conditions, TrialOutcome, failed_trial, run_trial
 
 
 class Executor(Protocol):
@@ -20,15 +21,15 @@ class Executor(Protocol):
 
     def run(
         self,
-        works: Sequence[Work],
+        trials: Sequence[PreparedTrial],
         conditions: Conditions,
         on_progress: Progress,
-        on_begun: Callable[[Work], None],
+        on_begun: Callable[[PreparedTrial], None],
     ) -> Generator[TrialOutcome, None, None]:
         """Run trials.
 
         Args:
-            works: The trials.
+            trials: The trials.
             conditions: What they are run with.
             on_progress: Told about the work as it advances.
             on_begun: Called as each trial begins.
@@ -48,38 +49,38 @@ class LocalExecutor:
 
     def run(
         self,
-        works: Sequence[Work],
+        trials: Sequence[PreparedTrial],
         conditions: Conditions,
         on_progress: Progress,
-        on_begun: Callable[[Work], None],
+        on_begun: Callable[[PreparedTrial], None],
     ) -> Generator[TrialOutcome, None, None]:
         """Run trials in order; see `Executor.run`."""
-        sheets: dict[int, Answers] = {}  # what has been asked of unedited models so far
+        asked: dict[int, Answers] = {}  # what has been asked of unedited models so far
         spoiled: dict[str, str] = {}  # fingerprints of models that are of no use, and why
-        for work in works:
-            on_begun(work)
-            model = work.model
+        for trial in trials:
+            on_begun(trial)
+            model = trial.model
             if reason := spoiled.get(model.fingerprint):
-                yield failed_trial(work, reason)
+                yield failed_trial(trial, reason)
                 continue
 
-            def unedited(work: Work = work) -> Answers:
-                for sheet in work.sheets:
-                    if id(sheet) not in sheets:
-                        sheets[id(sheet)] = sheet.ask(
-                            work.model,
+            def unedited(trial: PreparedTrial = trial) -> Answers:
+                for each in trial.questionnaires:
+                    if id(each) not in asked:
+                        asked[id(each)] = each.ask(
+                            trial.model,
                             cache=conditions.cache,
                             token_budget=conditions.token_budget,
                             on_progress=lambda done, total: on_progress("answers", done, total),
                         )
-                return merge_answers([sheets[id(sheet)] for sheet in work.sheets])
+                return merge_answers([asked[id(each)] for each in trial.questionnaires])
 
-            outcome = run_trial(work, conditions, unedited, on_progress)
+            outcome = run_trial(trial, conditions, unedited, on_progress)
             if outcome.spoiled is not None:
                 spoiled[model.fingerprint] = outcome.spoiled
             yield outcome
 
 
-def merge_answers(sheets: Sequence[Answers]) -> Answers:
-    """The answers of several sheets as one mapping."""
-    return {question: answer for sheet in sheets for question, answer in sheet.items()}
+def merge_answers(parts: Sequence[Answers]) -> Answers:
+    """The answers to several questionnaires as one mapping."""
+    return {question: answer for part in parts for question, answer in part.items()}

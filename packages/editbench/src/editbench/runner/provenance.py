@@ -1,5 +1,6 @@
-"""Where numbers come from: software, machine, models, data, and what they took."""
+"""Where numbers come from: software, machine, models, data, metrics, and what they took."""
 
+import math
 import os
 import platform
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from editbench.edits.card import package_versions
+from editbench.metrics.base import AnyMetric
+from editbench.results.manifest import MetricDescription
 from editbench.runner.trial import Trial
 
 _N_LEFT_OUT_LISTED = 100
@@ -47,6 +50,29 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
             for fingerprint, dataset in datasets.items()
         ],
     }
+
+
+def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
+    """What a reader of the rows must know about the metrics of `trials`, each once."""
+    metrics = {metric.name: metric for trial in trials for metric in trial.metrics}
+    return tuple(map(describe_metric, metrics.values()))
+
+
+def describe_metric(metric: AnyMetric | type[AnyMetric]) -> MetricDescription:
+    """What a reader of the rows must know about a metric."""
+    return MetricDescription(
+        name=metric.name,
+        version=metric.version,
+        produces=metric.produces,
+        aggregates=dict(metric.aggregates),
+        mean=metric.mean,
+        bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
+        higher_is_better=metric.higher_is_better,
+    )
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 class PeakMemory:

@@ -1,4 +1,4 @@
-"""Running a grid of trials: planned first, each stored by this process as soon as it is done."""
+"""Running a grid of trials: prepared first, each stored by this process as soon as it is done."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -11,18 +11,10 @@ from editbench.results.manifest import RunManifest
 from editbench.results.row import Row
 from editbench.results.store import RunStore
 from editbench.runner.executors import Executor, LocalExecutor
-from editbench.runner.plan import PlannedTrial, describe_metrics, plan_trials
-from editbench.runner.provenance import gather_provenance
+from editbench.runner.prepare import PreparedRun, PreparedTrial, prepare_run
+from editbench.runner.provenance import describe_metrics, gather_provenance
 from editbench.runner.trial import Trial
-from editbench.runner.trial_run import (
-    Conditions,
-    TrialOutcome,
-    Work,
-    describe,
-    now,
-    unplanned_trial,
-)
-from editbench.runner.unedited import make_sheets
+from editbench.runner.trial_run import Conditions, TrialOutcome, describe, failed_trial, now
 
 TrialFinished = Callable[[Trial, Sequence[Row]], object]
 
@@ -47,7 +39,7 @@ class RunSummary:
 
 
 def run_grid(
-    trials: Sequence[Trial],
+    trials: Sequence[Trial] | PreparedRun,
     folder: Path,
     *,
     resume: bool = False,
@@ -66,7 +58,7 @@ def run_grid(
     run.
 
     Args:
-        trials: What to run, in this order.
+        trials: What to run, in this order; or these trials prepared already.
         folder: The run folder.
         resume: Go on with the run that the folder holds, skipping what is done; trials that
             failed are tried again.
@@ -85,41 +77,41 @@ def run_grid(
 
     Raises:
         EditbenchError: The trials cannot be run, or the folder cannot be used; see
-            `plan_trials` and `RunStore`.
+            `prepare_run` and `RunStore`.
     """
     executor = executor or LocalExecutor()
-    planned = plan_trials(trials)
-    for model in {id(trial.model): trial.model for trial in trials}.values():
+    run = trials if isinstance(trials, PreparedRun) else prepare_run(trials)
+    for model in {id(trial.model): trial.model for trial in run.trials}.values():
         model.check_unedited("run")
     manifest = RunManifest(
         created=now(),
         provenance={
-            **gather_provenance(trials),
+            **gather_provenance(run.trials),
             "executor": dict(executor.describe()),
             **(provenance or {}),
         },
-        metrics=describe_metrics(trials),
-        trials={plan.trial.hash: plan.trial.description for plan in planned},
+        metrics=describe_metrics(run.trials),
+        trials={trial.hash: trial.description for trial in run.trials},
     )
     with RunStore.open(folder, manifest, resume=resume) as store:
-        run = _Run(store, planned, on_progress, on_trial_finished)
+        course = _Course(store, run, on_progress, on_trial_finished)
         outcomes = executor.run(
-            run.take_up(), Conditions(cache, token_budget), on_progress, run.announce
+            course.take_up(), Conditions(cache, token_budget), on_progress, course.announce
         )
         with closing(outcomes):
             for outcome in outcomes:
-                run.keep(outcome)
-                run.report()
-    distinct_warnings = tuple(dict.fromkeys(run.warnings))
-    return RunSummary(folder, run.n_run, run.n_skipped, tuple(run.failures), distinct_warnings)
+                course.keep(outcome)
+                course.report()
+    warnings = tuple(dict.fromkeys(course.warnings))
+    return RunSummary(folder, course.n_run, course.n_skipped, tuple(course.failures), warnings)
 
 
 @dataclass
-class _Run:
-    """The state of a run: what it was given, and how it has gone so far."""
+class _Course:
+    """The course of a run: what it was given, and how it has gone so far."""
 
     store: RunStore
-    planned: Sequence[PlannedTrial]
+    run: PreparedRun
     on_progress: Progress
     on_trial_finished: TrialFinished | None
     n_run: int = 0
@@ -129,25 +121,26 @@ class _Run:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._place = {plan.trial.hash: place for place, plan in enumerate(self.planned)}
-        self._n_cases = sum(plan.n_cases for plan in self.planned)
+        self._place = {trial.hash: place for place, trial in enumerate(self.run.prepared)}
+        self._n_cases = sum(trial.n_cases for trial in self.run.prepared)
 
-    def take_up(self) -> list[Work]:
-        """What is left to do; what is done is skipped, what could not be planned has failed."""
-        works = []
-        for plan, sheets in zip(self.planned, make_sheets(self.planned), strict=True):
-            if self.store.is_finished(plan.trial.hash):
+    def take_up(self) -> list[PreparedTrial]:
+        """What is left to do; what is done is skipped, what could not be prepared has failed."""
+        left = []
+        for trial in self.run.prepared:
+            if self.store.is_finished(trial.hash):
                 self.n_skipped += 1
-                self.n_cases_done += plan.n_cases
-            elif plan.failure is not None:
-                self.keep(unplanned_trial(plan, plan.failure))
+                self.n_cases_done += trial.n_cases
+            elif trial.failure is not None:
+                self.keep(failed_trial(trial, trial.failure))
             else:
-                works.append(Work.of(plan, sheets))
-        return works
+                left.append(trial)
+        return left
 
-    def announce(self, work: Work) -> None:
+    def announce(self, trial: PreparedTrial) -> None:
         """Say that a trial begins."""
-        self.report(f"trial {self._place[work.trial] + 1} of {len(self.planned)}: {work.label}")
+        place = self._place[trial.hash] + 1
+        self.report(f"trial {place} of {len(self.run.trials)}: {trial.label}")
 
     def report(self, note: str = "") -> None:
         """Say how far the run has come."""
@@ -156,19 +149,20 @@ class _Run:
     def keep(self, outcome: TrialOutcome) -> None:
         """Store a trial, and tell whoever listens."""
         record = outcome.record
-        plan = self.planned[self._place[record.trial]]
+        place = self._place[record.trial]
+        trial = self.run.trials[place]
         rows = self._rows(outcome)
         self.store.write(record, rows, outcome.transcripts)
         self.n_run += 1
-        self.n_cases_done += plan.n_cases
+        self.n_cases_done += self.run.prepared[place].n_cases
         self.warnings += record.warnings
         if record.status == "error":
-            self.failures.append((plan.trial, record.message or ""))
+            self.failures.append((trial, record.message or ""))
         if self.on_trial_finished is not None:
             try:
-                self.on_trial_finished(plan.trial, rows)
+                self.on_trial_finished(trial, rows)
             except Exception as error:  # a listener is not worth a run
-                self.warnings.append(f"after {plan.trial.label}: {describe(error)}")
+                self.warnings.append(f"after {trial.label}: {describe(error)}")
 
     def _rows(self, outcome: TrialOutcome) -> list[Row]:
         record = outcome.record

@@ -1,67 +1,19 @@
 """What is run: one editor on one model with one batch of cases, and grids of such trials."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 from editbench.datasets.base import Dataset
-from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Editor, EditorConfig, Progress, Resources
-from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.second_moments.npz_files import list_npz
+from editbench.editors.base import Editor, EditorConfig, Inputs
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
-from editbench.errors import SecondMomentError
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.requests import ConflictPolicy
+from editbench.questions import Question
+from editbench.requests import ConflictPolicy, EditCase, EditRequest
 from editbench.results.manifest import Sample, TrialDescription
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an editor is given besides model and requests, where the user supplies it.
-
-    Attributes:
-        second_moments: A file of second moments, or a folder of memit's.
-        context_prefixes: Groups of context prefixes.
-        corpus: Ordinary text to collect second moments from.
-    """
-
-    second_moments: Path | None = None
-    context_prefixes: ContextPrefixes | None = None
-    corpus: Corpus | None = None
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        """What the inputs hold, whatever their files are called: part of a trial's address.
-
-        Raises:
-            SecondMomentError: The file of second moments cannot be read.
-        """
-        content: dict[str, Any] = {}
-        if self.second_moments is not None:
-            content["second_moments"] = _hash_moments(self.second_moments)
-        if self.context_prefixes is not None:
-            content["context_prefixes"] = [list(group) for group in self.context_prefixes.groups]
-        if self.corpus is not None:
-            content["corpus"] = {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint}
-        return content
-
-    def resources(self, seed: int, cache: Path | None, report_progress: Progress) -> Resources:
-        """What the editor may use besides the model and the requests."""
-        return Resources(
-            seed=seed,
-            cache=cache,
-            report_progress=report_progress,
-            second_moments=self.second_moments,
-            context_prefixes=self.context_prefixes,
-            corpus=self.corpus,
-        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +45,7 @@ class Trial:
     relations: tuple[str, ...] = ()
     sample: Sample = "first"
     on_conflict: ConflictPolicy = "error"
-    inputs: Inputs = Inputs()
+    inputs: Inputs = field(default_factory=Inputs)
 
     @cached_property
     def description(self) -> TrialDescription:
@@ -125,6 +77,27 @@ class Trial:
     def label(self) -> str:
         """What a progress display calls the trial."""
         return self.description.label
+
+
+@dataclass(frozen=True, slots=True)
+class CaseBatch:
+    """Cases that are edited together, and everything that is asked about them.
+
+    Attributes:
+        cases: The cases.
+        texts: Held-out texts to read, each with an id; a trial's batches share them between them,
+            so that each is read once, whatever the number of batches.
+        questions: What the metrics ask about cases and texts, each question once.
+    """
+
+    cases: tuple[EditCase, ...]
+    texts: tuple[tuple[str, str], ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        """What an editor is given."""
+        return [case.request for case in self.cases]
 
 
 def grid(
@@ -181,21 +154,3 @@ def grid(
             )
             trials.setdefault(trial.hash, trial)
     return list(trials.values())
-
-
-def _hash_moments(path: Path) -> str:
-    if not path.is_dir():
-        return _hash_file(path)
-    sums = "".join(f"{_hash_file(file)}  {file.name}\n" for file in list_npz(path))
-    return hashlib.sha256(sums.encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SecondMomentError(
-            f"second moments: cannot read the file, got {str(path)!r} ({error.strerror}). "
-            "Check the path, or leave it out to collect second moments anew."
-        ) from error

@@ -1,8 +1,8 @@
 """What the unedited model says: asked once for a whole grid, whichever trial wants to know first.
 
 What a batch of questions holds decides the last bits of its answers. So the questions of all trials
-of a grid are put onto sheets before anything is run, and a sheet is asked and kept whole: a run
-that was interrupted, or that is spread over machines, finds the same answers.
+of a grid are put onto questionnaires before anything is run, and each is asked and kept whole: a
+run that was interrupted, or that is spread over machines, finds the same answers.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from editbench.questions import (
     Score,
     ScoreAnswer,
 )
-from editbench.runner.plan import PlannedTrial
+from editbench.runner.trial import CaseBatch
 
-_SHEET_SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
-_VERSION = 2  # raised whenever the same sheet gives other answers, or they are kept otherwise
+_SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
+_VERSION = 2  # raised whenever the same questions give other answers, or they are kept otherwise
 _WHAT = "answers of the unedited model"
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class Questionnaire:
     """Questions that are put to an unedited model together.
 
     Attributes:
@@ -101,51 +101,53 @@ class Sheet:
         return dict(zip(self.questions, answers, strict=True))
 
 
-def make_sheets(planned: Sequence[PlannedTrial]) -> list[tuple[Sheet, ...]]:
-    """Put the questions of all trials onto sheets.
+def make_questionnaires(
+    asked: Sequence[tuple[EditableModel, int, tuple[CaseBatch, ...]]],
+) -> list[tuple[Questionnaire, ...]]:
+    """Put the questions of all trials onto questionnaires.
 
-    Each question is asked once for a model and, where its answer is sampled, for a seed. The sheets
-    depend on what is asked alone, not on the order of the trials.
+    Each question is asked once for a model and, where its answer is sampled, for a seed. The
+    questionnaires depend on what is asked alone, not on the order of the trials.
 
     Args:
-        planned: All trials of the grid, those that are done included.
+        asked: Model, seed and batches of all trials of the grid, those that are done included.
 
     Returns:
-        For each trial, the sheets that together hold all of its questions.
+        For each trial, the questionnaires that together hold all of its questions.
     """
     # Most trials share their batches with others, which are looked at once.
     pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[Question]]] = {}
-    keys = [(p.trial.model.fingerprint, p.trial.seed, id(p.batches)) for p in planned]
-    for key, plan in zip(keys, planned, strict=True):
+    keys = [(model.fingerprint, seed, id(batches)) for model, seed, batches in asked]
+    for key, (model, trial_seed, batches) in zip(keys, asked, strict=True):
         if key not in pools_of:
             pools: dict[tuple[str, int | None], set[Question]] = {}
-            for batch in plan.batches:
+            for batch in batches:
                 for question in batch.questions:
-                    seed = plan.trial.seed if isinstance(question, Generate) else None
-                    pools.setdefault((plan.trial.model.fingerprint, seed), set()).add(question)
+                    seed = trial_seed if isinstance(question, Generate) else None
+                    pools.setdefault((model.fingerprint, seed), set()).add(question)
             pools_of[key] = pools
-    asked: dict[tuple[str, int | None], set[Question]] = {}
+    together: dict[tuple[str, int | None], set[Question]] = {}
     for pools in pools_of.values():
         for pool, questions in pools.items():
-            asked.setdefault(pool, set()).update(questions)
-    sheets = {pool: list(_split(pool[1], questions)) for pool, questions in asked.items()}
+            together.setdefault(pool, set()).update(questions)
+    made = {pool: list(_split(pool[1], questions)) for pool, questions in together.items()}
     needed = {
         key: tuple(
-            sheet
+            questionnaire
             for pool, questions in pools.items()
-            for sheet in sheets[pool]
-            if not questions.isdisjoint(sheet.questions)
+            for questionnaire in made[pool]
+            if not questions.isdisjoint(questionnaire.questions)
         )
         for key, pools in pools_of.items()
     }
     return [needed[key] for key in keys]
 
 
-def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Sheet]:
+def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Questionnaire]:
     """Prompts that begin alike stay together: much of a forward pass is shared by them."""
     ordered = tuple(sorted(questions, key=_order))
-    for start in range(0, len(ordered), _SHEET_SIZE):
-        yield Sheet(seed, ordered[start : start + _SHEET_SIZE])
+    for start in range(0, len(ordered), _SIZE):
+        yield Questionnaire(seed, ordered[start : start + _SIZE])
 
 
 def _order(question: Question) -> tuple[str, str, str, str]:

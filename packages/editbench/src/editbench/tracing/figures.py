@@ -58,16 +58,16 @@ def write_figures(
     """
     settings, facts = trace.manifest.settings, trace.manifest.facts
     source = f"model {trace.manifest.model['name']}, facts {facts['source']}"
-    plans: dict[str, Callable[[], Figure]] = {
+    drawings: dict[str, Callable[[], Figure]] = {
         f"prompt-{number:05d}": partial(draw_prompt, one, settings.window, settings.n_samples)
         for number, one in enumerate(trace.prompts[:n_prompts])
     }
-    plans["average"] = lambda: draw_average(effects, settings.window, source)
-    plans["profiles"] = lambda: draw_profiles(effects, settings.window, source)
+    drawings["average"] = lambda: draw_average(effects, settings.window, source)
+    drawings["profiles"] = lambda: draw_profiles(effects, settings.window, source)
     if settings.severed:
-        plans["severed"] = lambda: draw_severed(effects, source, suggested)
+        drawings["severed"] = lambda: draw_severed(effects, source, suggested)
     written = []
-    for name, draw in plans.items():
+    for name, draw in drawings.items():
         with _own_settings():
             figure = draw()
             FigureCanvasAgg(figure)

@@ -48,7 +48,7 @@ class TraceOptions:
     as_reference: bool = False
 
 
-def plan_trace(
+def prepare_trace(
     model: EditableModel,
     facts: Sequence[KnownFact],
     options: TraceOptions,
@@ -132,7 +132,7 @@ def trace_into(
     resume: bool,
     on_progress: OnProgress,
 ) -> Trace:
-    """Trace what is planned, prompt by prompt, and store each as soon as it is traced.
+    """Trace what is prepared, prompt by prompt, and store each as soon as it is traced.
 
     Args:
         folder: The trace folder.

@@ -47,12 +47,28 @@ CLOSED_FORM_NAMES: Mapping[str, str | Convert] = {
 """What other tools call the fields that all closed-form editors have."""
 
 
-class ClosedFormConfig(TargetSettings):
-    """Every number of MEMIT's algorithm and its kin's, with the paper's symbol and its name."""
+class LayerConfig(TargetSettings):
+    """What every closed-form editor has: layers, and keys to preserve there."""
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, description="R: layers written to, ascending; z lives at the last (layers)"
     )
+    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
+        default=100_000,
+        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
+    )
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        layers = self.critical_layers
+        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+            raise ValueError(f"critical_layers must ascend and not be negative, got {list(layers)}")
+        return self
+
+
+class ClosedFormConfig(LayerConfig):
+    """Every number of MEMIT's algorithm and its kin's, with the paper's symbol and its name."""
+
     module: ProjectionKind = Field(
         default="mlp",
         description="whose output projection is written to: mlp, or attention for the ablation",
@@ -78,10 +94,6 @@ class ClosedFormConfig(TargetSettings):
         default=False,
         description="start from the mean offset of finished edits with the same target; what "
         "is found depends on the order",
-    )
-    second_moment_tokens: PositiveInt | Literal["auto"] = Field(
-        default=100_000,
-        description="tokens of ordinary text that C is the mean over; auto: as many as it takes",
     )
     history: bool = Field(
         default=False,
@@ -159,13 +171,6 @@ class ClosedFormConfig(TargetSettings):
         default=False,
         description="E: what a finish takes from an update is asked for again with the next batch",
     )
-
-    @model_validator(mode="after")
-    def _layers_ascend(self) -> Self:
-        layers = self.critical_layers
-        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
-            raise ValueError(f"critical_layers must ascend and not be negative, got {list(layers)}")
-        return self
 
     @field_validator("norm_anchor", mode="before")
     @classmethod

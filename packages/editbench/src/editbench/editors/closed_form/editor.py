@@ -87,6 +87,17 @@ class ClosedForm(Editor):
         """Whose output projection is written to."""
         return self.config.module
 
+    def needs_second_moments(self, model: EditableModel) -> Mapping[ProjectionKind, Sequence[int]]:
+        """Those of the layers that are written to."""
+        return {self.module: self.layers}
+
+    @property
+    def finds_targets_apart(self) -> bool:
+        """Whether what one fact is to reach does not depend on the others."""
+        config = self.config
+        depends_on_weights = config.target_layers == "each"
+        return not (config.share_subjects or config.warm_start or depends_on_weights)
+
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
         return self.config.dials
@@ -224,8 +235,7 @@ class ClosedForm(Editor):
         rest = prepare_second_moments(
             model, layers, config.second_moment_tokens, resources, config.module, share
         )
-        depends_on_others = config.share_subjects or config.warm_start
-        if rest is not None and not depends_on_others:
+        if rest is not None and self.finds_targets_apart:
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest

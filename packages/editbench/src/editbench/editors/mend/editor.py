@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, EditorConfig, Resources, report_nothing
+from editbench.editors.base import EditorConfig, Resources, TrainedEditor, report_nothing
 from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
@@ -85,7 +85,7 @@ class MendConfig(EditorConfig):
         return super().updated({**hashed, **values}, source)
 
 
-class Mend(Editor):
+class Mend(TrainedEditor):
     """Model editor networks with gradient decomposition.
 
     The gradient of each edit's loss by each edited weight is a sum of rank-1 terms, one a token
@@ -117,10 +117,10 @@ class Mend(Editor):
         return config, f"{origin}; hypernetwork {trained}, from {path}"
 
     @classmethod
-    def config_for_check(
+    def train_briefly(
         cls, model: EditableModel, cases: Sequence[EditCase], folder: Path
     ) -> EditorConfig:
-        """Train a hypernetwork for a few steps; see `Editor.config_for_check`."""
+        """Train a hypernetwork for a few steps; see `TrainedEditor.train_briefly`."""
         training = MendTraining(
             rank=4, learning_rate=1e-3, initial_rate=1e-2, batch_size=2, max_steps=4
         )

@@ -12,7 +12,7 @@ from editbench.requests import EditCase, EditRequest, Probe
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExampleRow:
     """A prompt with its continuation in tokens.
 
     Attributes:
@@ -26,7 +26,7 @@ class Row:
     start: int
 
     @classmethod
-    def of(cls, tokens: Tokens, question: Score) -> "Row":
+    def of(cls, tokens: Tokens, question: Score) -> "ExampleRow":
         """Tokenize a prompt and its continuation."""
         prompt_ids, target_ids = tokens.encode_question(question)
         return cls((*prompt_ids, *target_ids[:-1]), tuple(target_ids), len(prompt_ids) - 1)
@@ -43,8 +43,8 @@ class Example:
     """
 
     request: EditRequest
-    equivalents: tuple[Row, ...]
-    neighbors: tuple[Row, ...]
+    equivalents: tuple[ExampleRow, ...]
+    neighbors: tuple[ExampleRow, ...]
 
 
 def select_trainable(cases: Sequence[EditCase], source: str) -> list[EditCase]:
@@ -109,9 +109,9 @@ def draw_example(tokens: Tokens, case: EditCase, n_neighbors: int, rng: random.R
     equivalents, neighbors = _ask_equivalents(case), _ask_neighbors(case)
     return Example(
         case.request,
-        equivalents=(Row.of(tokens, rng.choice(equivalents)),),
+        equivalents=(ExampleRow.of(tokens, rng.choice(equivalents)),),
         neighbors=tuple(
-            Row.of(tokens, question)
+            ExampleRow.of(tokens, question)
             for question in rng.sample(neighbors, min(n_neighbors, len(neighbors)))
         ),
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from editbench.editors.mend.examples import Example, Row
+from editbench.editors.mend.examples import Example, ExampleRow
 from editbench.editors.mend.gradients import GradientTerms, gather_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.matrices import Matrix
@@ -128,7 +128,7 @@ def _measure_part(
     group_size: int,
 ) -> Losses:
     """The losses of some groups, as means over their rows; all run at once."""
-    rows: list[Row] = []
+    rows: list[ExampleRow] = []
     owners: list[int] = []
     is_neighbor: list[bool] = []
     for index, example in enumerate(examples):
@@ -174,7 +174,7 @@ class _RowLogits:
         weights: What each counts: the tokens of a row count 1 together.
     """
 
-    def __init__(self, model: EditableModel, rows: Sequence[Row]) -> None:
+    def __init__(self, model: EditableModel, rows: Sequence[ExampleRow]) -> None:
         self._model = model
         self._inputs = {**model.batch([row.token_ids for row in rows]), "use_cache": False}
         places = [

@@ -53,7 +53,7 @@ class DataOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedHypernetwork:
     """What a training leaves behind.
 
     Attributes:
@@ -129,7 +129,7 @@ def train_hypernetwork(
     report_progress: Progress,
     max_seconds: float | None = None,
     checkpoint: Path | None = None,
-) -> Trained:
+) -> TrainedHypernetwork:
     """Train a hypernetwork until validation no longer improves, or time or steps are used up.
 
     The same arguments, machine, number of threads and torch version give the same bits, also if the
@@ -168,7 +168,7 @@ def train_hypernetwork(
         training.restore(checkpoint)
     ended = training.run(report_progress, max_seconds, checkpoint)
     state = training.state
-    return Trained(state.best, training.record(finished=True), ended)
+    return TrainedHypernetwork(state.best, training.record(finished=True), ended)
 
 
 class _Training:

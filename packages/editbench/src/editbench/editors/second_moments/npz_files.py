@@ -5,6 +5,7 @@ name, as in ``transformer.h.13.mlp.c_proj_float32_mom2_100000.npz``. EasyEdit an
 same. Nothing in a file says which model it is of.
 """
 
+import hashlib
 import re
 import struct
 import warnings
@@ -48,6 +49,29 @@ def is_npz(path: Path) -> bool:
 def list_npz(path: Path) -> list[Path]:
     """The files that a path stands for: itself, or those in the folder."""
     return sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+
+
+def hash_moments(path: Path) -> str:
+    """SHA-256 of a file of second moments, this kind or another, or of all in a folder.
+
+    Raises:
+        SecondMomentError: It cannot be read.
+    """
+    if not path.is_dir():
+        return _hash_file(path)
+    sums = "".join(f"{_hash_file(file)}  {file.name}\n" for file in list_npz(path))
+    return hashlib.sha256(sums.encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SecondMomentError(
+            f"second moments: cannot read the file, got {str(path)!r} ({error.strerror}). "
+            "Check the path, or leave it out to collect second moments anew."
+        ) from error
 
 
 def read_npz_moments(

@@ -1,7 +1,7 @@
 """Trials as tasks of a Ray cluster, on this machine or on many.
 
 Ray schedules the tasks by what they need, sends each of them what it works on, and runs a task
-again whose worker has died. The process that asked keeps the plan and writes the results.
+again whose worker has died. The process that asked prepares the run and writes the results.
 """
 
 import copy
@@ -22,9 +22,10 @@ from editbench.questions import Answers
 from editbench.runner.on_ray.cluster import check_reachable, connected
 from editbench.runner.on_ray.needs import TaskNeeds, count_places, list_nodes, name_needs
 from editbench.runner.on_ray.progress import ProgressChannel, open_channel
-from editbench.runner.on_ray.tasks import Setting, ask_sheet, prepare_share, run_work
-from editbench.runner.trial_run import Conditions, TrialOutcome, Work, describe, failed_trial
-from editbench.runner.unedited import Sheet
+from editbench.runner.on_ray.tasks import TaskContext, ask_unedited, prepare_share, run_prepared
+from editbench.runner.prepare import PreparedTrial
+from editbench.runner.trial_run import Conditions, TrialOutcome, describe, failed_trial
+from editbench.runner.unedited import Questionnaire
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -72,25 +73,25 @@ class RayExecutor:
 
     def run(
         self,
-        works: Sequence[Work],
+        trials: Sequence[PreparedTrial],
         conditions: Conditions,
         on_progress: Progress,
-        on_begun: Callable[[Work], None],
+        on_begun: Callable[[PreparedTrial], None],
     ) -> Generator[TrialOutcome, None, None]:
         """Run trials, as many at once as the cluster holds; see `Executor.run`."""
-        if not works:
+        if not trials:
             return
-        _refuse_spread([work.model for work in works])
+        _refuse_spread([trial.model for trial in trials])
         with (
             connected(self._address, self._n_retries),
-            open_channel(works, on_progress, on_begun) as channel,
+            open_channel(trials, on_progress, on_begun) as channel,
         ):
-            n_editing = sum(not work.is_unedited for work in works)
+            n_editing = sum(not trial.is_unedited for trial in trials)
             shipment = _Shipment(conditions, channel, self._needs, self._n_retries, n_editing)
-            running: dict[ObjectRef[TrialOutcome], Work] = {}
+            running: dict[ObjectRef[TrialOutcome], PreparedTrial] = {}
             try:
-                for work in works:
-                    running[shipment.submit(work)] = work
+                for trial in trials:
+                    running[shipment.submit(trial)] = trial
                 yield from _collect(running, channel)
             finally:
                 _cancel(running)
@@ -117,62 +118,76 @@ class _Shipment:
         self._sent: dict[int, tuple[object, ObjectRef[Any]]] = {}
         self._asked: dict[int, ObjectRef[Answers]] = {}
 
-    def submit(self, work: Work) -> "ObjectRef[TrialOutcome]":
+    def submit(self, trial: PreparedTrial) -> "ObjectRef[TrialOutcome]":
         """Send a trial; it waits for what others do for it: answers, shares of its editing."""
         parts = {
-            field.name: self._send(getattr(work, field.name), work)
-            for field in fields(Work)
-            if field.name != "sheets"
+            field.name: self._send(getattr(trial, field.name), trial)
+            for field in fields(PreparedTrial)
+            if field.name not in ("questionnaires", "failure")
         }
-        sheets = [self._send(sheet, work) for sheet in work.sheets]
-        asked = [self._ask(sheet, work) for sheet in work.sheets] if work.is_unedited else []
-        prepared = self._prepare(work, parts)
+        questionnaires = [self._send(each, trial) for each in trial.questionnaires]
+        asked = [self._ask(each, trial) for each in trial.questionnaires if trial.is_unedited]
+        prepared = self._prepare(trial, parts)
         return self._start(
-            run_work, work.label, work, sheets, len(prepared), *prepared, *asked, **parts
+            run_prepared,
+            trial.label,
+            trial,
+            questionnaires,
+            len(prepared),
+            *prepared,
+            *asked,
+            **parts,
         )
 
     def _prepare(
-        self, work: Work, parts: "Mapping[str, ObjectRef[Any]]"
+        self, trial: PreparedTrial, parts: "Mapping[str, ObjectRef[Any]]"
     ) -> "list[ObjectRef[None]]":
         """Divide the editing of a trial, where the cluster has room for more than the trials.
 
         Returns:
             What ends when the shares have; nothing, where nothing is divided.
         """
-        is_divisible = inspect.unwrap(type(work.editor).prepare) is not Editor.prepare
+        is_divisible = inspect.unwrap(type(trial.editor).prepare) is not Editor.prepare
         if self._conditions.cache is None or not is_divisible:
             return []
-        n_edits = max(len(batch.cases) for batch in work.batches)
-        n_free = count_places(self._settle(work), self._nodes) // self._n_editing
+        n_edits = max(len(batch.cases) for batch in trial.batches)
+        n_free = count_places(self._settle(trial), self._nodes) // self._n_editing
         n = min(n_free, n_edits // _MIN_SHARE)
         shared = [parts[name] for name in ("editor", "model", "batches", "inputs", "seed")]
         if n < 2:
             return []
         shares = [
-            self._start(prepare_share, work.label, work, work.trial, *shared, Share(index, n))
+            self._start(prepare_share, trial.label, trial, trial.hash, *shared, Share(index, n))
             for index in range(n)
         ]
-        return [_await_all(shares, work.label, self._n_retries)]
+        return [_await_all(shares, trial.label, self._n_retries)]
 
-    def _ask(self, sheet: Sheet, work: Work) -> "ObjectRef[Answers]":
-        if id(sheet) not in self._asked:
-            name = f"answers of {work.model.name}, unedited"
-            parts = (self._send(work.model, work), self._send(sheet, work))
-            self._asked[id(sheet)] = self._start(ask_sheet, name, work, work.trial, *parts)
-        return self._asked[id(sheet)]
+    def _ask(self, questionnaire: Questionnaire, trial: PreparedTrial) -> "ObjectRef[Answers]":
+        if id(questionnaire) not in self._asked:
+            name = f"answers of {trial.model.name}, unedited"
+            parts = (self._send(trial.model, trial), self._send(questionnaire, trial))
+            self._asked[id(questionnaire)] = self._start(
+                ask_unedited, name, trial, trial.hash, *parts
+            )
+        return self._asked[id(questionnaire)]
 
     def _start(
-        self, function: Callable[..., Any], name: str, work: Work, *arguments: Any, **named: Any
+        self,
+        function: Callable[..., Any],
+        name: str,
+        trial: PreparedTrial,
+        *arguments: Any,
+        **named: Any,
     ) -> "ObjectRef[Any]":
         import ray
 
-        options = self._settle(work)
-        setting = Setting.of(options, self._conditions, self._channel.reports)
+        options = self._settle(trial)
+        context = TaskContext.of(options, self._conditions, self._channel.reports)
         # A task's exceptions are outcomes; what is tried again is one whose process died.
         task = ray.remote(function).options(name=name, max_retries=self._n_retries, **options)
-        return task.remote(setting, *arguments, **named)
+        return task.remote(context, *arguments, **named)
 
-    def _send(self, part: object, work: Work) -> "ObjectRef[Any]":
+    def _send(self, part: object, trial: PreparedTrial) -> "ObjectRef[Any]":
         import ray
 
         if id(part) not in self._sent:
@@ -181,28 +196,28 @@ class _Shipment:
             except Exception as error:  # whatever an attribute's own pickling raises
                 reason = " ".join(str(error).split())
                 raise RunError(
-                    f"executor 'ray': {work.label} cannot be sent to another process, got a "
+                    f"executor 'ray': {trial.label} cannot be sent to another process, got a "
                     f"{type(part).__name__} that cannot be pickled ({reason[:200]}). Keep open "
                     "files, locks and the like out of its attributes, or use --executor local."
                 ) from error
             self._sent[id(part)] = (part, reference)  # the part is kept, and with it its id
         return self._sent[id(part)][1]
 
-    def _settle(self, work: Work) -> dict[str, float]:
-        # Seeds do not change what a trial takes, so it is planned once for all of them. Metrics
+    def _settle(self, trial: PreparedTrial) -> dict[str, float]:
+        # Seeds do not change what a trial takes, so it is worked out once for all of them. Metrics
         # are made, or fitted, for a dataset, and stand for it.
-        inputs = (work.inputs.second_moments, id(work.inputs.corpus))
-        editor = (work.editor.name, work.editor.config.model_dump_json(), *inputs)
-        sizes = tuple(len(batch.cases) for batch in work.batches)
-        key = (id(work.model), *editor, sizes, *map(id, work.metrics))
+        inputs = (trial.inputs.second_moments, id(trial.inputs.corpus))
+        editor = (trial.editor.name, trial.editor.config.model_dump_json(), *inputs)
+        sizes = tuple(len(batch.cases) for batch in trial.batches)
+        key = (id(trial.model), *editor, sizes, *map(id, trial.metrics))
         if key not in self._options:
-            options = self._needs.settle(work, self._nodes, self._conditions.token_budget)
+            options = self._needs.settle(trial, self._nodes, self._conditions.token_budget)
             self._options[key] = options
             if count_places(options, self._nodes) == 0:
                 warnings.warn(
-                    f"executor 'ray': no machine of the cluster has what a trial on "
-                    f"'{work.model.name}' needs, got {name_needs(options)}; the run waits for one. "
-                    "Ask for less with --trial-cpus, --trial-gpus or --trial-memory.",
+                    "executor 'ray': no machine of the cluster has what a trial on "
+                    f"'{trial.model.name}' needs, got {name_needs(options)}; the run waits for "
+                    "one. Ask for less with --trial-cpus, --trial-gpus or --trial-memory.",
                     stacklevel=2,
                 )
         return self._options[key]
@@ -227,7 +242,7 @@ def _await_all(
 
 
 def _collect(
-    running: "dict[ObjectRef[TrialOutcome], Work]", channel: ProgressChannel
+    running: "dict[ObjectRef[TrialOutcome], PreparedTrial]", channel: ProgressChannel
 ) -> Iterator[TrialOutcome]:
     import ray
 
@@ -235,16 +250,16 @@ def _collect(
         finished, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
         channel.pass_on()
         for reference in finished:
-            work = running.pop(reference)
-            channel.close(work)
+            trial = running.pop(reference)
+            channel.close(trial)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.RayError as error:
-                outcome = failed_trial(work, _explain(error))
+                outcome = failed_trial(trial, _explain(error))
             yield outcome
 
 
-def _cancel(running: "Mapping[ObjectRef[Any], Work]") -> None:
+def _cancel(running: "Mapping[ObjectRef[Any], PreparedTrial]") -> None:
     import ray
 
     with suppress(ray.exceptions.RayError):

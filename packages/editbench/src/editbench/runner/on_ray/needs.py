@@ -11,7 +11,7 @@ from editbench.costs.stage import Known
 from editbench.editors.base import report_nothing
 from editbench.models.device_memory import GIB
 from editbench.models.editable import EditableModel
-from editbench.runner.trial_run import Work
+from editbench.runner.prepare import PreparedTrial
 
 # Batches leave some of a model's room, and collected matrices count against what they take of it:
 # in the bytes of the plan alone there would be no place for the last of its batches.
@@ -36,7 +36,7 @@ class TaskNeeds:
     memory: float | None = None
 
     def settle(
-        self, work: Work, nodes: Sequence[Resources], token_budget: int | None = None
+        self, work: PreparedTrial, nodes: Sequence[Resources], token_budget: int | None = None
     ) -> dict[str, float]:
         """Choose what is left open, for the tasks of a trial.
 
@@ -70,7 +70,7 @@ class TaskNeeds:
 
 
 def estimate_peak(
-    work: Work, nodes: Sequence[Resources], token_budget: int | None = None
+    work: PreparedTrial, nodes: Sequence[Resources], token_budget: int | None = None
 ) -> float | None:
     """What a trial takes beside the weights at its worst moment, on the largest of the machines.
 
@@ -152,7 +152,7 @@ def name_needs(options: Mapping[str, float]) -> str:
 
 
 def _choose_memory(
-    work: Work, nodes: Sequence[Resources], token_budget: int | None, *, on_gpu: bool
+    work: PreparedTrial, nodes: Sequence[Resources], token_budget: int | None, *, on_gpu: bool
 ) -> int:
     n_weights = sum(p.numel() * p.element_size() for p in work.model.model.parameters())
     peak = None if on_gpu else estimate_peak(work, nodes, token_budget)

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from editbench.editors.base import Progress
-from editbench.runner.trial_run import Work
+from editbench.runner.prepare import PreparedTrial
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -51,13 +51,13 @@ class ProgressChannel:
     def __init__(
         self,
         queue: Any,
-        works: Sequence[Work],
+        trials: Sequence[PreparedTrial],
         on_progress: Progress,
-        on_begun: Callable[[Work], None],
+        on_begun: Callable[[PreparedTrial], None],
     ) -> None:
         self.reports = Reports(queue)
         self._queue = queue
-        self._works = {work.trial: work for work in works}
+        self._trials = {trial.hash: trial for trial in trials}
         self._on_progress = on_progress
         self._on_begun = on_begun
         self._lanes: dict[str, int] = {}
@@ -71,31 +71,33 @@ class ProgressChannel:
             for report in self._queue.get_nowait_batch(self._queue.qsize()):
                 latest[report[0]] = report
         for trial, stage, done, total, note in latest.values():
-            if trial not in self._works:
+            if trial not in self._trials:
                 continue  # it has finished meanwhile
             if trial not in self._lanes:
                 free = set(range(len(self._lanes) + 1)) - set(self._lanes.values())
                 self._lanes[trial] = min(free)
-                self._on_begun(self._works[trial])
+                self._on_begun(self._trials[trial])
             if stage:
                 remark = ", ".join(part for part in (stage, note) if part)
                 self._on_progress(f"worker {self._lanes[trial] + 1}", done, total, remark)
 
-    def close(self, work: Work) -> None:
+    def close(self, trial: PreparedTrial) -> None:
         """Give a finished trial's line to the next one."""
-        self._works.pop(work.trial, None)
-        self._lanes.pop(work.trial, None)
+        self._trials.pop(trial.hash, None)
+        self._lanes.pop(trial.hash, None)
 
 
 @contextmanager
 def open_channel(
-    works: Sequence[Work], on_progress: Progress, on_begun: Callable[[Work], None]
+    trials: Sequence[PreparedTrial],
+    on_progress: Progress,
+    on_begun: Callable[[PreparedTrial], None],
 ) -> Iterator[ProgressChannel]:
     """Open a channel for the length of a block, on a cluster that is joined."""
     from ray.util.queue import Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
     try:
-        yield ProgressChannel(queue, works, on_progress, on_begun)
+        yield ProgressChannel(queue, trials, on_progress, on_begun)
     finally:
         queue.shutdown(force=True)

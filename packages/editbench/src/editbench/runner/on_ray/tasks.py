@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from editbench.editors.base import Editor, Share
+from editbench.editors.base import Editor, Inputs, Share
 from editbench.edits.card import package_versions
 from editbench.errors import RunError
 from editbench.models.editable import EditableModel
@@ -18,17 +18,17 @@ from editbench.questions import Answers
 from editbench.runner.executors import merge_answers
 from editbench.runner.on_ray.needs import limit_memory
 from editbench.runner.on_ray.progress import Reports
-from editbench.runner.plan import Batch
-from editbench.runner.trial import Inputs
-from editbench.runner.trial_run import Conditions, TrialOutcome, Work, run_trial
-from editbench.runner.unedited import Sheet
+from editbench.runner.prepare import PreparedTrial
+from editbench.runner.trial import CaseBatch
+from editbench.runner.trial_run import Conditions, TrialOutcome, run_trial
+from editbench.runner.unedited import Questionnaire
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskContext:
     """What a task has to know besides its work.
 
     Attributes:
@@ -82,10 +82,10 @@ class Setting:
             model.model.to("cuda")
         limit_memory(model, memory=self.memory, gpus=self.n_gpus)
 
-    def ask(self, sheet: Sheet, model: EditableModel, trial: str) -> Answers:
-        """Put a sheet to the model, as it is, on behalf of a trial."""
+    def ask(self, questionnaire: Questionnaire, model: EditableModel, trial: str) -> Answers:
+        """Put questions to the model, as it is, on behalf of a trial."""
         report = self.reports.of(trial)
-        return sheet.ask(
+        return questionnaire.ask(
             model,
             cache=self.conditions.cache,
             token_budget=self.conditions.token_budget,
@@ -93,9 +93,9 @@ class Setting:
         )
 
 
-def run_work(
-    setting: Setting,
-    sheets: "list[ObjectRef[Sheet]]",
+def run_prepared(
+    context: TaskContext,
+    questionnaires: "list[ObjectRef[Questionnaire]]",
     n_prepared: int,
     *awaited: Any,
     **parts: Any,
@@ -103,38 +103,40 @@ def run_work(
     """Run a trial.
 
     Args:
-        setting: What else it has to know.
-        sheets: The trial's sheets, fetched if an edit turns out to change nothing.
+        context: What else it has to know.
+        questionnaires: The trial's, fetched if an edit turns out to change nothing.
         n_prepared: How many of `awaited` stand for shares of the trial that were done ahead.
-        awaited: After these the answers to the sheets, where it is known that they are needed.
+        awaited: After these the answers to them, where it is known that they are needed.
         parts: The trial's other parts.
     """
     import ray
 
-    work = Work(**parts, sheets=())
-    setting.take_effect(work.model)
+    trial = PreparedTrial(**parts)
+    context.take_effect(trial.model)
 
     def unedited() -> Answers:
         return merge_answers(
             awaited[n_prepared:]
-            or [setting.ask(sheet, work.model, work.trial) for sheet in ray.get(sheets)]
+            or [context.ask(each, trial.model, trial.hash) for each in ray.get(questionnaires)]
         )
 
-    return run_trial(work, setting.conditions, unedited, setting.reports.of(work.trial))
+    return run_trial(trial, context.conditions, unedited, context.reports.of(trial.hash))
 
 
-def ask_sheet(setting: Setting, trial: str, model: EditableModel, sheet: Sheet) -> Answers:
-    """Put a sheet to the unedited model, on behalf of the first trial that needs it."""
-    setting.take_effect(model)
-    return setting.ask(sheet, model, trial)
+def ask_unedited(
+    context: TaskContext, trial: str, model: EditableModel, questionnaire: Questionnaire
+) -> Answers:
+    """Put questions to the unedited model, on behalf of the first trial that needs the answers."""
+    context.take_effect(model)
+    return context.ask(questionnaire, model, trial)
 
 
 def prepare_share(
-    setting: Setting,
+    context: TaskContext,
     trial: str,
     editor: Editor,
     model: EditableModel,
-    batches: Sequence[Batch],
+    batches: Sequence[CaseBatch],
     inputs: Inputs,
     seed: int,
     share: Share,
@@ -143,8 +145,8 @@ def prepare_share(
 
     What goes wrong in it goes wrong in the trial again, and is said there.
     """
-    setting.take_effect(model)
-    resources = inputs.resources(seed, setting.conditions.cache, setting.reports.of(trial))
+    context.take_effect(model)
+    resources = inputs.resources(seed, context.conditions.cache, context.reports.of(trial))
     with suppress(Exception), warnings.catch_warnings(action="ignore"):
         for batch in batches:
-            editor.prepare(model, [case.request for case in batch.cases], resources, share)
+            editor.prepare(model, batch.requests, resources, share)

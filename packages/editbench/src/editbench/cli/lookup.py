@@ -1,45 +1,23 @@
 """From names on the command line to the parts of trials: datasets, metrics, configured editors."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.settings import Setting
 from editbench.plugins.manager import PluginManager
+from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
 
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
-    from editbench.editors.base import Editor
+    from editbench.editors.base import Editor, Inputs
     from editbench.metrics.base import AnyMetric
-    from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditCase
 
 DEFAULT_N_EDITS = 100
 _N_CONFLICTS_SHOWN = 5
-
-
-def check_second_moments(model: "EditableModel", editors: "Sequence[Editor]", path: Path) -> None:
-    """Refuse a file of second moments that does not fit, before any work is done.
-
-    Raises:
-        SecondMomentError: It lacks a layer that an editor wants, or is for another model.
-    """
-    from editbench.editors.second_moments.obtaining import read_second_moments
-
-    for editor in editors:
-        layers = getattr(editor.config, "critical_layers", ())
-        if hasattr(editor.config, "second_moment_tokens") and hasattr(editor.config, "layer"):
-            layers = (editor.config.layer,)  # ROME's
-        for layer in layers:
-            model.architecture.check_layer(layer)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the editor will warn of the same
-            module: ProjectionKind = getattr(editor.config, "module", None) or "mlp"
-            read_second_moments(model, layers, path, module)
 
 
 def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[AnyMetric]":
@@ -91,9 +69,9 @@ def choose_sizes(
     return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
 
 
-def note_files(settings: "Iterable[Setting]", display: ProgressDisplay) -> None:
+def note_files(overrides: "Iterable[Overrides]", display: ProgressDisplay) -> None:
     """Say what was understood of other tools' files of hyperparameters, once for each."""
-    for remark in dict.fromkeys(setting.remark for setting in settings):
+    for remark in dict.fromkeys(each.remark for each in overrides):
         if remark is not None:
             display.note(remark)
 
@@ -101,17 +79,26 @@ def note_files(settings: "Iterable[Setting]", display: ProgressDisplay) -> None:
 def configure_editors(
     model: "EditableModel",
     editor_types: "Mapping[str, type[Editor]]",
-    settings: Mapping[str, Sequence[Setting]],
+    overrides: Mapping[str, Sequence[Overrides]],
     display: ProgressDisplay,
 ) -> "list[Editor]":
     """Make the editors of a model, and say where their hyperparameters come from."""
     configured = []
     for name, editor in editor_types.items():
         origins = set()
-        for setting in settings[name]:
-            config, origin = setting.configure(editor, model)
+        for each in overrides[name]:
+            config, origin = each.configure(editor, model)
             configured.append(editor(config))
             origins.add(origin)
         if editor.config_type.model_fields:
             display.say(f"Settings of {name} on {model.name}: {'; '.join(sorted(origins))}.")
     return configured
+
+
+def remark_on_corpus(
+    editors: "Iterable[Editor]", inputs: "Inputs", model: "EditableModel", display: ProgressDisplay
+) -> None:
+    """Say where second moments that editors need would come from text that nobody chose."""
+    remark = describe_default_corpus(inputs, model)
+    if remark is not None and any(editor.needs_second_moments(model) for editor in editors):
+        display.say(remark)

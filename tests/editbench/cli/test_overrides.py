@@ -2,7 +2,7 @@
 
 import pytest
 
-from editbench.cli.settings import read_config_file, read_settings
+from editbench.cli.overrides import read_config_file, read_overrides
 from editbench.editors.memit import Memit
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError
@@ -19,7 +19,7 @@ def config_file(tmp_path):
 
 
 def test_without_options_there_is_one_empty_setting():
-    settings = read_settings(EDITORS, [], [])
+    settings = read_overrides(EDITORS, [], [])
     assert {name: len(found) for name, found in settings.items()} == {"unedited": 1, "memit": 1}
     config, origin = settings["memit"][0].configure(Memit, tiny_model())
     assert config == Memit.default_config(tiny_model())[0]
@@ -27,7 +27,7 @@ def test_without_options_there_is_one_empty_setting():
 
 
 def test_file_wins_over_defaults_and_set_over_the_file(config_file):
-    settings = read_settings(EDITORS, [str(config_file)], ["memit.n_steps=9"])
+    settings = read_overrides(EDITORS, [str(config_file)], ["memit.n_steps=9"])
     config, _ = settings["memit"][0].configure(Memit, tiny_model())
     default, _ = Memit.default_config(tiny_model())
     assert (config.n_steps, config.learning_rate) == (9, 0.1)
@@ -38,7 +38,7 @@ def test_file_wins_over_defaults_and_set_over_the_file(config_file):
 def test_values_and_files_span_a_grid(config_file, tmp_path):
     other = tmp_path / "other.json"
     other.write_text('{"n_steps": 3}')
-    settings = read_settings(
+    settings = read_overrides(
         EDITORS,
         [str(config_file), f"memit={other}"],
         ["memit.clamp_factor=0.5", "memit.clamp_factor=0.75", "memit.clamp_factor=0.5"],
@@ -63,7 +63,7 @@ def test_values_and_files_span_a_grid(config_file, tmp_path):
     ],
 )
 def test_values_are_yaml(text, value):
-    (setting,) = read_settings(EDITORS, [], [f"memit.{text}"])["memit"]
+    (setting,) = read_overrides(EDITORS, [], [f"memit.{text}"])["memit"]
     config, _ = setting.configure(Memit, tiny_model())
     assert getattr(config, text.partition("=")[0]) == value
 
@@ -80,7 +80,7 @@ def test_values_are_yaml(text, value):
 )
 def test_malformed_set_option(option, expected):
     with pytest.raises(ConfigError, match=r"^--set") as caught:
-        read_settings(EDITORS, [], [option])
+        read_overrides(EDITORS, [], [option])
     assert expected in str(caught.value)
 
 
@@ -89,7 +89,7 @@ def test_malformed_set_option(option, expected):
     [("n_steps=0", "n_steps"), ("n_steps=many", "'many'"), ("critical_layers=[2,1]", "ascend")],
 )
 def test_invalid_value_names_the_field(value, expected):
-    (setting,) = read_settings(EDITORS, [], [f"memit.{value}"])["memit"]
+    (setting,) = read_overrides(EDITORS, [], [f"memit.{value}"])["memit"]
     with pytest.raises(ConfigError, match=r"^--set: ") as caught:
         setting.configure(Memit, tiny_model())
     assert expected in str(caught.value)
@@ -97,7 +97,7 @@ def test_invalid_value_names_the_field(value, expected):
 
 def test_invalid_value_in_a_file_names_the_file(config_file):
     config_file.write_text("n_steps: -1\n")
-    (setting,) = read_settings(EDITORS, [str(config_file)], [])["memit"]
+    (setting,) = read_overrides(EDITORS, [str(config_file)], [])["memit"]
     with pytest.raises(ConfigError) as caught:
         setting.configure(Memit, tiny_model())
     assert str(config_file) in str(caught.value)
@@ -120,7 +120,7 @@ def test_malformed_config_file(tmp_path, name, text, expected):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_settings(EDITORS, [str(path)], [])
+        read_overrides(EDITORS, [str(path)], [])
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
 
@@ -136,8 +136,8 @@ def test_file_for_one_of_several_editors_must_say_which(config_file):
 
     editors = {"memit": Memit, "other": Other}
     with pytest.raises(ConfigError, match="Write --config EDITOR=FILE"):
-        read_settings(editors, [str(config_file)], [])
-    settings = read_settings(editors, [f"other={config_file}"], [])
+        read_overrides(editors, [str(config_file)], [])
+    settings = read_overrides(editors, [f"other={config_file}"], [])
     assert settings["other"][0].file_values["n_steps"] == 7
     assert settings["memit"][0].file_values == {}
 
@@ -156,7 +156,8 @@ def test_file_for_one_of_several_editors_must_say_which(config_file):
         ("memit.fact_token", "Not used: the token is always the subject's last one."),
         ("memit.rewrite_module_tmp", "Not used: found from the model."),
         ("memit.mom2_dataset", "Not used: of second moments: --second-moments, --corpus"),
-        ("rome.layers", "Here it is called 'layer'."),
+        ("rome.layers", "Here it is called 'critical_layers'."),
+        ("rome.layer", "Here it is called 'critical_layers'."),
         ("rome.v_num_grad_steps", "Here it is called 'n_steps'."),
         ("ft-w.num_steps", "Here it is called 'n_epochs'."),
         ("ft-w.lr", "Here it is called 'learning_rate'."),

@@ -19,8 +19,8 @@ _LAYER_FIELDS = {"critical_layers", "layer", "loss_layer"}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One combination of values for one editor: a point of the grid.
+class Overrides:
+    """Hyperparameters of one editor that are given, in place of its defaults: a point of the grid.
 
     Attributes:
         source: Where `file_values` come from; empty if there is no file.
@@ -50,13 +50,13 @@ class Setting:
         config, origin = editor.default_config(model)
         with calling(editor, f"editor '{editor.name}': {editor.config_type.__name__}"):
             if self.file_values:
-                config = self._read_file(config)
+                config = self._update_from_file(config)
             if self.set_values:
                 config = config.updated(self.set_values, "--set")
         self._check_layers(config, model)
         return config, origin
 
-    def _read_file(self, config: "EditorConfig") -> "EditorConfig":
+    def _update_from_file(self, config: "EditorConfig") -> "EditorConfig":
         try:
             return config.updated_from_file(self.file_values, self.source)
         except ConfigError as error:
@@ -79,10 +79,10 @@ class Setting:
                 )
 
 
-def read_settings(
+def read_overrides(
     editors: "Mapping[str, type[Editor]]", config_files: Sequence[str], set_options: Sequence[str]
-) -> dict[str, list[Setting]]:
-    """Work out the grid of settings of each chosen editor.
+) -> dict[str, list[Overrides]]:
+    """Work out the grid of overrides of each chosen editor.
 
     Several files for one editor, or several values for one field, span a grid.
 
@@ -92,25 +92,27 @@ def read_settings(
         set_options: Values of ``--set``: ``EDITOR.FIELD=VALUE``, the value in YAML.
 
     Returns:
-        The settings of each editor; one that is empty where nothing is set.
+        The overrides of each editor; one that is empty where nothing is set.
 
     Raises:
         ConfigError: A file or option is malformed, or names an editor or field that is not there.
     """
-    files: dict[str, list[Setting]] = {}
+    files: dict[str, list[Overrides]] = {}
     for option in config_files:
         name, path = _assign_file(option, editors)
-        files.setdefault(name, []).append(_read_setting(path, editors[name]))
+        files.setdefault(name, []).append(_read_file(path, editors[name]))
     sets: dict[str, dict[str, list[Any]]] = {}
     for option in set_options:
         name, field_name, value = _parse_set_option(option, editors)
         alternatives = sets.setdefault(name, {}).setdefault(field_name, [])
         if value not in alternatives:
             alternatives.append(value)
-    return {name: list(_span(files.get(name, [Setting()]), sets.get(name, {}))) for name in editors}
+    return {
+        name: list(_span(files.get(name, [Overrides()]), sets.get(name, {}))) for name in editors
+    }
 
 
-def _read_setting(path: Path, editor: "type[Editor]") -> Setting:
+def _read_file(path: Path, editor: "type[Editor]") -> Overrides:
     """Read a configuration file, ours or another tool's."""
     values, source = read_config_file(path), str(path)
     config_type = editor.config_type
@@ -118,9 +120,9 @@ def _read_setting(path: Path, editor: "type[Editor]") -> Setting:
     translated = dialect and dialect.translate(values, config_type.model_fields, source)
     if not translated:
         _check_fields(values, editor, source)
-        return Setting(source, values)
+        return Overrides(source, values)
     remark = translated.understanding.describe(path)
-    return Setting(source, translated.values, names=translated.names, remark=remark)
+    return Overrides(source, translated.values, names=translated.names, remark=remark)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -176,10 +178,10 @@ def _read_yaml_pairs(text: str) -> list[tuple[str, Any]] | None:
         loader.dispose()
 
 
-def _span(files: Sequence[Setting], sets: Mapping[str, Sequence[Any]]) -> Iterable[Setting]:
+def _span(files: Sequence[Overrides], sets: Mapping[str, Sequence[Any]]) -> Iterable[Overrides]:
     combinations = itertools.product(*sets.values())
-    for setting, chosen in itertools.product(files, combinations):
-        yield replace(setting, set_values=dict(zip(sets, chosen, strict=True)))
+    for each, chosen in itertools.product(files, combinations):
+        yield replace(each, set_values=dict(zip(sets, chosen, strict=True)))
 
 
 def _assign_file(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[str, Path]:

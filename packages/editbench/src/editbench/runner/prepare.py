@@ -1,36 +1,52 @@
-"""What a run is going to do, worked out and checked before it does any of it."""
+"""A run worked out and checked before any of it is done: said, priced, and then run."""
 
-import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from editbench.datasets.base import Dataset
+from editbench.editors.base import Editor, Inputs
+from editbench.editors.second_moments.obtaining import read_second_moments
+from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, PluginError
 from editbench.metrics.base import AnyMetric, Metric
+from editbench.models.editable import EditableModel
 from editbench.questions import Question
 from editbench.requests import Conflict, EditCase
-from editbench.results.manifest import MetricDescription
 from editbench.runner.selection import select_batches
-from editbench.runner.trial import Trial
+from editbench.runner.trial import CaseBatch, Trial
+from editbench.runner.unedited import Questionnaire, make_questionnaires
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTrial:
-    """A trial with its cases and questions.
+@dataclass(frozen=True)
+class PreparedTrial:
+    """A trial with its cases and questions, and nothing but what running it takes.
 
     Attributes:
-        trial: The trial.
+        hash: The trial's content address.
+        label: What messages call it.
+        seed: Source of every random choice.
+        editor: The editor, with its configuration.
+        model: The model, unedited.
+        inputs: What else the editor is given.
         metrics: Its metrics, fitted to its dataset.
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
+        questionnaires: Where the unedited model's answers to its questions are.
         failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
     """
 
-    trial: Trial
-    metrics: tuple[AnyMetric, ...]
-    batches: tuple["Batch", ...]
-    n_conflicts: int
+    hash: str
+    label: str
+    seed: int
+    editor: Editor
+    model: EditableModel
+    inputs: Inputs
+    metrics: tuple[AnyMetric, ...] = ()
+    batches: tuple[CaseBatch, ...] = ()
+    n_conflicts: int = 0
+    questionnaires: tuple[Questionnaire, ...] = ()
     failure: PluginError | None = None
 
     @property
@@ -38,27 +54,29 @@ class PlannedTrial:
         """How many cases there are in all batches."""
         return sum(len(batch.cases) for batch in self.batches)
 
+    @property
+    def is_unedited(self) -> bool:
+        """Whether the trial is of the unedited model."""
+        return isinstance(self.editor, Unedited)
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Cases that are edited together, and everything that is asked about them.
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Trials that are ready to be run.
 
     Attributes:
-        cases: The cases.
-        texts: Held-out texts to read, each with an id; a trial's batches share them between them,
-            so that each is read once, whatever the number of batches.
-        questions: What the metrics ask about cases and texts, each question once.
+        trials: What was asked for.
+        prepared: The same, prepared, in the same order.
     """
 
-    cases: tuple[EditCase, ...]
-    texts: tuple[tuple[str, str], ...]
-    questions: tuple[Question, ...]
+    trials: tuple[Trial, ...]
+    prepared: tuple[PreparedTrial, ...]
 
 
-def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
+def prepare_run(trials: Sequence[Trial]) -> PreparedRun:
     """Choose the cases and gather the questions of all trials.
 
-    A trial whose plugins break their contract is planned as one that fails, as long as there is
+    A trial whose plugins break their contract is prepared as one that fails, as long as there is
     another.
 
     Raises:
@@ -66,35 +84,50 @@ def plan_trials(trials: Sequence[Trial]) -> list[PlannedTrial]:
             same numbers; or a metric has nothing to ask about a dataset.
         DataError: A dataset cannot be read.
         EditError: An editor cannot be used on a model.
+        ModelError: The model lacks a layer.
+        SecondMomentError: A file of second moments lacks a layer, or is for another model.
         RequestError: Requests are in conflict, and the policy is ``error``.
         PluginError: Plugins fail in every trial.
     """
     if not trials:
         raise ConfigError("run: there is nothing to run, got no trial.")
-    planner = _Planner()
-    planned = []
-    for trial in trials:
-        try:
-            planned.append(planner.plan(trial))
-        except PluginError as error:
-            planned.append(PlannedTrial(trial, (), (), 0, failure=error))
-    failures = [plan.failure for plan in planned if plan.failure is not None]
-    if len(failures) == len(planned):
+    preparation = _Preparation()
+    prepared = [preparation.prepare(trial) for trial in trials]
+    failures = [trial.failure for trial in prepared if trial.failure is not None]
+    if len(failures) == len(prepared):
         raise failures[0]
-    return planned
+    asked = make_questionnaires([(each.model, each.seed, each.batches) for each in prepared])
+    return PreparedRun(
+        tuple(trials),
+        tuple(
+            replace(trial, questionnaires=questionnaires)
+            for trial, questionnaires in zip(prepared, asked, strict=True)
+        ),
+    )
 
 
-class _Planner:
-    """Plans trials; what several of them share is worked out once."""
+class _Preparation:
+    """Prepares trials; what several of them share is worked out once."""
 
     def __init__(self) -> None:
         self._selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
-        self._asked: dict[tuple[object, ...], tuple[Batch, ...]] = {}
+        self._asked: dict[tuple[object, ...], tuple[CaseBatch, ...]] = {}
         self._fitted: dict[tuple[object, ...], AnyMetric] = {}
+        self._checked: set[tuple[object, ...]] = set()
 
-    def plan(self, trial: Trial) -> PlannedTrial:
-        """Plan one trial; see `plan_trials`."""
-        trial.editor.check_usable(trial.model)
+    def prepare(self, trial: Trial) -> PreparedTrial:
+        """Prepare one trial, but for its questionnaires; see `prepare_run`."""
+        prepared = PreparedTrial(
+            trial.hash, trial.label, trial.seed, trial.editor, trial.model, trial.inputs
+        )
+        try:
+            metrics, batches, n_conflicts = self._work_out(trial)
+        except PluginError as error:
+            return replace(prepared, failure=error)
+        return replace(prepared, metrics=metrics, batches=batches, n_conflicts=n_conflicts)
+
+    def _work_out(self, trial: Trial) -> tuple[tuple[AnyMetric, ...], tuple[CaseBatch, ...], int]:
+        self._check_editor(trial)
         selection = (
             id(trial.dataset),
             trial.n_edits,
@@ -125,7 +158,22 @@ class _Planner:
         questioning = (selection, tuple(metric.name for metric in metrics))
         if questioning not in self._asked:
             self._asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
-        return PlannedTrial(trial, metrics, self._asked[questioning], len(conflicts))
+        return metrics, self._asked[questioning], len(conflicts)
+
+    def _check_editor(self, trial: Trial) -> None:
+        """Refuse an editor that cannot do its work, and second moments that it cannot use."""
+        trial.editor.check_usable(trial.model)
+        path = trial.inputs.second_moments
+        if path is None or trial.model.planned_device is not None:
+            return
+        for module, layers in trial.editor.needs_second_moments(trial.model).items():
+            for layer in layers:
+                trial.model.architecture.check_layer(layer)
+            checked = (id(trial.model), path, module, tuple(layers))
+            if checked not in self._checked:
+                with warnings.catch_warnings(action="ignore"):  # the editor will warn of the same
+                    read_second_moments(trial.model, layers, path, module)
+                self._checked.add(checked)
 
 
 def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
@@ -139,32 +187,9 @@ def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
     return any(metric.questions(text) for text in dataset.held_out_texts())
 
 
-def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
-    """What a reader of the rows must know about the metrics of `trials`, each once."""
-    metrics = {metric.name: metric for trial in trials for metric in trial.metrics}
-    return tuple(map(describe_metric, metrics.values()))
-
-
-def describe_metric(metric: AnyMetric | type[AnyMetric]) -> MetricDescription:
-    """What a reader of the rows must know about a metric."""
-    return MetricDescription(
-        name=metric.name,
-        version=metric.version,
-        produces=metric.produces,
-        aggregates=dict(metric.aggregates),
-        mean=metric.mean,
-        bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
-        higher_is_better=metric.higher_is_better,
-    )
-
-
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None
-
-
 def _gather_batches(
     dataset: Dataset, metrics: Sequence[AnyMetric], batches: Sequence[Sequence[EditCase]]
-) -> tuple[Batch, ...]:
+) -> tuple[CaseBatch, ...]:
     """Give each batch its share of the held-out texts, and what the metrics ask about both."""
     _refuse_clash(metrics)
     is_read = any(not isinstance(metric, Metric) for metric in metrics)
@@ -187,7 +212,7 @@ def _gather_batches(
     if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        Batch(tuple(cases), tuple(share), tuple(known))
+        CaseBatch(tuple(cases), tuple(share), tuple(known))
         for cases, share, known in zip(batches, shares, gathered, strict=True)
     )
 
