@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from editbench.cli.main import build_cli
 from editbench.editors.closed_form import preserved_values
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
@@ -265,6 +267,46 @@ def test_the_null_space_has_the_authors_rank(golden, family: Path) -> None:
         projector = stored[f"layer.{layer}.P"]
         assert basis.shape[1] == round(float(projector.trace()))
         assert relative_error(basis @ basis.T, projector) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "options"),
+    [
+        ("memit-history", "memit_history", []),
+        ("encore", "encore_mpes_all_tokens", []),
+        ("alphaedit", "alphaedit", []),
+        ("memit-history", "ote_prune_err", ["finish=prune", "error_feedback=true", "ridge=1"]),
+    ],
+)
+@pytest.mark.usefixtures("stored_null_space")
+def test_streams_by_the_command_line(
+    golden, family: Path, tmp_path: Path, name: str, record: str, options: list[str]
+) -> None:
+    used = json.loads((family / f"{record}.json").read_text())["hparams"]
+    facts = [
+        {"subject": one.subject, "prompt": one.prompt, "target": one.target}
+        for one in golden.requests
+    ]
+    (tmp_path / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts))
+    (tmp_path / "theirs.json").write_text(json.dumps(used))
+    (tmp_path / "prefixes.json").write_text(json.dumps(golden.prefixes.groups))
+    command = ["edit", "--model", golden.folder / "model", "--editor", name]
+    command += ["--facts", tmp_path / "facts.jsonl", "--config", tmp_path / "theirs.json"]
+    command += ["--context-prefixes", tmp_path / "prefixes.json", "--batch-size", "5"]
+    command += ["--second-moments", golden.second_moments, "--no-cache"]
+    for option in options:
+        command += ["--set", f"{name}.{option}"]
+    out = tmp_path / "edit.safetensors"
+    result = CliRunner().invoke(build_cli(load_plugins()), [*map(str, command), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    edit = WeightEdit.load(out)
+    assert edit.card.n_edits == 20
+    vectors = load_file(family / f"{record}.safetensors")
+    for layer in used["layers"]:
+        expected = vectors[f"layer.{layer}.total_dW"]
+        projection = golden.model.architecture.projection(layer, "mlp")
+        found = make_dense(edit.updates[golden.model.architecture.weight_name(projection)])
+        assert relative_error(found if found.shape == expected.shape else found.T, expected) < 1e-3
 
 
 def test_errors_are_fed_back_through_a_stream(golden, family: Path, seen: Seen) -> None:

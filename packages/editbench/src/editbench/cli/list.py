@@ -33,7 +33,8 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
     """List what there is to run.
 
     Editors, datasets, metrics and models are listed with the plugin that each comes from. A plugin
-    that cannot be loaded is named with the reason, and makes the exit code 2.
+    that cannot be loaded is named with the reason, and makes the exit code 2. 'list editors' also
+    says what each editor is good for, and cites its paper.
     """
     listing: dict[str, list[dict[str, str]]] = {}
     problems: list[str] = []
@@ -44,7 +45,12 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
             problems.append(str(error))
             found = ()
         listing[wanted] = [
-            {"name": each.name, "description": each.summary, "plugin": each.plugin}
+            {
+                "name": each.name,
+                "description": each.summary,
+                "plugin": each.plugin,
+                **(each.details if kind or output_format == "json" else {}),
+            }
             for each in found
         ]
     problems = [str(failure) for failure in plugins.failures] + problems
@@ -64,13 +70,13 @@ def _format(listing: dict[str, list[dict[str, str]]]) -> str:
     blocks = []
     indent = name_width + plugin_width + 6
     for kind, group in listing.items():
-        lines = [
-            wrap(
-                f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
-                f"{entry['description']}".rstrip(),
-                indent if indent <= terminal_width() // 2 else 6,
-            )
-            for entry in group
-        ]
+        indent = indent if indent <= terminal_width() // 2 else 6
+        lines = []
+        for entry in group:
+            names = f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
+            lines.append(wrap(f"{names}{entry['description']}".rstrip(), indent))
+            if good_for := entry.get("good_for"):
+                lines.append(wrap(f"{'':{indent}}Good for {good_for}.", indent))
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
+    blocks += dict.fromkeys(entry["citation"] for entry in entries if "citation" in entry)
     return "\n\n".join(blocks)

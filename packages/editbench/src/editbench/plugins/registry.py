@@ -55,6 +55,12 @@ class Registration:
         text = getattr(self.value, "notes", None) or inspect.getdoc(self.value) or ""
         return text.strip().partition("\n")[0]
 
+    @property
+    def details(self) -> dict[str, str]:
+        """What else it says about itself: of an editor what it is good for, and its paper."""
+        details = {name: getattr(self.value, name, "") for name in ("good_for", "citation")}
+        return {name: text for name, text in details.items() if text and isinstance(text, str)}
+
 
 def register(kind: Kind, values: object, plugin: str) -> list[Registration]:
     """Check what one plugin's hook returned.

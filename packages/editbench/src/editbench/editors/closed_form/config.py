@@ -195,6 +195,11 @@ class ClosedFormConfig(LayerConfig):
         return self
 
     @property
+    def layers_of_targets(self) -> tuple[int, ...]:
+        """Where z lives."""
+        return self.critical_layers if self.target_layers == "each" else self.critical_layers[-1:]
+
+    @property
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
         null_space = None

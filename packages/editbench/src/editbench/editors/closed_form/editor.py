@@ -214,10 +214,14 @@ class ClosedForm(Editor):
         )
         tokens = config.second_moment_tokens
         has_null_space = config.null_space_threshold is not None
+        finds_it = has_null_space and known.add("null spaces", id(self))  # once a stream
         return [
             *estimate_second_moments(model, layers, tokens, resources, known, module),
-            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
-            estimate_targets(model, unknown, layers[-1], config),
+            *([estimate_null_spaces(model, layers, module)] if finds_it else []),
+            *(
+                estimate_targets(model, unknown, layer, config)
+                for layer in config.layers_of_targets
+            ),
             *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
         ]
 

@@ -126,12 +126,11 @@ class HiddenTargets:
         self._prefixes = prefixes
         self._resources = resources
         self._anchor = config.norm_anchor
-        layers = config.critical_layers
         self._known = {
             layer: _Known(
                 TargetOptimizer(model, OffsetSite.block_output(model, layer), config, replay=True)
             )
-            for layer in (layers if config.target_layers == "each" else layers[-1:])
+            for layer in config.layers_of_targets
         }
 
     @property
