@@ -23,6 +23,7 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
     from editbench.editors.finetune import FineTune
     from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
+    from editbench.editors.ultraedit import UltraEdit
     from editbench.editors.unedited import Unedited
 
     return [
@@ -42,6 +43,7 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
         alphaedit.EvoEdit,
         alphaedit.Nas,
         alphaedit.Sphere,
+        UltraEdit,
         FineTune,
         Mend,
     ]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from editbench.costs.stage import Known, StageCost
 from editbench.editors.base import EditorConfig, Resources, TrainedEditor, report_nothing
-from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
@@ -29,6 +28,7 @@ from editbench.editors.training.batches import (
     cut_requests,
     estimate_training,
 )
+from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError

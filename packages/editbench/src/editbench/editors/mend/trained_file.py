@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import Matrix
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import Matrix
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from memit_core import DamagedError
