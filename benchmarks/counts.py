@@ -43,9 +43,6 @@ from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import expect_prefixes, sample_context_prefixes
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.memit import MemitConfig
-from editbench.editors.second_moments.collection import MAX_LENGTH, WINDOW
-from editbench.editors.second_moments.corpus_reading import WHOLE, CorpusReader
-from editbench.editors.second_moments.text_keys import batch_texts
 from editbench.editors.subject_tokens import target_row
 from editbench.editors.targets.batches import chunk_tasks
 from editbench.editors.targets.tasks import make_tasks
@@ -55,6 +52,9 @@ from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
 from editbench.replay.suffix_replay import SuffixReplay
 from editbench.requests import EditRequest
+from editbench.second_moments.collection import WINDOW
+from editbench.second_moments.collection_work import MAX_LENGTH
+from editbench.second_moments.corpus_keys import WHOLE, CorpusReader, batch_texts
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.noise import draw_noise, measure_spread
 from editbench.tracing.prompts import prompt_of
@@ -308,7 +308,7 @@ def count_all_padding(args: argparse.Namespace, work: SpeedWork) -> list[dict[st
     tiny = random_model.make_model(shape, dtype=torch.float32, device="cpu")
     config = random_model.make_config(shape)
     prefixes = sample_context_prefixes(
-        tiny, n_prefixes=config.n_context_prefixes, length=config.context_prefix_length, seed=0
+        tiny, n_prefixes=config.n_context_prefixes, lengths=(config.context_prefix_length,), seed=0
     )
     for n in args.n_requests:
         requests = random_model.make_requests(shape, n)

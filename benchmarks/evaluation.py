@@ -15,7 +15,7 @@ from side_by_side import make_parser, record, time_in_turns
 from speed_work import DEFAULT_WORK, make_model
 
 from editbench.datasets.counterfact import CounterFact
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Answer, Question, Score

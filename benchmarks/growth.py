@@ -31,7 +31,7 @@ import torch
 from side_by_side import add_most_repeated, choose_repeats, make_parser, record
 
 from editbench.atlas import default_world
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.editors.base import Resources, Share
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.models.loading import load_model
@@ -70,7 +70,7 @@ def edit_once(n: int, threads: int, cache: Path) -> dict[str, float]:
     Memit(config).edit(model, requests, resources)
     seconds = time.perf_counter() - began
     peak = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    stages = Memit(config).estimate(model, requests, Resources(seed=0), Known())
+    stages = Memit(config).estimate(model, requests, Resources(seed=0), ExpectedCache())
     planned = max(stage.n_peak_bytes for stage in stages if stage.name != "second moments")
     states = 2 * n * model.architecture.d_model * 4  # z and h, float32
     return {"seconds": seconds, "peak_bytes": peak, "planned_bytes": planned + states}

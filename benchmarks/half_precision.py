@@ -156,7 +156,7 @@ def main() -> None:
     if args.n_tokens is not None:
         config = config.updated({"second_moment_tokens": args.n_tokens}, "benchmark")
     prefixes = sample_context_prefixes(
-        atlas, n_prefixes=config.n_context_prefixes, length=config.context_prefix_length, seed=0
+        atlas, n_prefixes=config.n_context_prefixes, lengths=(config.context_prefix_length,), seed=0
     )
     cases = default_world().cases(args.n_edits)
     rows = measure(atlas, [case.request for case in cases], config, prefixes, cases)

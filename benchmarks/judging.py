@@ -3,8 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase

@@ -20,11 +20,11 @@ def optimize_one(
     layer = config.critical_layers[-1]
     network, tokens = model.model, model.tokens
     rows = [target_row(tokens, request, prefix) for prefix in prefixes]
-    essence_text = f"{request.subject} is a"
-    essence_ids = tokens.encode(essence_text)
+    kl_text = f"{request.subject} is a"
+    kl_ids = tokens.encode(kl_text)
     lookups = [row.subject_last for row in rows]
-    lookups.append(tokens.locate(essence_text, 0, len(request.subject)))
-    inputs = model.batch([*(row.token_ids for row in rows), essence_ids])
+    lookups.append(tokens.locate(kl_text, 0, len(request.subject)))
+    inputs = model.batch([*(row.token_ids for row in rows), kl_ids])
     labels = torch.full(inputs["input_ids"].shape, -100)[:-1]
     for row, label in zip(rows, labels, strict=True):
         label[row.target_start : row.target_start + len(row.target_ids)] = torch.tensor(
@@ -51,13 +51,13 @@ def optimize_one(
         for step in range(config.n_steps):
             optimizer.zero_grad()
             logits = network(**inputs, use_cache=False).logits
-            essence = logits[-1, lookups[-1]].log_softmax(-1)
-            original = essence.detach().clone() if original is None else original
+            drift = logits[-1, lookups[-1]].log_softmax(-1)
+            original = drift.detach().clone() if original is None else original
             log_probs = logits[:-1].log_softmax(-1)
             gathered = log_probs.gather(2, labels.clamp(min=0)[..., None])[..., 0]
             mask = (labels != -100).float()
             loss = (-(gathered * mask).sum(1) / mask.sum(1)).mean()
-            loss = loss + config.kl_weight * (essence.exp() * (essence - original)).sum()
+            loss = loss + config.kl_weight * (drift.exp() * (drift - original)).sum()
             loss = loss + config.offset_decay * offset.norm() / initial[0].norm() ** 2
             if loss < config.stop_loss or step == config.n_steps - 1:
                 break

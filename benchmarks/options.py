@@ -50,7 +50,10 @@ def measure(
     """One row for each option, the first of which is none."""
     requests = [case.request for case in cases]
     prefixes = sample_context_prefixes(
-        model, n_prefixes=default.n_context_prefixes, length=default.context_prefix_length, seed=0
+        model,
+        n_prefixes=default.n_context_prefixes,
+        lengths=(default.context_prefix_length,),
+        seed=0,
     )
     configs = [default.updated(option, "benchmark") for option in options]
     sides: list[Callable[[], TargetHidden]] = [

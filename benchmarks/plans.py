@@ -1,16 +1,19 @@
 """Benchmark: what plans say of time and memory, against what the work takes.
 
-    python benchmarks/plans.py --out benchmarks/results/plans.json
+    python benchmarks/plans.py --out benchmarks/results/plans/atlas.json
 
 Atlas is edited and asked by itself; with `--model`, another one, whose facts are CounterFact's. A
-stage's memory is what the process has at its worst moment more than before the model was loaded,
-with all libraries at work already: no plan speaks of these. ``time`` and ``memory`` are what was
-planned over what was measured. Caches are empty, and prefixes sampled. Linux only.
+stage's memory is what the process has at its worst moment, less what it had before without the
+model's weights: no plan speaks of Python and its libraries. ``time`` and ``memory`` are what was
+planned over what was measured. Seconds are those of the main thread itself, which waits for the
+others at work: so other programs on a busy machine do not count. Caches are empty, and prefixes
+sampled. Linux only.
 """
 
 import argparse
 import ctypes
 import gc
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +25,7 @@ from side_by_side import make_parser, record
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.plan import Plan, Work
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Resources
 from editbench.metrics.base import Metric
@@ -30,8 +33,9 @@ from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.manager import load_plugins
-from editbench.plugins.sources import corpus_of, open_corpus, open_dataset
+from editbench.plugins.sources import open_corpus, open_dataset
 from editbench.questions import Generate, Question
+from editbench.testing import tiny_model, toy_cases, toy_corpus
 
 PARTS = {"keys": "insertion", "solve": "insertion", "answers: texts": "texts"}
 """What is planned apart and done together, or called otherwise while it is done."""
@@ -48,6 +52,18 @@ def forget_peak() -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def load_libraries() -> None:
+    """Do a little of everything once."""
+    model = tiny_model()
+    requests = [case.request for case in toy_cases(2)]
+    resources = Resources(seed=0, corpus=toy_corpus())
+    for name in ("memit", "ft-w"):
+        editor_type = load_plugins().get_editor(name)
+        editor_type(editor_type.default_config(model)[0]).edit(model, requests, resources)
+    questions = [Generate(request.text, 30) for request in requests]
+    answer_questions(model, questions, seed=0, token_budget=100)
 
 
 @dataclass
@@ -73,14 +89,14 @@ class Watch:
 
     def begin(self, stage: str) -> None:
         """End one stage, and begin another."""
-        now = time.perf_counter()
+        now = time.thread_time()
         if self._since:
             before = self.seconds.get(self._stage, 0.0)
             self.seconds[self._stage] = before + now - self._since
             peak = read_memory("VmHWM") - self.n_bytes_before
             self.peaks[self._stage] = max(peak, self.peaks.get(self._stage, 0))
         forget_peak()
-        self._stage, self._since = stage, time.perf_counter()
+        self._stage, self._since = stage, time.thread_time()
 
 
 def gather_questions(dataset: Dataset, n_edits: int) -> list[Question]:
@@ -101,24 +117,26 @@ def measure(
     names: Sequence[str],
     args: argparse.Namespace,
     before: int,
+    cache: str,
 ) -> list[dict[str, Any]]:
     """Plan the edit and the questions, do them, and compare stage by stage."""
     cases = dataset.cases()[: args.n_edits]
     requests = [case.request for case in cases]
-    corpus = open_corpus(str(args.corpus)) if args.corpus else corpus_of(model.spec)
+    corpus = open_corpus(args.corpus)
     questions = gather_questions(dataset, args.n_edits)
     texts = [each for each in questions if isinstance(each, Generate)]
     scores = [each for each in questions if not isinstance(each, Generate)]
     rows = []
-    for name in [*names, "questions"]:
+    for name in names:
         watch = Watch(before)
-        resources = Resources(seed=0, corpus=corpus, report_progress=watch)
+        folder = Path(tempfile.mkdtemp(dir=cache))
+        resources = Resources(seed=0, cache=folder, corpus=corpus, report_progress=watch)
         if name == "questions":
             stages = estimate_answers(model, questions)
         else:
             editor_type = load_plugins().get_editor(name)
             editor = editor_type(editor_type.default_config(model)[0])
-            stages = editor.estimate(model, requests, resources, Known())
+            stages = editor.estimate(model, requests, resources, ExpectedCache())
         plan = Plan.of([Work(name, model, tuple(stages))])
         if name == "questions":
             for stage, some in (("answers: scores", scores), ("texts", texts)):
@@ -157,16 +175,20 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default="atlas")
     parser.add_argument("--dataset", default="atlas", help="as for editbench run")
-    parser.add_argument("--corpus", help="as for editbench run; by default the model's own")
+    parser.add_argument("--corpus", default="atlas", help="as for editbench run")
     parser.add_argument("--n-edits", type=int, default=100)
-    parser.add_argument("--editors", nargs="+", default=["memit", "rome", "ft-w"])
+    what = ["memit", "rome", "ft-w", "questions"]
+    parser.add_argument("--what", nargs="+", default=what, help="editors, and questions")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dataset = open_dataset(args.dataset, load_plugins(), None)
-    gc.collect()
-    before = read_memory("VmRSS")
+    load_libraries()
     model = load_model(args.model, specs=load_plugins().models(), device="cpu")
-    rows = measure(model, dataset, args.editors, args, before)
+    answer_questions(model, [Generate("The", 5)], seed=0, token_budget=100)
+    forget_peak()
+    before = read_memory("VmRSS") - model.memory.weight_bytes[model.device]
+    with tempfile.TemporaryDirectory() as cache:
+        rows = measure(model, dataset, args.what, args, before, cache)
     record(args, {"model": args.model, "n_edits": args.n_edits}, rows)
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from editbench.atlas import default_world
 from editbench.datasets.corpus import Corpus
-from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.second_moments.text_keys import read_keys
 from editbench.models.loading import load_model
 from editbench.plugins import load_plugins
+from editbench.second_moments.collection import collect_second_moments
+from editbench.second_moments.corpus_keys import read_keys
 
 
 def endless_corpus(name: str) -> Corpus:

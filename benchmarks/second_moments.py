@@ -19,10 +19,10 @@ from side_by_side import make_parser, record, time_in_turns
 from speed_work import DEFAULT_WORK, SpeedWork
 from torch import nn
 
-from editbench.editors.base import report_nothing
-from editbench.editors.second_moments import text_keys
-from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.plugins.atlas import atlas_corpus
+from editbench.progress import report_nothing
+from editbench.second_moments import corpus_keys
+from editbench.second_moments.collection import collect_second_moments
 from memit_core import SecondMoment, capture
 
 
@@ -32,7 +32,7 @@ def forwards_to_the_end() -> AbstractContextManager[object]:
     def capture_only(module: nn.Module, *, inputs_of: list[str], stop: bool) -> object:
         return capture(module, inputs_of=inputs_of)
 
-    return patch.object(text_keys, "capture", capture_only)
+    return patch.object(corpus_keys, "capture", capture_only)
 
 
 def mean_difference(found: object, expected: object) -> float:

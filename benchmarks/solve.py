@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from editbench.models.device_memory import free_memory
-from memit_core import FactorizedSecondMoment, load_factor, save_factor, solve_update
+from editbench.second_moments.factors import load_factor, save_factor
+from memit_core import FactorizedSecondMoment, solve_update
 
 WEIGHT = 15_000.0
 
@@ -82,7 +83,7 @@ def compare(
         "whole": lambda: solve_whole(keys, residuals, moment),
         "primal": lambda: solve_update(keys, residuals, moment, preservation_weight=WEIGHT),
         "cached": lambda: solve_update(
-            keys, residuals, load_factor(file).factorized, preservation_weight=WEIGHT
+            keys, residuals, load_factor(file, torch.device("cpu"))[0], preservation_weight=WEIGHT
         ),
     }
     matrices = {name: peak_matrices(run, d_key) for name, run in sides.items()}
@@ -131,7 +132,7 @@ def main() -> None:
                 continue
             moment = make_moment(d_key)
             file = Path(folder) / f"{d_key}.safetensors"
-            save_factor(file, FactorizedSecondMoment(moment), None)
+            save_factor(file, FactorizedSecondMoment(moment), {})
             for n_edits in fitting:
                 rows += compare(n_edits, d_key, moment, file, choose_repeats(args, d_key))
             file.unlink()

@@ -20,7 +20,8 @@ from editbench.editors.subject_tokens import target_row
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
-from memit_core import SecondMoment, save_second_moments
+from editbench.second_moments.moment_files import save_second_moments
+from memit_core import SecondMoment
 
 DEFAULT_WORK = Path("../shared/reference/speed")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from editbench.editors.base import report_nothing
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import MemitConfig
 from editbench.editors.targets.cache import TargetCache
@@ -13,6 +12,7 @@ from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.editors.targets.tasks import group_requests
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditRequest
 
 

@@ -36,8 +36,7 @@ from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.experiments.comparisons import MIN_CASES, scaling_sizes
 from editbench.experiments.setup import Setup
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase
 from editbench.results.report import summarize

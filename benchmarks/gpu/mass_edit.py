@@ -23,15 +23,16 @@ from growing_record import GrowingRecord
 from measures import StageClock, measure_peak
 from random_model import SHAPES, make_config, make_corpus, make_model, make_requests
 
-from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Progress, Resources
+from editbench.costs.stage import ExpectedCache, StageCost
+from editbench.editors.base import Resources
 from editbench.editors.closed_form import editor as closed_form
 from editbench.editors.closed_form import hidden_goals
-from editbench.editors.closed_form.preserved_values import PreservedValues
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
-from editbench.editors.second_moments.obtaining import LayerMoments
 from editbench.editors.targets.optimizer import TargetOptimizer
+from editbench.progress import Progress
+from editbench.second_moments.obtaining import LayerMoments
 
 # The editor's stages, as its plan names them, and the functions that do their work.
 STAGES = {
@@ -177,7 +178,7 @@ def main() -> None:
     editor = Memit(config)
     resources = Resources(seed=0, corpus=make_corpus(shape), report_progress=report_to(record))
     with clock.time("planning"):
-        plan = editor.estimate(model, requests, resources, Known())
+        plan = editor.estimate(model, requests, resources, ExpectedCache())
     costs |= {cost.name: cost for cost in plan}
     profiler = profiling(device) if args.profile else nullcontext()
     with clock.watching(STAGES), clock.time("rest of the edit"), profiler:

@@ -1,7 +1,7 @@
 """All benchmarks for a GPU in one process, in the order of their worth, within some minutes.
 
     python benchmarks/gpu/run_all.py --minutes 9.5
-    python benchmarks/gpu/run_all.py --minutes 9.5 --steps neox compiled
+    python benchmarks/gpu/run_all.py --minutes 9.5 --steps neox profile
 
 A step that by its estimate does not fit into what is left is skipped, and a smaller one after it
 may be run. Steps write their records as they go, so that whatever ends the process leaves what was
@@ -60,12 +60,6 @@ STEPS = (
         "neox", "mass_edit", 4,
         "--shape neox --n-edits 1000 --out {out}/neox.json",
         "--shape tiny --n-edits 5 --n-steps 2 --dtype float32",
-    ),
-    Step(
-        "compiled", "compiled_replay", 6,
-        "--shape gptj --dtype bfloat16 --n-edits 256 --modes default reduce-overhead "
-        "--out {out}/compiled_replay.json",
-        "--shape tiny --n-edits 3 --dtype float32 --backend aot_eager",
     ),
     Step(
         "profile", "mass_edit", 1.5,

@@ -164,8 +164,14 @@ def families() -> dict[str, tuple[hf.PreTrainedConfig, str, str, str, str | None
 
 
 @pytest.fixture(scope="session")
-def family_model(family: str, tokenizers: dict[str, hf.PreTrainedTokenizerFast]) -> EditableModel:
-    return EditableModel(build_network(FAMILIES[family][0]), tokenizers["bos"], name=family)
+def family_model(
+    family: str, tokenizers: dict[str, hf.PreTrainedTokenizerFast]
+) -> Iterator[EditableModel]:
+    """A model that all tests share; whoever leaves it changed makes others fail, so it is told."""
+    model = EditableModel(build_network(FAMILIES[family][0]), tokenizers["bos"], name=family)
+    before = model.fingerprint
+    yield model
+    assert model.compute_fingerprint() == before, f"a test left the weights of {family} changed"
 
 
 def _train_byte_level(*, trim_offsets: bool = False) -> Tokenizer:

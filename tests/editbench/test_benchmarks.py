@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
+from editbench.plugins.atlas import AtlasValidation
+
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
 WORK = REPOSITORY.parent / "shared" / "reference" / "speed"
@@ -59,6 +61,19 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
     for row in run(name, *arguments, out=tmp_path / "record.json"):
         assert row["ratio"] > 0
         assert row["difference"] < 1e-4
+
+
+def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux's /proc")
+    rows = run(
+        "plans", "--n-edits", "2", "--what", "ft-w", "questions", out=tmp_path / "record.json"
+    )
+    whats = [row["what"] for row in rows]
+    assert whats == ["ft-w: fine-tuning", "questions: answers: scores", "questions: texts"]
+    for row in rows:
+        assert row["planned"] > 0 < row["measured"]
+        assert row["planned_mib"] > 0 < row["measured_mib"]
 
 
 def test_whole_edit_times_both_with_and_without_answers(tmp_path: Path) -> None:
@@ -153,17 +168,6 @@ def test_options_of_z_are_set_against_none(tmp_path: Path) -> None:
         assert 80 < row["score"] <= 100
 
 
-@pytest.mark.slow
-def test_compiled_blocks_give_the_same_targets(tmp_path: Path) -> None:
-    arguments = ("--shape", "tiny", "--n-edits", "3", "--backend", "aot_eager")
-    out = tmp_path / "record.json"
-    (row,) = run("compiled_replay", *arguments, out=out, in_own_process=True)
-    assert row["eager_seconds"] > 0
-    assert row["compiled_seconds"] > 0
-    assert row["compiling_seconds"] > 0
-    assert row["difference"] < 1e-5
-
-
 def test_counts_are_of_what_runs(tmp_path: Path) -> None:
     if not WORK.exists():
         pytest.skip(f"the work to be timed is not there: {WORK}")
@@ -213,3 +217,38 @@ def test_a_row_of_no_table_is_an_error(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "no table for a row with what, odd" in ended.stderr
+
+
+def test_a_search_tries_all_settings_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    facts = [
+        {
+            "case_id": str(place),
+            "subject": case.request.subject,
+            "prompt": case.request.prompt,
+            "target": case.request.target,
+            "target_true": case.target_true,
+            "paraphrases": [probe.prompt for probe in case.probes if probe.kind == "paraphrase"],
+            "neighbors": [
+                {"prompt": probe.prompt, "target": probe.expected}
+                for probe in case.probes
+                if probe.kind == "neighborhood"
+            ],
+        }
+        for place, case in enumerate(AtlasValidation(None, None).cases()[:3])
+    ]
+    path, out = tmp_path / "facts.jsonl", tmp_path / "rows.json"
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    command = [
+        "settings_search.py", "--model", "atlas", "--facts", str(path), "--n-edits", "2",
+        "--corpus", "atlas", "--threads", "1", "--work", str(tmp_path), "--out", str(out),
+        "--set", "n_steps=1", "second_moment_tokens=2000",
+    ]  # fmt: skip
+    with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        search = importlib.import_module("settings_search").main
+        for weights in ("preservation_weight=1,100", "preservation_weight=100,1000"):
+            with patch.object(sys, "argv", [*command, weights]):
+                search()
+    rows = json.loads(out.read_text())
+    assert [row["setting"]["preservation_weight"] for row in rows] == [1, 100, 1000]
+    assert {row["n"] for row in rows} == {2}
+    assert all(0 <= row["ES"] <= 100 for row in rows)

@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import json
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ import torch
 from click.testing import CliRunner
 from transformers import GPTJConfig, GPTJForCausalLM
 
+import editbench
+import memit_core
 from editbench.atlas import default_world
 from editbench.cli import group
 from editbench.cli.main import build_cli
@@ -170,6 +174,75 @@ class TestConfiguration:
         assert set(first_column(tables(text)[0])) == set(derive_closed_form_defaults(28, 4096)) - {
             "learning_rate_unit"
         }
+
+
+def public_classes() -> dict[str, list[str]]:
+    """Every public class by name, with the modules that define one of that name."""
+    found: dict[str, list[str]] = {}
+    for package in (editbench, memit_core):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            source = Path(importlib.util.find_spec(module.name).origin).read_text("utf-8")
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(module.name)
+    return found
+
+
+def look_up(path: str) -> object:
+    """What a dotted name of the glossary stands for."""
+    found: object = memit_core if path.startswith("memit_core.") else editbench
+    name = found.__name__
+    for part in path.removeprefix("memit_core.").split("."):
+        name = f"{name}.{part}"
+        if not hasattr(found, part):
+            importlib.import_module(name)
+        found = getattr(found, part)
+    return found
+
+
+class TestDesign:
+    PAGE = "explanation/design.md"
+    FOLDERS, QUESTIONS = tables(section(PAGE, "Map"))
+    (WORDS,) = tables(section(PAGE, "Words"))
+    SOURCE = Path(editbench.__file__).parent
+
+    def test_the_map_has_every_folder(self) -> None:
+        there = {path.parent.relative_to(self.SOURCE) for path in self.SOURCE.rglob("__init__.py")}
+        assert sorted(first_column(self.FOLDERS)) == sorted(map(str, there - {Path()}))
+
+    def test_questions_are_answered_by_one_file_each(self) -> None:
+        files = [codes(row[1]) for row in self.QUESTIONS]
+        assert len(files) == 4
+        assert all(len(names) == 1 and (self.SOURCE / names[0]).is_file() for names in files)
+
+    def test_no_class_is_called_like_another(self) -> None:
+        assert {name: at for name, at in public_classes().items() if len(at) > 1} == {}
+
+    def test_words_stand_once(self) -> None:
+        words = [row[0] for row in self.WORDS]
+        assert len(set(words)) == len(words)
+
+    @pytest.mark.parametrize("row", WORDS, ids=lambda row: row[0])
+    def test_a_word_stands_for_what_is_in_the_code(self, row: list[str]) -> None:
+        assert codes(row[2])
+        for path in codes(row[2]):
+            assert look_up(path) is not None
+
+    def test_a_class_called_by_a_word_is_of_that_kind(self) -> None:
+        """Those with a name of their own, such as editors and datasets, are called after papers."""
+        listed = {path.rpartition(".")[2] for row in self.WORDS for path in codes(row[2])}
+        words = {row[0].split()[-1].removesuffix("s") for row in self.WORDS}
+        missing = [
+            f"{modules[0]}.{name}"
+            for name, modules in public_classes().items()
+            if re.findall("[A-Z][a-z]*", name)[-1].lower() in words and name not in listed
+        ]
+        assert [
+            path
+            for path in missing
+            if "name" not in vars(look_up(path.removeprefix("editbench.")))
+            and not path.endswith("Config")
+        ] == []
 
 
 class TestMetrics:

@@ -14,19 +14,20 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 
-from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.base import Editor, Resources
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
-from editbench.editors.second_moments.obtaining import collect_second_moments
 from editbench.edits.export import export_model
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import DTypeName, load_model
+from editbench.progress import report_nothing
 from editbench.questions import Generate, Read, Score
+from editbench.second_moments.collection import collect_second_moments
 from editbench.testing import config_for_check, tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 from editbench.tracing.facts import facts_of_cases
 from editbench.tracing.prompts import prompt_of

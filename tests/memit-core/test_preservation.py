@@ -9,12 +9,14 @@ from torch import Tensor
 from memit_core import (
     FactorizedSecondMoment,
     IllPosedError,
+    IndefiniteError,
     MemitCoreError,
     Preservation,
     ShapeError,
     UpdateFactors,
     find_null_space,
     solve_edits,
+    solve_update,
 )
 
 law = settings(derandomize=True, deadline=None, max_examples=20)
@@ -278,3 +280,26 @@ def test_an_error_needs_a_slack() -> None:
             slack=0,
             error=torch.ones(2, 3),
         )
+
+
+def moment_of(d_key: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(50, d_key, generator=generator, dtype=torch.float64)
+    return keys.mT @ keys / 50
+
+
+def test_a_negative_eigenvalue_is_not_called_singular() -> None:
+    values, vectors = torch.linalg.eigh(moment_of(8))
+    values[0] = -0.1 * values[-1]
+    indefinite = vectors @ values.diag() @ vectors.mT
+    with pytest.raises(IndefiniteError, match=r"FactorizedSecondMoment.* negative eigenvalue"):
+        FactorizedSecondMoment(indefinite)
+    keys, residuals = torch.ones(1, 8), torch.ones(1, 3)
+    with pytest.raises(IndefiniteError, match=r"solve_update: .* negative eigenvalue") as caught:
+        solve_update(keys, residuals, indefinite, preservation_weight=100)
+    assert f"[{caught.value.row}, {caught.value.row}]" in str(caught.value)
+    assert "at [70, 70]" in str(caught.value.at(70)).replace("meets at", "at")
+    singular = torch.ones(8, 8)
+    with pytest.raises(IllPosedError, match="singular") as other:
+        FactorizedSecondMoment(singular)
+    assert not isinstance(other.value, IndefiniteError)

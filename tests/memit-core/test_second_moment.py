@@ -1,16 +1,11 @@
-"""Streaming second moments, and their files."""
+"""Streaming second moments."""
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memit_core import (
@@ -18,8 +13,6 @@ from memit_core import (
     MemitCoreError,
     SecondMoment,
     ShapeError,
-    load_second_moments,
-    save_second_moments,
     second_moment,
 )
 
@@ -35,10 +28,6 @@ def collect(keys: Tensor, **options: torch.dtype) -> SecondMoment:
     collected = SecondMoment(keys.shape[1], **options)
     collected.update(keys)
     return collected
-
-
-def list_names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
 
 
 # Laws
@@ -175,199 +164,3 @@ def test_unknown_number_of_tokens_is_not_guessed() -> None:
         SecondMoment(3).merge(unknown)
     with pytest.raises(MemitCoreError, match="`n_tokens` must be at least 1, got 0"):
         SecondMoment.from_moment(moment, n_tokens=0)
-
-
-# Files
-
-PROVENANCE = {"model": "tiny", "n_samples": 3, "corpus": {"name": "nothing", "hash": "00"}}
-
-
-@pytest.fixture
-def moments() -> dict[int, SecondMoment]:
-    return {11: collect(draw_keys(9, 3)), 2: collect(draw_keys(7, 4), dtype=torch.float32)}
-
-
-def test_files_keep_bits_counts_and_provenance(
-    tmp_path: Path, moments: dict[int, SecondMoment]
-) -> None:
-    path = tmp_path / "moments.safetensors"
-    save_second_moments(path, moments, PROVENANCE)
-    loaded = load_second_moments(path)
-    assert list(loaded.moments) == [2, 11]
-    assert loaded.provenance == PROVENANCE
-    for layer, moment in moments.items():
-        assert loaded.moments[layer].n_tokens == moment.n_tokens
-        assert loaded.moments[layer].dtype == moment.dtype
-        assert torch.equal(loaded.moments[layer].moment(), moment.moment())
-    assert list_names(tmp_path) == ["moments.safetensors"]
-    again = tmp_path / "again.safetensors"
-    save_second_moments(again, loaded.moments, loaded.provenance)
-    assert again.read_bytes() == path.read_bytes()
-
-
-def test_loaded_moments_go_on_where_they_stopped(tmp_path: Path) -> None:
-    keys = draw_keys(20, 3)
-    save_second_moments(tmp_path / "half", {0: collect(keys[:8])}, None)
-    resumed = load_second_moments(tmp_path / "half").moments[0]
-    resumed.update(keys[8:])
-    torch.testing.assert_close(resumed.moment(), collect(keys).moment(), rtol=1e-14, atol=1e-14)
-
-
-def test_files_follow_the_documented_format(
-    tmp_path: Path, moments: dict[int, SecondMoment]
-) -> None:
-    path = tmp_path / "moments.safetensors"
-    save_second_moments(path, moments, PROVENANCE, dtype=torch.float32)
-    tensors = load_file(path)
-    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
-        "layers.2": torch.float32,
-        "layers.11": torch.float32,
-    }
-    assert torch.equal(tensors["layers.11"], moments[11].moment().float())
-    raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    card = json.loads(header["__metadata__"]["editbench"])
-    assert card.pop("checksums").keys() == tensors.keys()
-    assert len(card.pop("checksum")) == 64
-    assert card == {"n_tokens": {"2": 7, "11": 9}, "provenance": PROVENANCE}
-
-
-def test_files_without_metadata_load_with_unknown_counts(
-    tmp_path: Path, moments: dict[int, SecondMoment]
-) -> None:
-    path = tmp_path / "bare.safetensors"
-    moment = moments[11].moment()
-    save_file({"layers.3": moment}, path)
-    loaded = load_second_moments(path)
-    assert loaded.provenance is None
-    assert loaded.moments[3].n_tokens is None
-    assert torch.equal(loaded.moments[3].moment(), moment)
-    save_second_moments(path, loaded.moments, loaded.provenance)
-    again = load_second_moments(path)
-    assert (again.provenance, again.moments[3].n_tokens) == (None, None)
-
-
-def test_replacing_a_file_keeps_the_old_one_until_the_new_one_is_whole(
-    tmp_path: Path, moments: dict[int, SecondMoment]
-) -> None:
-    """Run out of space for real, in a process that may only write 100 bytes."""
-    path = tmp_path / "moments.safetensors"
-    save_second_moments(path, moments, PROVENANCE)
-    before = path.read_bytes()
-    script = (
-        "import resource, signal, sys, torch, memit_core\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-        "moment = memit_core.SecondMoment.from_moment(torch.eye(50), n_tokens=60)\n"
-        "try:\n"
-        "    memit_core.save_second_moments(sys.argv[1], {0: moment}, None)\n"
-        "except memit_core.MemitCoreError as error:\n"
-        "    sys.exit(str(error))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert f"cannot write the file, got {path}" in done.stderr
-    assert path.read_bytes() == before
-    assert list_names(tmp_path) == ["moments.safetensors"]
-
-
-@pytest.mark.parametrize("place", ["missing/moments.safetensors", "."])
-def test_unwritable_places_are_refused(
-    tmp_path: Path, moments: dict[int, SecondMoment], place: str
-) -> None:
-    (tmp_path / "folder").mkdir()
-    path = tmp_path / "folder" / place
-    with pytest.raises(MemitCoreError, match="save_second_moments: cannot write the file, got"):
-        save_second_moments(path, moments, None)
-    assert list_names(tmp_path) == ["folder"]
-    assert not list_names(tmp_path / "folder")
-
-
-def test_what_cannot_be_saved_is_refused(tmp_path: Path, moments: dict[int, SecondMoment]) -> None:
-    path = tmp_path / "moments.safetensors"
-    for provenance in ({"path": tmp_path}, {"loss": math.nan}):
-        with pytest.raises(MemitCoreError, match="`provenance` is not JSON, got"):
-            save_second_moments(path, moments, provenance)
-    with pytest.raises(MemitCoreError, match="there is nothing to save, got no layer"):
-        save_second_moments(path, {}, None)
-    with pytest.raises(MemitCoreError, match=r"`dtype` is too narrow, got torch\.float16"):
-        save_second_moments(path, moments, None, dtype=torch.float16)
-    with pytest.raises(MemitCoreError, match="got layer 4 with n_tokens=0"):
-        save_second_moments(path, {4: SecondMoment(3)}, None)
-    with pytest.raises(MemitCoreError, match="got layer -1 with n_tokens=9"):
-        save_second_moments(path, {-1: moments[11]}, None)
-    assert not list_names(tmp_path)
-
-
-EYE = torch.eye(3)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "metadata", "message"),
-    [
-        ({}, None, "holds no second moment, got no tensor"),
-        ({"layer.1.moment": EYE}, None, "not a file of second moments, got tensor 'layer.1.mom"),
-        ({"layers.01": EYE}, None, "not a file of second moments, got tensor 'layers.01'"),
-        (
-            {"layers.1": EYE.half()},
-            None,
-            "tensor 'layers.1' has the wrong dtype, got torch.float16",
-        ),
-        ({"layers.1": EYE[:2]}, None, r"tensor 'layers.1' must be square, got \[2, 3\]"),
-        ({"layers.1": EYE[0]}, None, r"tensor 'layers.1' must be square, got \[3\]"),
-        ({"layers.1": EYE / 0}, None, r"layer 1: .*`moment` must be finite, got inf at \[0, 0\]"),
-        ({"layers.1": EYE + EYE.roll(1, 0)}, None, "layer 1: .*`moment` is not symmetric"),
-        ({"layers.1": EYE}, "{", "metadata 'editbench' is not JSON, got '{'"),
-        ({"layers.1": EYE}, "[1]", r"metadata 'editbench' must be a JSON object, got \[1\]"),
-        ({"layers.1": EYE}, '{"n_tokens": 3}', "metadata 'n_tokens' must be a JSON object, got 3"),
-        ({"layers.1": EYE}, '{"provenance": "x"}', "metadata 'provenance' must be a JSON object"),
-        (
-            {"layers.1": EYE},
-            '{"n_tokens": {"1": "9"}}',
-            "must hold a count for each layer, got '9'",
-        ),
-        ({"layers.1": EYE}, '{"n_tokens": {"1": 0}}', "`n_tokens` must be at least 1, got 0"),
-    ],
-)
-def test_files_that_break_the_format_are_refused(
-    tmp_path: Path, tensors: dict[str, Tensor], metadata: str | None, message: str
-) -> None:
-    path = tmp_path / "broken.safetensors"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        path,
-        metadata=None if metadata is None else {"editbench": metadata},
-    )
-    with pytest.raises(MemitCoreError, match=f"^load_second_moments: {path}: .*{message}"):
-        load_second_moments(path)
-
-
-def test_files_that_are_no_safetensors_are_refused(
-    tmp_path: Path, moments: dict[int, SecondMoment]
-) -> None:
-    path = tmp_path / "moments.safetensors"
-    message = f"^load_second_moments: {path}: cannot be read as safetensors"
-    with pytest.raises(MemitCoreError, match=message):
-        load_second_moments(path)
-    save_second_moments(path, moments, PROVENANCE)
-    whole = path.read_bytes()
-    for content in (b"", b"{}", whole[:5], whole[:100], whole[:-1]):
-        path.write_bytes(content)
-        with pytest.raises(MemitCoreError, match=message):
-            load_second_moments(path)
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(MemitCoreError, match=message):
-        load_second_moments(path)
-
-
-def test_files_need_safetensors(
-    tmp_path: Path, moments: dict[int, SecondMoment], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(MemitCoreError, match=r"Install it with: pip install 'memit-core\[files\]'"):
-        save_second_moments(tmp_path / "moments", moments, None)
-    with pytest.raises(MemitCoreError, match="load_second_moments: needs the package safetensors"):
-        load_second_moments(tmp_path / "moments")

@@ -20,8 +20,8 @@ from memit_core import (
     Preservation,
     ShapeError,
     UpdateFactors,
-    _float64,
-    _systems,
+    _linalg,
+    solve,
     solve_edits,
     solve_update,
 )
@@ -317,7 +317,7 @@ def test_no_edits_give_an_update_of_rank_zero() -> None:
 def test_many_edits_are_solved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(23, 7, 5)
     history = make_problem(11, 7, 5, seed=1).keys
-    monkeypatch.setattr(_systems, "_ENTRIES_PER_CHUNK", 5 * 7)
+    monkeypatch.setattr(solve, "_ENTRIES_PER_CHUNK", 5 * 7)
     for preservation in problem.preservations:
         update = dense(solve_edits(problem.keys, problem.residuals, preservation))
         assert_close(update @ problem.system, problem.residuals.mT @ problem.keys)
@@ -329,7 +329,7 @@ def test_many_edits_are_solved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_memory_does_not_grow_with_the_edits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_systems, "_ENTRIES_PER_CHUNK", 2**18)
+    monkeypatch.setattr(solve, "_ENTRIES_PER_CHUNK", 2**18)
     peaks = []
     for n_edits in (2_048, 8_192):
         keys, residuals = torch.ones(n_edits, 256), torch.ones(n_edits, 16)
@@ -361,16 +361,16 @@ def test_the_cheaper_system_is_solved(
     problem = make_problem(n_edits, 20, 5)
     expected = problem.solve()
     other = ({"_solve_dual", "_solve_primal"} - {name}).pop()
-    monkeypatch.delattr(_systems.System, other)
+    monkeypatch.delattr(solve._System, other)
     update = solve_edits(problem.keys, problem.residuals, problem.preservations[1])
     assert_close(dense(update), expected)
 
 
 def test_devices_without_float64_are_served_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _float64.find_float64_device(torch.device("mps")) == torch.device("cpu")
+    assert _linalg.find_float64_device(torch.device("mps")) == torch.device("cpu")
     problem = make_problem(3, 7, 5)
     expected = problem.solve()
-    monkeypatch.setattr(_float64, "DEVICE_TYPES_WITHOUT_FLOAT64", frozenset({"cpu"}))
+    monkeypatch.setattr(_linalg, "DEVICE_TYPES_WITHOUT_FLOAT64", frozenset({"cpu"}))
     update = problem.solve()
     assert update.dtype == torch.float32
     assert_close(update.double(), expected, 1e-6)

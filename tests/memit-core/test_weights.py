@@ -254,3 +254,22 @@ def test_bad_updates_are_refused_before_anything_changes(
     ):
         pytest.fail("the body must not run")
     assert_same_bits(model, before)
+
+
+def test_what_does_not_outlast_the_body_is_not_restored() -> None:
+    layer = Toy()
+    before = copy_state(layer)
+    ones = {name: torch.ones_like(before[name]) for name in ("weight", "bias")}
+    with updated_weights(layer, ones, temporary=["weight"]):
+        assert torch.equal(layer.bias, before["bias"] + 1)
+    assert torch.equal(layer.weight, before["weight"] + 1)
+    assert torch.equal(layer.bias, before["bias"])
+
+
+def test_parameters_without_values_are_refused() -> None:
+    layer = nn.Linear(3, 2, device="meta")
+    with (
+        pytest.raises(MemitCoreError, match=r"'bias' has no values, got torch\.float32 on meta"),
+        updated_weights(layer, {"bias": torch.ones(2)}),
+    ):
+        pytest.fail("the body must not run")

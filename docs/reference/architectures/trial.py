@@ -19,7 +19,6 @@ from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
 from editbench.editors.rome import Rome
-from editbench.editors.second_moments.text_keys import read_keys
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.edits.weight_edit import WeightEdit
@@ -31,6 +30,7 @@ from editbench.models.generation import generate_texts
 from editbench.questions import Generate, Score
 from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.requests import EditRequest
+from editbench.second_moments.corpus_keys import read_keys
 from editbench.testing import tiny_tokenizer, toy_cases, toy_corpus
 from memit_core import capture, intervene
 

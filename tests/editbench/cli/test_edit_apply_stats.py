@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.spec import ModelSpec
 from editbench.plugins import hookimpl
+from editbench.second_moments.moment_files import load_second_moments
 from editbench.testing import tiny_model, tiny_tokenizer
-from memit_core import load_second_moments
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_finished_stats_are_not_collected_again(invoke, model_folder, corpus_fil
 
 
 def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, monkeypatch):
-    from editbench.editors.second_moments import collection as second_moment_collection
+    from editbench.second_moments import collection as second_moment_collection
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -273,6 +273,7 @@ def test_interrupted_stats_say_what_is_kept(invoke, model_folder, corpus_file, m
     options = ["--model", model_folder, "--corpus", corpus_file, "--out", "s.safetensors"]
     options += ["--n-tokens", 20000]
     monkeypatch.setattr(second_moment_collection, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(second_moment_collection, "_WORK_FOR_EACH_WRITING", 0)
     with monkeypatch.context() as once:
         once.setattr(second_moment_collection, "save_second_moments", interrupt)
         result = invoke("stats", *options)

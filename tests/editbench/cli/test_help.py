@@ -17,7 +17,7 @@ COMMANDS = sorted(CLI.commands)
 
 HEAVY = [
     "torch", "transformers", "pandas", "numpy", "pydantic", "rich", "yaml", "safetensors", "jinja2",
-    "matplotlib", "ray",
+    "matplotlib", "ray", "optuna",
 ]  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def test_help_is_quick():
 def test_all_commands_are_there():
     assert COMMANDS == [
         "apply", "check", "edit", "list", "report", "reproduce", "run", "stats", "trace", "train",
+        "tune",
     ]  # fmt: skip
 
 

@@ -47,6 +47,28 @@ def test_run_ends_with_the_table_and_the_folder(invoke, on_facts, memit_options)
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("options", [["--out", "here"], ["--plan"]])
+def test_cases_are_chosen_once(nudge, monkeypatch, options):
+    """What is said of a run's cost is said of the very cases and questions that are run."""
+    from editbench.runner import prepare
+
+    chosen, choose = [], prepare.select_batches
+
+    def count(*arguments, **more):
+        chosen.append(choose(*arguments, **more))
+        return chosen[-1]
+
+    monkeypatch.setattr(prepare, "select_batches", count)
+    result = nudge("--seed", 0, "--seed", 1, *options)
+    assert result.exit_code == 0, result.output
+    assert len(chosen) == 1
+
+
+def test_the_text_of_second_moments_is_spoken_of_where_they_are_needed(invoke, nudge, on_facts):
+    assert "embedded text" not in nudge("--plan").output
+    assert "embedded text 'atlas'" in invoke("run", *on_facts, "--plan").output
+
+
 def test_report_has_what_the_contract_says(invoke, nudge):
     assert nudge("--out", "here", "--seed", 3).exit_code == 0
     lines = read_json(invoke, "here")

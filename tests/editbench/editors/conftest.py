@@ -15,7 +15,8 @@ from editbench.editors.memit import MemitConfig
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.requests import EditRequest
-from memit_core import SecondMoment, save_second_moments
+from editbench.second_moments.moment_files import save_second_moments
+from memit_core import SecondMoment
 
 
 @dataclass

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from editbench.cli.main import build_cli
-from editbench.editors.closed_form import preserved_values
+from editbench.editors.closed_form import solving
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import PreservedValues
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.dialect import UNUSED
 from editbench.editors.memit import EncoreConfig
 from editbench.edits.weight_edit import WeightEdit, make_dense
@@ -82,7 +82,7 @@ def stored_null_space(golden, family: Path, monkeypatch: pytest.MonkeyPatch) -> 
         eigenvalues, vectors = torch.linalg.eigh(stored[f"layer.{layer}.P"].double())
         return vectors[:, eigenvalues > 0.5]
 
-    monkeypatch.setattr(preserved_values, "find_null_space", find)
+    monkeypatch.setattr(solving, "find_null_space", find)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -44,10 +44,10 @@ def test_a_missing_file_is_named(tmp_path) -> None:
 def test_sampling_depends_on_the_seed_alone() -> None:
     model = tiny_model()
     before = torch.get_rng_state(), random.getstate()
-    one = sample_context_prefixes(model, n_prefixes=5, length=10, seed=3)
+    one = sample_context_prefixes(model, n_prefixes=5, lengths=(10,), seed=3)
     torch.manual_seed(99)
-    again = sample_context_prefixes(model, n_prefixes=5, length=10, seed=3)
-    other = sample_context_prefixes(model, n_prefixes=5, length=10, seed=4)
+    again = sample_context_prefixes(model, n_prefixes=5, lengths=(10,), seed=3)
+    other = sample_context_prefixes(model, n_prefixes=5, lengths=(10,), seed=4)
     assert one == again
     assert one != other
     assert random.getstate() == before[1]
@@ -62,10 +62,10 @@ def test_sampling_depends_on_the_seed_alone() -> None:
 
 
 def test_no_prefixes_means_the_bare_prompt() -> None:
-    prefixes = sample_context_prefixes(tiny_model(), n_prefixes=0, length=10, seed=0)
+    prefixes = sample_context_prefixes(tiny_model(), n_prefixes=0, lengths=(10,), seed=0)
     assert prefixes.groups == (("",),)
 
 
 def test_more_prefixes_than_first_words_differ() -> None:
-    prefixes = sample_context_prefixes(tiny_model(), n_prefixes=8, length=12, seed=0)
+    prefixes = sample_context_prefixes(tiny_model(), n_prefixes=8, lengths=(12,), seed=0)
     assert len(prefixes.groups[1]) == len(set(prefixes.groups[1])) == 8

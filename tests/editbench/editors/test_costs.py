@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from editbench.costs.answers import estimate_answers
-from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.costs.stage import ExpectedCache, StageCost
+from editbench.editors.base import Editor, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.finetune import FineTune
 from editbench.editors.keys.layer_sweep import LayerSweep
@@ -30,6 +30,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.memory_budget import MemoryBudget
+from editbench.progress import report_nothing
 from editbench.questions import Generate, Question, Read, Score
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
@@ -242,7 +243,8 @@ def test_answers(network: EditableModel) -> None:
 def plan_memit(model: EditableModel, config: MemitConfig, **given: object) -> dict[str, StageCost]:
     resources = Resources(**{"seed": 0, "context_prefixes": PREFIXES, **given})
     return {
-        stage.name: stage for stage in Memit(config).estimate(model, REQUESTS, resources, Known())
+        stage.name: stage
+        for stage in Memit(config).estimate(model, REQUESTS, resources, ExpectedCache())
     }
 
 
@@ -273,7 +275,7 @@ def test_what_the_cache_holds_is_not_planned_with_options_that_tie_edits(tmp_pat
     resources = Resources(0, tmp_path, corpus=toy_corpus(), context_prefixes=PREFIXES)
 
     def plan(some: Sequence[EditRequest]) -> int:
-        stages = memit.estimate(model, some, resources, Known())
+        stages = memit.estimate(model, some, resources, ExpectedCache())
         return sum(each.n_tokens for each in stages if each.name == "target hidden states")
 
     before = plan(requests)
@@ -289,7 +291,7 @@ def test_facts_that_share_an_offset_are_planned_as_one() -> None:
     resources = Resources(0, corpus=toy_corpus(), context_prefixes=PREFIXES)
     each, shared = (
         Memit(CONFIG.model_copy(update={"share_subjects": is_shared})).estimate(
-            tiny_model(), requests, resources, Known()
+            tiny_model(), requests, resources, ExpectedCache()
         )
         for is_shared in (False, True)
     )
@@ -301,10 +303,10 @@ def test_facts_that_share_an_offset_are_planned_as_one() -> None:
 
 
 def test_what_earlier_work_leaves_is_planned_once(tmp_path) -> None:
-    known = Known()
+    expected = ExpectedCache()
     plans = [
         Memit(CONFIG).estimate(
-            tiny_model(), requests, Resources(0, tmp_path, context_prefixes=PREFIXES), known
+            tiny_model(), requests, Resources(0, tmp_path, context_prefixes=PREFIXES), expected
         )
         for requests in (REQUESTS[:3], REQUESTS[:3])
     ]
@@ -318,7 +320,7 @@ def test_more_facts_cost_more(editor: type[Editor]) -> None:
     chosen = editor(editor.default_config(model)[0])
 
     def plan(requests: Sequence[object]) -> float:
-        stages = chosen.estimate(model, requests, Resources(seed=0), Known())
+        stages = chosen.estimate(model, requests, Resources(seed=0), ExpectedCache())
         assert all(stage.is_known and stage.n_peak_bytes > 0 for stage in stages)
         return sum(
             stage.n_flops + stage.n_double_flops
@@ -334,6 +336,8 @@ def test_an_editor_that_says_nothing_is_unknown() -> None:
         name = "silent"
         estimate = Editor.estimate
 
-    (stage,) = Silent(Silent.config_type()).estimate(tiny_model(), REQUESTS, Resources(0), Known())
+    (stage,) = Silent(Silent.config_type()).estimate(
+        tiny_model(), REQUESTS, Resources(0), ExpectedCache()
+    )
     assert not stage.is_known
     assert stage.chunks == "the editor does not say"

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.base import Editor, Resources
 from editbench.editors.context_prefixes import ContextPrefixes, sample_context_prefixes
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
-from editbench.editors.second_moments.collection import collect_second_moments
-from editbench.editors.second_moments.collection_files import collect_to_file
-from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
+from editbench.second_moments.collection import collect_second_moments
+from editbench.second_moments.collection_files import collect_to_file
+from editbench.second_moments.obtaining import obtain_second_moments
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors
 
@@ -119,8 +120,8 @@ def test_prefixes_are_sampled_from_the_unedited_model(
     with first.applied(model):
         other = EDITORS[name].edit(model, THEN, resources(context_prefixes=None))
         assert_same(other, EDITORS[name].edit(model, THEN, resources(context_prefixes=given)))
-        assert sample_context_prefixes(model, n_prefixes=3, length=8, seed=1) == (
-            sample_context_prefixes(tiny_model(), n_prefixes=3, length=8, seed=1)
+        assert sample_context_prefixes(model, n_prefixes=3, lengths=(8,), seed=1) == (
+            sample_context_prefixes(tiny_model(), n_prefixes=3, lengths=(8,), seed=1)
         )
 
 

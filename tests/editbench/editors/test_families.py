@@ -3,7 +3,7 @@
 import torch
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.reading import read_hidden
 from editbench.editors.memit import Memit, MemitConfig
@@ -12,6 +12,7 @@ from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditRequest
 
 CONFIG = MemitConfig(

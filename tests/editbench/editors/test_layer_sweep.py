@@ -1,5 +1,6 @@
 """The stored forward that keys come from: what it shows is what the model's own forward shows."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.keys.reading import read_hidden
 from editbench.editors.subject_tokens import key_row
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.testing import tiny_tokenizer, toy_cases
-from memit_core import updated_weights
 
 REQUESTS = [case.request for case in toy_cases(5)]
 PREFIXES = ContextPrefixes((("",), ("The car went. ", "It is known that ")))
@@ -63,13 +64,10 @@ def test_a_block_that_is_kept_open_is_as_good_as_one_that_runs_again(
 def test_a_norm_behind_the_projection_is_noticed_in_half_precision(
     family_model: EditableModel,
 ) -> None:
-    half = family_model.model.to(torch.bfloat16)
-    try:
-        model = EditableModel(half, family_model.tokens, name=family_model.name)
-        states = LayerSweep(model, REQUESTS, PREFIXES, "grouped", first=FIRST, last=LAST)
-        assert states._opens == (model.name not in NORM_BEHIND)
-    finally:
-        family_model.model.to(torch.float32)
+    half = copy.deepcopy(family_model.model).to(torch.bfloat16)
+    model = EditableModel(half, family_model.tokens, name=family_model.name)
+    states = LayerSweep(model, REQUESTS, PREFIXES, "grouped", first=FIRST, last=LAST)
+    assert states._opens == (model.name not in NORM_BEHIND)
 
 
 def test_keys_of_many_layers_cost_at_most_one_and_a_half_forwards(

@@ -4,17 +4,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.config import derive_closed_form_defaults
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.second_moments.obtaining import obtain_second_moments
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import STAGE, optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, ModelError
 from editbench.models.builtin_specs import BUILTIN_SPECS
+from editbench.progress import report_nothing
+from editbench.second_moments.obtaining import obtain_second_moments
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
 from memit_core import capture, solve_update, spread_residuals
 

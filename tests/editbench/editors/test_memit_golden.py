@@ -1,13 +1,19 @@
 """MEMIT against what the reference implementation produced from the same inputs."""
 
-import torch
+import json
+import random
 
-from editbench.editors.base import report_nothing
+import torch
+from safetensors.torch import load_file
+
+from editbench.datasets.corpus import Corpus
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
+from editbench.progress import report_nothing
+from editbench.second_moments.collection import collect_second_moments
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -71,3 +77,17 @@ def test_updates_match_and_the_model_is_untouched(golden) -> None:
             edited = parameter.clone()
         expected = golden.memit[f"layer.{layer}.update"]
         assert relative_error(edited - parameter, expected) < 1e-3
+
+
+def test_collected_moments_match_the_reference(golden) -> None:
+    texts = json.loads((golden.folder / "covariance_corpus.json").read_text())
+    order = list(range(len(texts)))
+    random.Random(1).shuffle(order)
+    corpus = Corpus("golden", "golden", lambda: [texts[index]["text"] for index in order[:300]])
+    layers = golden.config.critical_layers
+    found = collect_second_moments(golden.model, corpus, layers, 10**9, report_nothing)
+    stored = load_file(golden.folder / "covariance.safetensors")
+    for layer in layers:
+        expected = stored[f"layer.{layer}.moment"].double()
+        assert found[layer].n_tokens == int(stored[f"layer.{layer}.count"])
+        assert (found[layer].moment() - expected).norm() < 1e-5 * expected.norm()

@@ -14,24 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.second_moments.obtaining import (
-    collect_second_moments,
-    collect_to_file,
-    obtain_second_moments,
-    read_second_moments,
-)
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, SecondMomentError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditRequest
+from editbench.second_moments.moment_files import load_second_moments, save_second_moments
+from editbench.second_moments.obtaining import (
+    collect_second_moments,
+    collect_to_file,
+    obtain_second_moments,
+    read_second_moments,
+)
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
-from memit_core import load_second_moments, save_second_moments
 
 PREFIXES = ContextPrefixes((("",), ("It is known. ", "In 1990 we met. ")))
 PREFIX_WEIGHTS = (1 / 2, 1 / 4, 1 / 4)

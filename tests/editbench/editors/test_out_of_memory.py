@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editbench.costs.stage import Known
+from editbench.costs.stage import ExpectedCache
 from editbench.editors.base import Editor, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.context_prefixes import ContextPrefixes
@@ -18,7 +18,6 @@ from editbench.editors.keys.reading import read_hidden, read_projections
 from editbench.editors.memit import Memit
 from editbench.editors.mend.editor import Mend
 from editbench.editors.rome import Rome
-from editbench.editors.second_moments.text_keys import read_keys
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.training.batches import count_fitting
 from editbench.editors.training.minibatch import Minibatch
@@ -30,6 +29,7 @@ from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, explaining_out_of_memory
 from editbench.requests import EditRequest
+from editbench.second_moments.corpus_keys import read_keys
 from editbench.testing import config_for_check, tiny_model, toy_cases, toy_corpus
 from memit_core import UpdateFactors
 
@@ -265,9 +265,9 @@ def test_parts_are_small_from_the_start_where_memory_is_little(
         fitting, room = [], 2.0**10
         while not fitting or fitting[-1] < 2:
             room *= 1.1
-            model.memory.narrow(int(model.memory.weight_bytes[model.device] + room))
+            model.memory.limit = int(model.memory.weight_bytes[model.device] + room)
             fitting.append(count_fitting(model, REQUESTS, first=first, n_trained=n_trained))
-        (stage,) = chosen.estimate(model, REQUESTS, resources, Known())
+        (stage,) = chosen.estimate(model, REQUESTS, resources, ExpectedCache())
         found = chosen.edit(model, REQUESTS, resources)
     assert fitting == [*[1] * (len(fitting) - 1), 2]
     assert max(sizes) == 2

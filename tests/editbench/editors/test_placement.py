@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editbench.editors.second_moments.collection import CollectionWork
+from editbench.second_moments.collection_work import CollectionWork
 from editbench.testing import tiny_model
 
 N_LAYERS, D_KEY = 2, 2_000

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from editbench.editors.base import Resources, Share, report_nothing
+from editbench.editors.base import Resources, Share
 from editbench.editors.memit import Memit, MemitConfig
-from editbench.editors.rome import Rome, RomeConfig
-from editbench.editors.second_moments.collection import collect_second_moments
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
+from editbench.second_moments.collection_files import collect_to_file
 from editbench.testing import tiny_model, toy_cases, toy_corpus
-from memit_core import load_second_moments
 
 REQUESTS = [case.request for case in toy_cases(32)]
 
@@ -73,51 +72,28 @@ def test_shares_are_whole_chunks_and_together_everything(model):
         assert share == list(chain.from_iterable(chunks[index::3]))
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_an_edit_is_the_same_with_and_without_shares(model, tmp_path, n):
+@pytest.mark.parametrize("is_given", [False, True])
+def test_an_edit_is_the_same_bits_with_and_without_shares(model, tmp_path, is_given):
     memit, heard = make_memit(), []
-    folder = tmp_path / "divided" / "second_moments"
+    given = collected(model, tmp_path) if is_given else None
+    divided, whole = (resources(tmp_path / name, heard, given) for name in ("divided", "whole"))
     before = model.compute_fingerprint()
-    for index in range(n):
-        memit.prepare(model, REQUESTS, resources(tmp_path / "divided", []), Share(index, n))
+    for index in range(3):
+        memit.prepare(model, REQUESTS, divided, Share(index, 3))
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 1  # the first share's, or given
     assert model.compute_fingerprint() == before
-    if n > 1:
-        shards = [load_second_moments(path) for path in folder.glob("*-shards/*.safetensors")]
-        counts = [shard.moments[1].n_tokens for shard in shards]
-        assert len(counts) == n
-        assert sum(counts) == 2000
-        assert min(counts) > 1500 / n
-    divided = memit.edit(model, REQUESTS, resources(tmp_path / "divided", heard))
+    heard.clear()
+    found = memit.edit(model, REQUESTS, divided).updates
     assert "target hidden states: 32 from the cache" in heard
     assert not any(line.startswith("second moments") for line in heard)
-    (joined,) = folder.rglob("*.safetensors")
-    assert not list(folder.glob("*-shards"))
-    moments = load_second_moments(joined).moments
-    expected = collect_second_moments(model, toy_corpus(), [0, 1], 2000, report_nothing)
-    for layer, moment in expected.items():
-        assert moments[layer].n_tokens == 2000
-        difference = moments[layer].moment() - moment.moment()
-        assert difference.norm() < 1e-8 * moment.moment().norm()
-    # Given the same second moments, all else is the same bits.
-    whole = memit.edit(model, REQUESTS, resources(tmp_path / "whole", [], joined))
-    assert divided.updates.keys() == whole.updates.keys()
-    for name, update in whole.updates.items():
+    expected = memit.edit(model, REQUESTS, whole).updates
+    assert found.keys() == expected.keys()
+    for name, update in expected.items():
         assert isinstance(update, torch.Tensor)  # of higher rank than the tiny weights have
-        assert torch.equal(divided.updates[name], update)
+        assert torch.equal(found[name], update)
 
 
-def test_shares_of_rome_collect_second_moments(model, tmp_path):
-    config = RomeConfig(
-        critical_layers=(1,), n_steps=2, n_context_prefixes=1, second_moment_tokens=2000
-    )
-    rome, heard = Rome(config), []
-    for index in range(2):
-        rome.prepare(model, REQUESTS, resources(tmp_path, []), Share(index, 2))
-    assert len(list(tmp_path.glob("second_moments/*-shards/*.safetensors"))) == 2
-    divided = rome.edit(model, REQUESTS[:2], resources(tmp_path, heard))
-    assert not any(line.startswith("second moments") for line in heard)
-    assert not list(tmp_path.glob("second_moments/*-shards"))
-    whole = rome.edit(model, REQUESTS[:2], resources(tmp_path / "whole", []))
-    for name, update in whole.updates.items():
-        torch.testing.assert_close(divided.updates[name].left, update.left)
-        torch.testing.assert_close(divided.updates[name].right, update.right)
+def collected(model: EditableModel, folder: Path) -> Path:
+    path = folder / "given.safetensors"
+    collect_to_file(model, toy_corpus(), [0, 1], 2000, path, report_nothing)
+    return path

@@ -12,14 +12,13 @@ import torch
 
 from editbench.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from editbench.editors.base import Editor, Resources
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.emmet import Emmet, EmmetConfig
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
-from editbench.editors.second_moments.obtaining import LayerMoments, obtain_second_moments
 from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import EditCard, hash_requests
@@ -28,6 +27,7 @@ from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
+from editbench.second_moments.obtaining import LayerMoments, obtain_second_moments
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
 from memit_core import capture
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editbench.atlas import default_world
-from editbench.editors.base import Resources, Share, report_nothing
+from editbench.editors.base import Resources, Share
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.targets.cache import TargetCache
@@ -20,6 +20,7 @@ from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS
+from editbench.progress import report_nothing
 from editbench.questions import Score
 from editbench.requests import EditRequest
 from editbench.testing import toy_corpus
@@ -195,7 +196,7 @@ def test_what_depends_on_other_facts_is_not_divided_over_workers(model, tmp_path
     )
     resources = Resources(seed=0, cache=tmp_path, corpus=toy_corpus(), context_prefixes=PREFIXES)
     shared = config.model_copy(update={"share_subjects": True})
-    Memit(shared).prepare(model, REQUESTS, resources, Share(0, 2))
+    Memit(shared).prepare(model, REQUESTS, resources, Share(1, 2))
     assert not list(tmp_path.rglob("target_hidden.sqlite"))
-    Memit(config).prepare(model, REQUESTS, resources, Share(0, 2))
+    Memit(config).prepare(model, REQUESTS, resources, Share(1, 2))
     assert list(tmp_path.rglob("target_hidden.sqlite"))

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from editbench.editors.base import Editor, Resources, report_nothing
+from editbench.editors.base import Editor, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
@@ -16,6 +16,7 @@ from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.testing import tiny_model, toy_cases, toy_corpus
 
 REQUESTS = [case.request for case in toy_cases(5)]

@@ -44,7 +44,7 @@ def test_the_format_is_the_documented_one(gpt2, make_edit, tmp_path, rank, suffi
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(gpt2, make_edit, tmp_path):
-    left = tmp_path / f".edit.safetensors.{'0' * 32}.partial"
+    left = tmp_path / f".unfinished-edit.safetensors-{'0' * 32}"
     left.write_text("left")
     os.utime(left, (time.time() - 1e5,) * 2)
     path = tmp_path / "edit.safetensors"
@@ -89,7 +89,7 @@ def test_malformed_updates_are_refused_by_the_name_of_the_file(tmp_path, tensors
     [
         ({**CARD, "n_edits": -1}, "field 'n_edits'"),
         ({"editor": "e"}, "field 'model_name'"),
-        ([], "field 'JSON'"),
+        ([], "must be a JSON object"),
     ],
 )
 def test_a_malformed_card_is_refused(tmp_path, card, message):

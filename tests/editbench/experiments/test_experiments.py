@@ -18,8 +18,7 @@ from editbench.experiments import EXPERIMENTS, Setup
 from editbench.experiments.ablations import layer_sets
 from editbench.experiments.comparisons import scaling_sizes
 from editbench.experiments.relations import PAIRS
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.editable import EditableModel
 from editbench.requests import EditCase, EditRequest, Probe
 from editbench.runner import Inputs

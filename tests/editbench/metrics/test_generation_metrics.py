@@ -3,8 +3,13 @@ import math
 import pytest
 
 from editbench.errors import EditbenchError
-from editbench.metrics.consistency import ReferenceScore, TextSimilarity
-from editbench.metrics.fluency import GenerationEntropy, ngram_entropy, weighted_entropy
+from editbench.metrics.generation import (
+    GenerationEntropy,
+    ReferenceScore,
+    TextSimilarity,
+    ngram_entropy,
+    weighted_entropy,
+)
 from editbench.models.answering import answer_questions
 from editbench.models.loading import load_model
 from editbench.plugins import PluginManager

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.consistency import TextSimilarity
-from editbench.metrics.fluency import weighted_entropy
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
+from editbench.metrics.generation import TextSimilarity, weighted_entropy
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.loading import load_model

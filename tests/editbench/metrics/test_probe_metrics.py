@@ -1,9 +1,7 @@
 import pytest
 
-from editbench.metrics.accuracy import Accuracy
 from editbench.metrics.base import Metric
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 from editbench.questions import Score, ScoreAnswer
 from editbench.requests import EditCase, EditRequest, Probe
 

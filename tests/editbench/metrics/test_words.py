@@ -1,6 +1,6 @@
 import pytest
 
-from editbench.metrics.words import split_words
+from editbench.metrics.generation import split_words
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class TestDamagedFolder:
             load("./nothing")
 
     def test_a_file(self, model_folder: Save) -> None:
-        self.check(model_folder() / "config.json", "this is a file; expected the folder")
+        self.check(model_folder() / "config.json", "this is a file, and no GGUF file")
 
     def test_empty(self, tmp_path: Path) -> None:
         self.check(tmp_path, "no config.json .* an empty folder")
@@ -311,7 +311,7 @@ class TestOptions:
             load(model_folder(), device_map="auto")
 
     def test_revision_of_a_folder(self, model_folder: Save) -> None:
-        with pytest.raises(ConfigError, match="is a folder and has no revisions, got 'v1'"):
+        with pytest.raises(ConfigError, match="has no revisions, got 'v1'"):
             load(model_folder(), revision="v1")
 
 
@@ -366,11 +366,12 @@ class TestSpecs:
 
     def test_spec_names_one_source(self) -> None:
         for source in ({}, {"repository": "a/b", "load": lambda: None}):
-            with pytest.raises(PluginError, match="exactly one of 'repository' and 'load'"):
+            with pytest.raises(PluginError, match="exactly one of 'repository', 'find_file'"):
                 ModelSpec("broken", **source)
 
     def test_builtin_models_have_the_papers_settings(self) -> None:
-        memit = {name: spec.defaults["memit"] for name, spec in SPECS.items()}
+        paper = ("gpt2-xl", "gpt-j-6b", "gpt-neox-20b")
+        memit = {name: SPECS[name].defaults["memit"] for name in paper}
         assert memit["gpt2-xl"]["critical_layers"] == (13, 14, 15, 16, 17)
         assert memit["gpt-j-6b"]["critical_layers"] == (3, 4, 5, 6, 7, 8)
         assert memit["gpt-neox-20b"]["critical_layers"] == (6, 7, 8, 9, 10)
@@ -382,7 +383,8 @@ class TestSpecs:
         assert {name: fields["n_steps"] for name, fields in memit.items()} == {
             "gpt2-xl": 20, "gpt-j-6b": 25, "gpt-neox-20b": 20,
         }  # fmt: skip
-        assert all(spec.defaults_source and spec.notes for spec in SPECS.values())
+        assert all(spec.notes for spec in SPECS.values())
+        assert all(set(spec.sources) == set(spec.defaults) for spec in SPECS.values())
 
     def test_reading_specs_needs_no_torch(self) -> None:
         code = (

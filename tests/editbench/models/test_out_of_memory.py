@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from editbench.editors.base import report_nothing
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
@@ -18,6 +17,7 @@ from editbench.errors import DeviceMemoryError
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving, else_on_cpu, explaining_out_of_memory
+from editbench.progress import report_nothing
 from editbench.questions import Generate, GenerateAnswer, Question, Read, Score, ScoreAnswer
 from editbench.testing import tiny_model, toy_cases
 

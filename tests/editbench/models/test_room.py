@@ -11,7 +11,7 @@ from accelerate import cpu_offload
 
 from editbench.costs.answers import estimate_answers
 from editbench.costs.plan import Plan, Work
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
 from editbench.editors.targets.batches import chunk_tasks, estimate_targets
@@ -75,7 +75,7 @@ def test_a_plan_chooses_the_chunks_of_the_run(folder, outline, have_free, share)
         have_free(free)
         editor = Memit(Memit.default_config(loaded)[0])
         stages = [
-            *editor.estimate(model, requests, Resources(seed=0), Known()),
+            *editor.estimate(model, requests, Resources(seed=0), ExpectedCache()),
             *estimate_answers(model, questions),
         ]
         chunks.append([(stage.name, stage.chunks) for stage in stages])

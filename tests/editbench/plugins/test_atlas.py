@@ -6,6 +6,7 @@ import pytest
 
 from editbench.editors.memit import Memit
 from editbench.errors import ConfigError
+from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.models.loading import load_model
 from editbench.plugins import PluginManager
 from editbench.plugins.atlas import (
@@ -87,8 +88,11 @@ def test_model_is_loaded_by_its_name_with_its_own_settings():
     assert config.model_dump()["critical_layers"] == ATLAS.defaults["memit"]["critical_layers"]
 
 
-@pytest.mark.parametrize("name", ["atlas", "gpt2-xl", "gpt-j-6b", "gpt-neox-20b"])
+@pytest.mark.parametrize("name", ["atlas", *(spec.name for spec in BUILTIN_SPECS)])
 def test_published_settings_are_valid(name):
-    spec = PluginManager().models()[name]
-    assert Memit.config_type.parse(spec.defaults["memit"], name)
-    assert spec.defaults_source
+    plugins = PluginManager()
+    spec = plugins.models()[name]
+    assert "memit" in spec.defaults
+    for editor in set(spec.defaults) - {"mend-training"}:
+        assert plugins.get_editor(editor).config_type.parse(spec.defaults[editor], name)
+        assert spec.source_of(editor)

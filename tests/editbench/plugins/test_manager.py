@@ -203,7 +203,10 @@ def test_model_that_is_no_spec_is_set_aside(write_plugin):
         ("load=3", "model 'odd': wrong 'load', got 3; expected a function"),
         ("repository='x', notes=None", "model 'odd': wrong 'notes', got None; expected a string"),
         ("repository='x', defaults=[1]", "wrong 'defaults', got [1]; expected a mapping for each"),
-        ("repository='x', load=print", "exactly one of 'repository' and 'load' must be given"),
+        (
+            "repository='x', load=print",
+            "exactly one of 'repository', 'find_file' and 'load' must be given",
+        ),
         (
             "repository='x', defaults={'memit': {'layers': [1]}}",
             "model 'odd': defaults of 'memit': unknown field 'layers'",

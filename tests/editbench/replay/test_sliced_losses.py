@@ -10,12 +10,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from editbench.editors.base import report_nothing
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models import memory_budget
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.replay.offset_forward import FullForward, OffsetRow, OffsetSite
 from editbench.replay.suffix_replay import SuffixReplay
 from editbench.requests import EditRequest

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from editbench.results.figures import draw_figures
-from editbench.results.figures.drawing import guess_figure, plan_figures
+from editbench.results.figures.drawing import choose_figures, guess_figure
 from editbench.results.figures.layers import write_layers
 from editbench.results.figures.panels import write_number
 from editbench.results.figures.style import choose_styles
@@ -80,8 +80,8 @@ def test_every_experiment_has_its_figure(write_experiment, tmp_path, experiment,
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_nothing_is_cut_off(write_experiment, experiment):
     """Every text lies within the figure, and no legend on a panel."""
-    (plan,) = plan_figures(summarize([write_experiment(experiment, all_metrics=True)]))
-    with plan.drawn() as drawing:
+    (figure,) = choose_figures(summarize([write_experiment(experiment, all_metrics=True)]))
+    with figure.drawn() as drawing:
         figure = drawing.figure
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -190,8 +190,8 @@ def test_an_unfinished_run_is_drawn_as_far_as_it_is(write_experiment, experiment
 
     run = write_experiment(experiment, missing=is_missing, failed=has_failed)
     summary = summarize([run])
-    (plan,) = plan_figures(summary)
-    with plan.drawn() as drawing:
+    (figure,) = choose_figures(summary)
+    with figure.drawn() as drawing:
         text = " ".join(" ".join(text.get_text() for text in drawing.figure.findobj(Text)).split())
         legends = [text.get_text() for each in drawing.figure.legends for text in each.get_texts()]
     assert f"1 of {len(summary.trials)} trials failed" in text
@@ -224,8 +224,8 @@ def test_one_case_has_no_interval_and_one_size_no_line(write_experiment, tmp_pat
 def test_what_varies_says_which_figure_it_is(write_experiment, experiment):
     run = write_experiment(experiment, named=False)
     expected = {"table1": "editors", "table2": "editors", "demonstrations": "categories"}
-    (plan,) = plan_figures(summarize([run]))
-    assert plan.stem == expected.get(experiment, experiment)
+    (figure,) = choose_figures(summarize([run]))
+    assert figure.stem == expected.get(experiment, experiment)
 
 
 def test_one_trial_is_a_figure_of_editors(describe):

@@ -6,8 +6,7 @@ import pytest
 
 from editbench.results.manifest import MetricDescription
 from editbench.results.report import Summary, summarize
-from editbench.results.tables.latex import write_latex
-from editbench.results.tables.markdown import write_markdown
+from editbench.results.tables.markup import write_latex, write_markdown
 from editbench.results.tables.model import Cell, Column, Table, format_number
 from editbench.results.tables.summary_table import tabulate_summary
 

@@ -8,9 +8,9 @@ import pytest
 from tests.editbench.runner.toys import Length, Toy, make_grid, random_update
 
 from editbench.errors import ConfigError
-from editbench.metrics.consistency import ReferenceScore
+from editbench.metrics.generation import ReferenceScore
 from editbench.metrics.perplexity import Perplexity
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.questions import Read
 from editbench.results.frame import load_rows

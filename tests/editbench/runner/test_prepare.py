@@ -6,15 +6,18 @@ from typing import ClassVar
 import pytest
 from tests.editbench.runner.toys import Toy, make_grid, random_update
 
-from editbench.errors import ConfigError
-from editbench.metrics.accuracy import Accuracy
+from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.rome import Rome, RomeConfig
+from editbench.errors import ConfigError, SecondMomentError
 from editbench.metrics.base import Metric
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+from editbench.progress import report_nothing
 from editbench.questions import Answers, Question
 from editbench.requests import EditCase, EditRequest
 from editbench.results.frame import load_rows
-from editbench.runner import run_grid
+from editbench.runner import Inputs, run_grid
+from editbench.second_moments.collection_files import collect_to_file
+from editbench.testing import toy_corpus
 
 
 def test_metrics_must_have_something_to_ask_and_names_of_their_own(model, tmp_path):
@@ -30,6 +33,26 @@ def test_metrics_must_have_something_to_ask_and_names_of_their_own(model, tmp_pa
         run([])
     with pytest.raises(ConfigError, match="got no trial"):
         run_grid([], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("editor", "layer"),
+    [
+        (Memit(MemitConfig(critical_layers=(0, 1), preservation_weight=1.0)), 1),
+        (Rome(RomeConfig(critical_layers=(1,))), 1),
+    ],
+    ids=["memit", "rome"],
+)
+def test_second_moments_of_other_layers_are_refused_before_anything_is_run(
+    model, tmp_path, editor, layer
+):
+    moments = tmp_path / "moments.safetensors"
+    collect_to_file(model, toy_corpus(), [0], 500, moments, report_nothing)
+    inputs = Inputs(second_moments=moments)
+    trials = make_grid(model, editor, inputs=lambda model, dataset: inputs)
+    with pytest.raises(SecondMomentError, match=rf"layer {layer}|layers? .*{layer}"):
+        run_grid(trials, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,14 +8,15 @@ import torch
 from tests.editbench.runner.toys import make_grid
 
 from editbench.costs.answers import estimate_answers
-from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import Editor, report_nothing
+from editbench.costs.stage import ExpectedCache, StageCost
+from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.runner import Inputs, prepare_run
 from editbench.runner.on_ray import needs
 from editbench.runner.prepare import PreparedTrial
-from editbench.testing import toy_corpus
+from editbench.testing import tiny_model, toy_corpus
 
 GIB = 2**30
 NODES = [{"CPU": 2.0, "memory": float(16 * GIB)}, {"CPU": 4.0, "memory": float(3 * GIB)}]
@@ -33,8 +34,14 @@ class Stumbling(Memit):
 
     name: ClassVar[str] = "stumbling"
 
-    def plan(self, *arguments: object) -> Sequence[StageCost]:
+    def estimate(self, *arguments: object) -> Sequence[StageCost]:
         raise RuntimeError("no idea")
+
+
+@pytest.fixture
+def model() -> EditableModel:
+    """One for each test: limits of memory stay on it."""
+    return tiny_model(n_layers=2)
 
 
 def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
@@ -50,7 +57,7 @@ def stages_of(work: PreparedTrial) -> list[StageCost]:
     (batch,) = work.batches
     requests = [case.request for case in batch.cases]
     resources = work.inputs.resources(0, None, report_nothing)
-    editing = work.editor.estimate(work.model, requests, resources, Known())
+    editing = work.editor.estimate(work.model, requests, resources, ExpectedCache())
     return [*editing, *estimate_answers(work.model, batch.questions)]
 
 
@@ -72,12 +79,14 @@ def test_what_a_trial_needs_follows_from_its_plan(model):
 def test_a_trial_asks_for_no_more_than_a_machine_has_if_its_plan_fits_there(model):
     work, n_bytes = prepared_trial(model, Memit), model.memory.weight_bytes[model.device]
     peak = max(stage.n_peak_bytes for stage in stages_of(work))
-    for more, expected in ((1.125, 1.125), (0.5, 1.0)):
+    for more in (1.125, 0.3):
         nodes = [{"CPU": 1.0, "memory": float(GIB + n_bytes + round(more * peak))}]
         planned = needs.estimate_peak(work, nodes)
-        assert planned == peak  # it is a buffer of fixed size, which smaller batches do not change
+        assert planned is not None
+        assert planned <= peak  # smaller batches take less
         memory = needs.TaskNeeds().settle(work, nodes)["memory"]
-        assert memory == GIB + n_bytes + round(expected * peak)
+        most = max(round(planned), round(more * peak))
+        assert memory == GIB + n_bytes + min(round(1.25 * planned), most)
 
 
 @pytest.mark.parametrize("editor", [Silent, Stumbling])

@@ -24,7 +24,7 @@ from tests.editbench.runner.toys import (
 from editbench.editors.base import Resources
 from editbench.edits.edit import Edit
 from editbench.errors import RunError
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from editbench.runner import run_grid

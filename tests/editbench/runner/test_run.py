@@ -20,7 +20,7 @@ from tests.editbench.runner.toys import (
 from editbench.editors.base import EditorConfig, Resources
 from editbench.edits.card import hash_requests
 from editbench.edits.edit import Edit
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers

@@ -6,7 +6,7 @@ import pytest
 from tests.editbench.runner.toys import Toy, make_grid
 
 from editbench.errors import ConfigError, RequestError
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.requests import EditCase, EditRequest, Probe
 from editbench.runner import run_grid, select_batches
 from editbench.testing import toy_cases

@@ -14,7 +14,7 @@ from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError, RequestError
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import Generate

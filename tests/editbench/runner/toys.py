@@ -10,9 +10,8 @@ from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
-from editbench.metrics.accuracy import Accuracy
 from editbench.metrics.base import AnyMetric, Metric
-from editbench.metrics.success import Success
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers, Generate, GenerateAnswer, Question
 from editbench.requests import EditCase, EditRequest

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 _SIMILAR = 0.6
 """How alike a slip and what was meant are, as `difflib` measures it: its own default."""
 
+_NEAR = 0.85
+"""How alike two names are of which one is almost certainly a slip of the other."""
+
 _NEGATIONS = {"no", "not", "non", "without", "anti"}
 _PREFIXES = {"", "un", "in", "im", "non", "dis", "de", "en", "ex", "anti"}
 
@@ -101,6 +104,11 @@ def find_nearest(name: str, available: Iterable[str]) -> str | None:
     known = list(available)
     near = difflib.get_close_matches(name, known, n=max(1, len(known)), cutoff=_SIMILAR)
     return next((candidate for candidate in near if _is_slip(name, candidate)), None)
+
+
+def is_near_miss(name: str, known: Iterable[str]) -> bool:
+    """Whether a name can hardly be anything but a slip of one that is known."""
+    return bool(difflib.get_close_matches(name, list(known), 1, _NEAR))
 
 
 def _is_slip(name: str, meant: str) -> bool:

@@ -13,11 +13,16 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
-from editbench.editors.base import Inputs, Progress, report_nothing
+from editbench.editors.base import (
+    Editor,
+    EditorConfig,
+    Inputs,
+    Resources,
+)
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.given import GivenEdit
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, EditError
 from editbench.models import loading
@@ -30,6 +35,7 @@ from editbench.plugins.sources import (
     open_corpus,
     open_dataset,
 )
+from editbench.progress import Progress, report_nothing
 from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid
@@ -173,6 +179,35 @@ def evaluate(
             raise EditError(f"evaluate: {done.failures[0][1]}")
         lines = summarize([run]).lines
     return pd.DataFrame([asdict(line) for line in lines])[_COLUMNS]
+
+
+class GivenEdit(Editor):
+    """Computes nothing: whatever is asked for, it answers with the same edit.
+
+    Args:
+        edit: The edit; the editor is called as the one that computed it.
+    """
+
+    def __init__(self, edit: Edit) -> None:
+        super().__init__(EditorConfig())
+        self.name = edit.card.editor  # type: ignore[misc]  # of this one alone
+        self._edit = edit
+
+    def estimate(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Nothing; see `Editor.estimate`."""
+        return []
+
+    def edit(
+        self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
+    ) -> Edit:
+        """The edit; see `Editor.edit`."""
+        return self._edit
 
 
 def _requests(

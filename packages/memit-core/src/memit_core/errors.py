@@ -5,7 +5,7 @@ Every message reads ``<operation>: <what is wrong>, got <value>[; expected <valu
 
 
 class MemitCoreError(ValueError):
-    """Base of every error that an argument, a file or a model can cause."""
+    """Base of every error that an argument or a model can cause."""
 
 
 class ShapeError(MemitCoreError):
@@ -34,7 +34,3 @@ class IndefiniteError(IllPosedError):
     def at(self, row: int) -> "IndefiniteError":
         """The same of a matrix in which it is another row."""
         return IndefiniteError(*self._place, row)
-
-
-class DamagedError(MemitCoreError):
-    """A file does not hold what was written to it: a checksum is another."""

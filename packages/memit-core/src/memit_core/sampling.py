@@ -9,15 +9,14 @@ to sampling, whatever λ and the residuals are.
 import math
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from memit_core._linalg import require_finite, to_float64
 from memit_core._shapes import shape_checked
-from memit_core._systems import to_float64, unwhiten, whiten
-from memit_core._well_posed import require_finite
 from memit_core.errors import IllPosedError
-from memit_core.factorize import FactorizedSecondMoment
-from memit_core.preservation import Preservation
+from memit_core.preservation import FactorizedSecondMoment, Preservation, unwhiten, whiten
 
 
 @shape_checked
@@ -65,8 +64,8 @@ def estimate_excess(
                 return math.inf
             rows, ordinary = to_float64(keys, factorized.device), Preservation(factorized)
             directions = unwhiten(ordinary, whiten(ordinary, rows))
-            own_movement = (rows.mT * directions).sum(dim=0)  # of u · kᵀĈ⁻¹k
-            moved = (directions * (other.to(directions) @ directions)).sum(dim=0)
+            own_movement = einsum(rows, directions, "edit d, d edit -> edit")  # of u · kᵀĈ⁻¹k
+            moved = einsum(directions, other.to(directions) @ directions, "d edit, d edit -> edit")
             ratios.append(moved / own_movement)
     gamma = (1 - float(torch.cat(ratios).mean()) ** -0.5) / 2
     return gamma / (1 - gamma)

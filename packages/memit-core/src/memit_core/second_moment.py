@@ -9,10 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memit_core._float64 import find_float64_device
-from memit_core._gram import add_gram
+from memit_core._linalg import (
+    add_gram,
+    copy_symmetric,
+    find_float64_device,
+    require_finite,
+    require_second_moment,
+)
 from memit_core._shapes import shape_checked
-from memit_core._well_posed import copy_symmetric, require_finite
 from memit_core.errors import MemitCoreError, ShapeError
 
 DTYPES: Final = (torch.float64, torch.float32)
@@ -196,3 +200,19 @@ class SecondMoment:
                 f"{operation}: `{name}` does not fit, got d_key={d_key}; expected "
                 f"d_key={self.d_key}. Keep one second moment per layer."
             )
+
+
+@shape_checked
+def check_second_moment(second_moment: Float[Tensor, "d_key d_key"]) -> None:
+    """Refuse what cannot be a second moment, as far as can be seen without factorizing it.
+
+    Args:
+        second_moment: Of any float dtype; it may be mapped from a file, and is not copied.
+
+    Raises:
+        ShapeError: Not square, or not floating-point.
+        IllPosedError: Not finite, no positive diagonal entry or a negative one, asymmetric beyond
+            float32 rounding, or an entry so large that an eigenvalue is negative. The message says
+            where.
+    """
+    require_second_moment("check_second_moment", "second_moment", second_moment)

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memit_core._float64 import find_float64_device, hand_back
+from memit_core._linalg import find_float64_device, hand_back, require_finite
 from memit_core._shapes import shape_checked
-from memit_core._well_posed import require_finite
 from memit_core.errors import MemitCoreError
 
 Spreading = Literal["even", "root", "whole"]

@@ -1,43 +1,45 @@
 """Putting updates on a model's weights, and taking them off again without a trace."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from memit_core._float64 import find_float64_device
+from memit_core._linalg import find_float64_device, require_finite
 from memit_core._lookup import look_up
-from memit_core._well_posed import require_finite
 from memit_core.errors import MemitCoreError, ShapeError
-from memit_core.offload import in_memory
 from memit_core.update_factors import UpdateFactors
 
 
 @contextmanager
 def updated_weights(
-    model: nn.Module, updates: Mapping[str, Tensor | UpdateFactors]
+    model: nn.Module,
+    updates: Mapping[str, Tensor | UpdateFactors],
+    *,
+    temporary: Collection[str] = (),
 ) -> Iterator[None]:
     """Add updates to a model's parameters for the length of a ``with`` body.
 
     The sum is formed in float64 and then cast to the parameter's dtype. Parameters change in
     place, so whatever shares their memory, such as a tied head, follows. On every exit, also on
     exceptions, all their bits are as before: they come back from a copy, for adding and subtracting
-    again would round. Parameters that accelerate keeps elsewhere stay in memory within the body,
-    see `in_memory`; what is kept elsewhere is not written to.
+    again would round.
 
     Args:
         model: Any module; whether its parameters require gradients does not matter.
         updates: For each parameter, by its name in ``model.named_parameters()``, what to add: a
             tensor of the parameter's own shape, or factors whose product has it. (Where a model
             stores the transpose of a weight, swap the factors.)
+        temporary: Names of parameters that do not outlast the body, such as copies of what is kept
+            on another device: they are updated, and no copy is taken to restore them from.
 
     Yields:
         Nothing.
 
     Raises:
         MemitCoreError: A name is unknown, two names are one tied parameter, a parameter is not
-            floating-point, or it cannot be brought into memory. Nothing has been changed then.
+            floating-point, or it has no values (on the meta device). Nothing has been changed then.
         ShapeError: An update does not have its parameter's shape. Nothing has been changed then.
         IllPosedError: An update is not finite. Nothing has been changed then.
 
@@ -53,14 +55,13 @@ def updated_weights(
     """
     # Tied parameters go by several names.
     available = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in look_up("updated_weights", "parameter", updates, available).items():
+    parameters = look_up("updated_weights", "parameter", updates, available)
+    for name, parameter in parameters.items():
         _require_fit(name, parameter, updates[name])
+    _require_distinct(parameters)
+    memory = {name: parameter.detach() for name, parameter in parameters.items()}
+    saved = {name: each.clone() for name, each in memory.items() if name not in temporary}
     with ExitStack() as restoring:
-        brought_in = restoring.enter_context(in_memory(model, updates))
-        parameters = {name: model.get_parameter(name) for name in updates}
-        _require_distinct(parameters)
-        memory = {name: parameter.detach() for name, parameter in parameters.items()}
-        saved = {name: each.clone() for name, each in memory.items() if name not in brought_in}
         for name, tensor in memory.items():
             if name in saved:
                 restoring.callback(_restore, parameters[name], tensor, saved[name])
@@ -85,6 +86,11 @@ def _require_fit(name: str, parameter: nn.Parameter, update: Tensor | UpdateFact
         raise MemitCoreError(
             f"updated_weights: parameter '{name}' must be floating-point, got {parameter.dtype}. "
             "Load the model without quantization."
+        )
+    if parameter.is_meta:
+        raise MemitCoreError(
+            f"updated_weights: parameter '{name}' has no values, got {parameter.dtype} on meta. "
+            "Load the model's weights, or bring in those that are kept elsewhere."
         )
     if isinstance(update, UpdateFactors):
         shape, parts = [update.d_value, update.d_key], [update.left, update.right]

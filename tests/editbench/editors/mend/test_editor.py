@@ -10,7 +10,6 @@ from editbench.editors.base import Resources
 from editbench.editors.mend.editor import Mend, MendConfig
 from editbench.editors.mend.trained_file import (
     find_trained,
-    hash_file,
     read_record,
     read_trained,
     trained_path,
@@ -19,6 +18,7 @@ from editbench.editors.mend.trained_file import (
 from editbench.editors.mend.training_config import MendTraining
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
+from editbench.files.seals import checksum_file
 from editbench.models.builtin_specs import BUILTIN_SPECS
 from editbench.requests import EditRequest
 from editbench.testing import check_editor, tiny_model
@@ -131,7 +131,7 @@ def test_no_edits_no_update(model, weights) -> None:
 
 def test_card_says_what_trained_the_network(model, cases, weights, trained) -> None:
     card = edit_of(model, MendConfig(weights=weights), [cases[0].request]).card
-    assert card.config["weights_sha256"] == hash_file(weights) == card.extra["weights_sha256"]
+    assert card.config["weights_sha256"] == checksum_file(weights) == card.extra["weights_sha256"]
     assert card.extra["training"]["dataset"] == "toy"
     assert card.extra["training"]["best_step"] == trained.record.best_step
     json.dumps(card.model_dump(mode="json"))
@@ -164,7 +164,7 @@ def test_weights_in_the_cache_are_found_and_named_by_their_content(model, cases,
     write_trained(path, trained.tensors, trained.record)
     assert find_trained(model) == path
     config, origin = Mend.default_config(model)
-    assert config.model_dump()["weights_sha256"] == hash_file(path)
+    assert config.model_dump()["weights_sha256"] == checksum_file(path)
     assert "trained on 'toy'" in origin
     assert str(path) in origin
     assert edit_of(model, config, [cases[0].request]).changes_something

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from editbench.editors.base import report_nothing
 from editbench.editors.mend.examples import Example, draw_example
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.objective import Losses, measure_parts, sum_losses
@@ -18,6 +17,7 @@ from editbench.editors.training.matrices import find_matrices
 from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import report_nothing
 from editbench.requests import EditCase
 
 RoomFor = Callable[..., AbstractContextManager[list[int]]]

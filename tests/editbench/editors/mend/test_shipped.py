@@ -8,10 +8,10 @@ import pytest
 
 from editbench.editors.base import Resources
 from editbench.editors.mend.editor import Mend, MendConfig
-from editbench.editors.mend.trained_file import find_trained, hash_file, read_record
+from editbench.editors.mend.trained_file import find_trained, read_record
 from editbench.editors.mend.training_config import configure_training
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
+from editbench.files.seals import checksum_file
+from editbench.metrics.probes import Accuracy, Success
 from editbench.models.answering import answer_questions
 from editbench.models.loading import load_model
 from editbench.plugins import PluginManager
@@ -42,7 +42,7 @@ def test_it_is_found_for_the_shipped_model(atlas):
     path = find_trained(atlas)
     assert path == SHIPPED / "atlas.safetensors"
     config, origin = Mend.default_config(atlas)
-    assert config == MendConfig(weights_sha256=hash_file(path))
+    assert config == MendConfig(weights_sha256=checksum_file(path))
     assert "trained on 'atlas-training'" in origin
 
 
@@ -63,7 +63,7 @@ def test_its_record_is_of_this_model_and_these_data(atlas, datasets):
 def test_training_record_says_how_it_was_made():
     written = json.loads((SHIPPED / "atlas.training.json").read_text())
     record = read_record(SHIPPED / "atlas.safetensors")
-    assert written["sha256"] == hash_file(SHIPPED / "atlas.safetensors")
+    assert written["sha256"] == checksum_file(SHIPPED / "atlas.safetensors")
     assert written["steps"] == record.steps
     assert written["seed"] == record.seed
     assert written["command"].startswith("editbench train mend --model atlas")

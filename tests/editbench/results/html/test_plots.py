@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from editbench.results.figures.drawing import plan_figures
+from editbench.results.figures.drawing import choose_figures
 from editbench.results.html.plots import plot
 from editbench.results.report import summarize
 
@@ -18,8 +18,8 @@ EXPERIMENTS = (
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_number_has_a_place_in_its_panel(write_experiment, experiment):
     summary = summarize([write_experiment(experiment, n_cases=8)])
-    (plan,) = plan_figures(summary)
-    found = plot(plan, summary.metrics)
+    (figure,) = choose_figures(summary)
+    found = plot(figure, summary.metrics)
     frames = [
         [float(number) for number in re.search(r'viewBox="([^"]*)"', panel.svg)[1].split()]
         for panel in found.panels
@@ -36,8 +36,8 @@ def test_every_number_has_a_place_in_its_panel(write_experiment, experiment):
 
 def test_ids_and_references_agree_and_are_the_figures_own(write_experiment):
     summary = summarize([write_experiment("scaling", n_cases=8)])
-    (plan,) = plan_figures(summary)
-    found = plot(plan, summary.metrics)
+    (figure,) = choose_figures(summary)
+    found = plot(figure, summary.metrics)
     drawings = [ET.fromstring(panel.svg) for panel in (*found.panels, found.legend)]
     elements = [element for drawing in drawings for element in drawing.iter()]
     ids = [element.get("id") for element in elements if element.get("id")]
@@ -51,18 +51,18 @@ def test_ids_and_references_agree_and_are_the_figures_own(write_experiment):
 
 def test_colors_belong_to_the_theme(write_experiment):
     summary = summarize([write_experiment("table1", n_cases=8)])
-    (plan,) = plan_figures(summary)
-    markup = "".join(panel.svg for panel in plot(plan, summary.metrics).panels)
+    (figure,) = choose_figures(summary)
+    markup = "".join(panel.svg for panel in plot(figure, summary.metrics).panels)
     assert re.findall(r"(?<!&)#[0-9a-f]{6}\b", markup) == []
     assert "var(--plot-ink)" in markup
 
 
 def test_numbers_are_written_for_readers(write_experiment):
     summary = summarize([write_experiment("scaling", n_cases=8)])
-    (plan,) = plan_figures(summary)
+    (figure,) = choose_figures(summary)
     number = next(
         each
-        for each in plot(plan, summary.metrics).numbers
+        for each in plot(figure, summary.metrics).numbers
         if each.point.metric == "score" and each.point.series == "memit" and each.point.x == 1000
     )
     assert number.place == "1,000"

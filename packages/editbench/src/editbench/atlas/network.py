@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPTJConfig, GPTJForCausalLM
@@ -44,13 +45,13 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         query, key, value = (
-            projection(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            rearrange(projection(x), "row token (head d) -> row head token d", head=self.n_heads)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         # Written out: at these sizes it trains faster on a CPU than the fused kernel.
         scores = _rotate(query, rotation) @ _rotate(key, rotation).mT / math.sqrt(query.shape[-1])
         mixed = scores.masked_fill(~mask, -math.inf).softmax(-1) @ value
-        return self.out_proj(mixed.transpose(1, 2).flatten(-2))
+        return self.out_proj(rearrange(mixed, "row head token d -> row token (head d)"))
 
 
 class _MLP(nn.Module):
@@ -146,7 +147,7 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     d_rotary = 2 * cosine.shape[-1]
     even, odd, rest = x[..., 0:d_rotary:2], x[..., 1:d_rotary:2], x[..., d_rotary:]
     turned = torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1)
-    return torch.cat((turned.flatten(-2), rest), dim=-1)
+    return torch.cat((rearrange(turned, "... pair part -> ... (pair part)"), rest), dim=-1)
 
 
 def export_network(network: Network) -> GPTJForCausalLM:

@@ -10,7 +10,6 @@ from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
@@ -57,11 +56,12 @@ def apply(
     """Save a model with edits on it.
 
     The edited tensors are replaced, in the precision that the model's files hold; every other
-    tensor and file comes through as it is, and the folder loads like the model's own. It is loaded
+    tensor and file comes through as it is, and the folder loads like the model's own. Of a GGUF
+    file the folder holds the dequantized weights. It is loaded
     once and compared before the command is done. An edit fits the model that it was computed for,
     and no other.
     """
-    _check_output_folder(out)
+    options.check_out_folder(out)
     from editbench.edits.export import export_edit
     from editbench.edits.weight_edit import WeightEdit
 
@@ -97,15 +97,4 @@ def _describe(written: "Export") -> None:
         click.echo(
             "Left out, since they may hold the weights without the edit: "
             f"{', '.join(left_out[:_N_NAMED])}{more}"
-        )
-
-
-def _check_output_folder(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(
-            f"--out: expected a new or empty folder, got {str(path)!r}. Choose another name."
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"--out: there is no such folder, got {str(path.parent)!r}. Make it first."
         )

@@ -1,13 +1,13 @@
 """``editbench edit``: facts in, an edit file out."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from editbench.cli import options
-from editbench.cli.fact_check import advise_sharing, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, LayerChoice, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
@@ -21,7 +21,7 @@ from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor, Inputs
+    from editbench.editors.base import Editor, EditorConfig, Inputs
     from editbench.edits.card import EditCard
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
@@ -38,6 +38,10 @@ Examples:
   editbench edit --model ./llama --facts facts.csv --editor memit --config memit.yaml \\
     --set memit.preservation_weight=10000 --second-moments llama.safetensors --out e.safetensors
 """
+
+
+_N_SHOWN = 10
+_N_SHOWN_CHARACTERS = 60
 
 
 @click.command(epilog=_EXAMPLES)
@@ -114,7 +118,7 @@ def edit(
     layers.check(editor_types, {editor: [overrides]})
     if only_plan:
         refuse_tracing(layers)
-    check_output_file(out)
+    options.check_out_file(out)
     dataset = open_dataset(f"facts={facts}", plugins, cache, skip_invalid=skip_invalid)
     with (
         ProgressDisplay(quiet=quiet) as display,
@@ -143,7 +147,7 @@ def edit(
         batches = cut_batches(requests, batch_size)
         work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
         if not only_plan:
-            announce(work, display)
+            announce(work, resources.cache, display)
             stream = chosen.edit_stream(editable, batches, resources)
             for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
                 if done < len(batches):
@@ -152,7 +156,7 @@ def edit(
             if check_targets:
                 said = _check_facts(editable, requests, result, display)
     if only_plan:
-        show_plan(work)
+        show_plan(work, resources.cache)
         return
     click.echo(_summarize(result.card))
     if check_targets:
@@ -161,20 +165,6 @@ def edit(
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
-
-
-def check_output_file(path: Path) -> None:
-    """Find out before hours of work whether a file can be written.
-
-    Raises:
-        ConfigError: The place is a folder or a device, or its folder does not exist.
-    """
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"--out: not an ordinary file, got {str(path)!r}. Choose another name.")
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"--out: there is no such folder, got {str(path.parent)!r}. Make it first."
-        )
 
 
 def _only_overrides(
@@ -224,3 +214,51 @@ def _check_facts(
         after = say_greedily(model, questions)
     display("check", 2, 2)
     return before, after
+
+
+def describe_check(
+    requests: Sequence[EditRequest], before: "Sequence[Said]", after: "Sequence[Said]"
+) -> Iterator[str]:
+    """How many facts the model says, and what it says instead of the first of the others."""
+    n_before, n_after = (sum(each.is_target for each in said) for said in (before, after))
+    yield (
+        f"The model's own continuation is the target for {n_after} of {len(requests)} facts; "
+        f"before the edit, for {n_before}."
+    )
+    failed = [pair for pair in zip(requests, after, strict=True) if not pair[1].is_target]
+    for request, said in failed[:_N_SHOWN]:
+        yield (
+            f"  Not {request.case_id}: after {_show(request.text, from_end=True)} it says "
+            f"{_show(said.text)} instead of {_show(request.target)}."
+        )
+    if len(failed) > _N_SHOWN:
+        yield f"  Nor {len(failed) - _N_SHOWN} more."
+
+
+def advise_sharing(
+    editor: str, config: "EditorConfig", requests: Sequence[EditRequest]
+) -> str | None:
+    """What to say where several facts are about one subject, and an editor could share an offset.
+
+    Args:
+        editor: The editor's name.
+        config: Its configuration.
+        requests: The facts.
+    """
+    if getattr(config, "share_subjects", True):
+        return None
+    subject, n_facts = Counter(request.subject for request in requests).most_common(1)[0]
+    if n_facts < 2:
+        return None
+    return (
+        f"{n_facts} facts are about {subject!r}. Facts about one subject come out better with "
+        f"--set {editor}.share_subjects=true."
+    )
+
+
+def _show(text: str, *, from_end: bool = False) -> str:
+    line = " ".join(text.split())
+    if len(line) <= _N_SHOWN_CHARACTERS:
+        return repr(line)
+    rest = line[-_N_SHOWN_CHARACTERS:] if from_end else line[:_N_SHOWN_CHARACTERS]
+    return repr(f"…{rest}" if from_end else f"{rest}…")

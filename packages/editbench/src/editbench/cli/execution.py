@@ -128,7 +128,7 @@ def run_prepared(
     from editbench.runner import run_grid
 
     work = work_of_trials(run, cache, resumed=folder if resume else None)
-    announce(work, display, is_divided=executor is not None)
+    announce(work, cache, display, is_divided=executor is not None)
     display.say(f"Run folder: {folder} ({len(run.trials)} trials)")
     return run_grid(
         run,

@@ -13,7 +13,7 @@ from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError, EditbenchError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
+from editbench.plugins.sources import open_dataset, validation_of
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor
@@ -24,7 +24,6 @@ N_TRACED_FACTS = 50
 
 _AUTO = "auto"
 _SEED = 0
-_VALIDATION = "-validation"
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,16 @@ class LayerChoice:
             raise ConfigError(
                 f"--layers: --set gives {min(given)}, too, got {self.text!r}. Give one of them."
             )
+        self.check_text()
+
+    def check_text(self) -> None:
+        """Refuse what is malformed.
+
+        Raises:
+            ConfigError: It is.
+        """
+        if self.text is None:
+            return
         if self._facts_file is not None and not self._facts_file.is_file():
             raise ConfigError(
                 f"--layers: there is no such file, got {str(self._facts_file)!r}. Check the path."
@@ -115,15 +124,25 @@ class LayerChoice:
         """
         if self.text is None:
             return overrides
-        if self.is_auto:
-            layers = self._trace(model, source, cache, display)
-        else:
-            layers = tuple(parse_layers(self.text))
+        layers = self.find(model, source, cache, display)
         fields = {name: editors[name].config_type.writing_to(layers) for name in overrides}
         return {
             name: [replace(each, set_values={**each.set_values, **fields[name]}) for each in group]
             for name, group in overrides.items()
         }
+
+    def find(
+        self,
+        model: "EditableModel",
+        source: FactSource,
+        cache: Path | None,
+        display: ProgressDisplay,
+    ) -> tuple[int, ...]:
+        """The layers of the option, which was given; as for `settle`."""
+        assert self.text is not None
+        if self.is_auto:
+            return self._trace(model, source, cache, display)
+        return tuple(parse_layers(self.text))
 
     @property
     def is_auto(self) -> bool:
@@ -219,8 +238,7 @@ def facts_of_dataset(
 
     So that the facts on which results are reported choose nothing, where that can be.
     """
-    if "=" not in option and f"{option}{_VALIDATION}" in plugins.datasets():
-        option += _VALIDATION
+    option = validation_of(option, plugins)
 
     def read() -> "list[KnownFact]":
         from editbench.tracing.facts import facts_of_cases

@@ -32,11 +32,12 @@ Examples:
 def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None:
     """List what there is to run.
 
-    Editors, datasets, metrics and models are listed with the plugin that each comes from. A plugin
-    that cannot be loaded is named with the reason, and makes the exit code 2. 'list editors' also
-    says what each editor is good for, and cites its paper.
+    Editors, datasets, metrics and models are listed with the plugin that each comes from, models
+    with the editors that they have settings for; where these are from, JSON says. 'list editors'
+    also says what each editor is good for, and cites its paper. A plugin that cannot be loaded is
+    named with the reason, and makes the exit code 2.
     """
-    listing: dict[str, list[dict[str, str]]] = {}
+    listing: dict[str, list[dict[str, Any]]] = {}
     problems: list[str] = []
     for wanted in [kind] if kind else KINDS:
         try:
@@ -50,6 +51,7 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
                 "description": each.summary,
                 "plugin": each.plugin,
                 **(each.details if kind or output_format == "json" else {}),
+                **({"settings": each.settings} if wanted == "models" else {}),
             }
             for each in found
         ]
@@ -63,7 +65,7 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
         raise EditbenchError("; ".join(problem.rstrip(".") for problem in problems) + ".")
 
 
-def _format(listing: dict[str, list[dict[str, str]]]) -> str:
+def _format(listing: dict[str, list[dict[str, Any]]]) -> str:
     entries = [entry for group in listing.values() for entry in group]
     name_width = max((len(entry["name"]) for entry in entries), default=0)
     plugin_width = max((len(entry["plugin"]) for entry in entries), default=0)
@@ -74,9 +76,15 @@ def _format(listing: dict[str, list[dict[str, str]]]) -> str:
         lines = []
         for entry in group:
             names = f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
-            lines.append(wrap(f"{names}{entry['description']}".rstrip(), indent))
+            text = f"{names}{entry['description']}{_name_settings(entry)}"
+            lines.append(wrap(text.rstrip(), indent))
             if good_for := entry.get("good_for"):
                 lines.append(wrap(f"{'':{indent}}Good for {good_for}.", indent))
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
     blocks += dict.fromkeys(entry["citation"] for entry in entries if "citation" in entry)
     return "\n\n".join(blocks)
+
+
+def _name_settings(entry: dict[str, Any]) -> str:
+    settings = [editor for editor in entry.get("settings", ()) if editor != "mend-training"]
+    return f"; settings for {', '.join(settings)}" if settings else ""

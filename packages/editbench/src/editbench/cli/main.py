@@ -14,6 +14,7 @@ from editbench.cli.run import run
 from editbench.cli.stats import stats
 from editbench.cli.trace import trace
 from editbench.cli.train import train
+from editbench.cli.tune import tune
 from editbench.plugins.manager import PluginManager
 
 _HELP = """\
@@ -59,7 +60,7 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    for command in (run, edit, apply, reproduce, report, stats, trace, train, list_, check):
+    for command in (run, edit, apply, reproduce, report, stats, trace, train, tune, list_, check):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

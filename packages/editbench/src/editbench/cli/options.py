@@ -287,3 +287,30 @@ def inputs() -> Decorator:
         ),
     )
     return lambda command: gathered(cache()(command))
+
+
+def check_out_file(path: Path) -> None:
+    """Find out before hours of work whether the file of ``--out`` can be written.
+
+    Raises:
+        ConfigError: The place is a folder or a device, or its folder does not exist.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--out: not an ordinary file, got {str(path)!r}. Choose another name.")
+    _check_parent(path)
+
+
+def check_out_folder(path: Path) -> None:
+    """The same for a folder, which is to be new or empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"--out: expected a new or empty folder, got {str(path)!r}. Choose another name."
+        )
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"--out: there is no such folder, got {str(path.parent)!r}. Make it first."
+        )

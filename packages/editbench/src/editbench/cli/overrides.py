@@ -54,6 +54,8 @@ class Overrides:
             if self.set_values:
                 config = config.updated(self.set_values, "--set")
         self._check_layers(config, model)
+        if self.file_values.keys() >= editor.config_type.model_fields.keys():
+            origin = f"all of {self.source}"
         return config, origin
 
     def _update_from_file(self, config: "EditorConfig") -> "EditorConfig":
@@ -200,23 +202,33 @@ def _assign_file(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[st
 
 
 def _parse_set_option(option: str, editors: "Mapping[str, type[Editor]]") -> tuple[str, str, Any]:
-    import yaml
-
-    place, separator, text = option.partition("=")
-    name, dot, field_name = place.strip().rpartition(".")
-    if not separator or not dot:
-        raise ConfigError(
-            f"--set: got {option!r}; expected EDITOR.FIELD=VALUE, "
-            "such as memit.preservation_weight=15000."
-        )
+    expected = "EDITOR.FIELD=VALUE, such as memit.preservation_weight=15000"
+    place, value = parse_assignment(option, expected)
+    name, dot, field_name = place.rpartition(".")
+    if not dot:
+        raise ConfigError(f"--set: got {option!r}; expected {expected}.")
     if name not in editors:
         raise ConfigError(
             f"--set: editor '{name}' is not part of this command, got {option!r}; expected one of "
             f"{_enumerate(editors)}."
         )
     _check_fields([field_name], editors[name], f"--set {option}")
+    return name, field_name, value
+
+
+def parse_assignment(option: str, expected: str) -> tuple[str, Any]:
+    """What stands before the first = of a ``--set``, and the value in YAML that stands behind.
+
+    Raises:
+        ConfigError: There is no =, or no YAML; the message says what was `expected`.
+    """
+    import yaml
+
+    name, separator, text = option.partition("=")
+    if not separator:
+        raise ConfigError(f"--set: got {option!r}; expected {expected}.")
     try:
-        return name, field_name, yaml.safe_load(text)
+        return name.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set: the value is not YAML, got {option!r}.") from error
 

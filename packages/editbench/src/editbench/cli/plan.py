@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from editbench.costs.plan import Plan, Work
     from editbench.costs.stage import StageCost
     from editbench.editors.base import Editor, Resources
-    from editbench.editors.second_moments.collection import TokenCount
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
     from editbench.runner import PreparedRun
+    from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
@@ -32,7 +32,8 @@ plan_option = shared(
     "only_plan",
     is_flag=True,
     help="Say what would be computed, how much memory it takes and how long, and stop. Of a model "
-    "folder, configuration and tokenizer are enough.",
+    "folder, configuration and tokenizer are enough. The machine's speed is measured once, in a "
+    "second or two, and kept in the cache folder.",
 )
 
 
@@ -49,16 +50,17 @@ def refuse_tracing(layers: LayerChoice) -> None:
         )
 
 
-def show_plan(work: "Sequence[Work]", *, is_divided: bool = False) -> None:
+def show_plan(work: "Sequence[Work]", cache: Path | None, *, is_divided: bool = False) -> None:
     """Print what some work will cost.
 
     Args:
         work: The work.
+        cache: Where this machine's speed is kept, once it is measured.
         is_divided: Whether a cluster will do it, which may have any number of machines.
     """
     from editbench.costs.plan import Plan
 
-    plan = Plan.of(work)
+    plan = Plan.of(work, cache)
     lines = list(plan.describe())
     text = "\n".join(lines)
     if plan.work and max(map(len, lines)) > terminal_width():
@@ -87,11 +89,18 @@ def _lay_out_plan(plan: "Plan") -> str:
     return lay_out(*map(draw_table, tables), *plan.describe_total())
 
 
-def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bool = False) -> None:
+def announce(
+    work: "Sequence[Work]",
+    cache: Path | None,
+    display: ProgressDisplay,
+    *,
+    is_divided: bool = False,
+) -> None:
     """Say what work will cost, if it is long.
 
     Args:
         work: The work.
+        cache: As for `show_plan`.
         display: What says it.
         is_divided: As for `show_plan`.
     """
@@ -101,7 +110,7 @@ def announce(work: "Sequence[Work]", display: ProgressDisplay, *, is_divided: bo
     at_most = sum(SLOW.seconds(stage) for piece in work for stage in piece.stages)
     if at_most < _LONG_SECONDS:
         return  # not worth a measurement
-    plan = Plan.of(work)
+    plan = Plan.of(work, cache)
     if (plan.total_seconds or 0.0) >= _LONG_SECONDS:
         for line in plan.summarize():
             display.say(line)
@@ -121,13 +130,13 @@ def work_of_trials(
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, StageCost, add_stages
-    from editbench.editors.base import report_nothing
+    from editbench.costs.stage import ExpectedCache, StageCost, add_stages
+    from editbench.progress import report_nothing
     from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.trial_run import describe
 
-    known = Known()
+    expected = ExpectedCache()
     # Trials share their batches, and what is asked about one costs the same after every editor.
     answered: dict[tuple[int, int, bool], list[StageCost]] = {}
     work = []
@@ -139,14 +148,16 @@ def work_of_trials(
         if trial.failure is not None:
             stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
         for batch in trial.batches:
-            editing = partial(trial.editor.estimate, trial.model, batch.requests, resources, known)
+            editing = partial(
+                trial.editor.estimate, trial.model, batch.requests, resources, expected
+            )
             stages += _ask(trial.editor.name, editing)
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
-                if not trial.is_unedited or known.add("answers", key):
+                if not trial.is_unedited or expected.add("answers", key):
                     place = (id(trial.model), id(batch), seed is None)
                     if place not in answered:
                         asking = partial(estimate_answers, trial.model, questions)
@@ -175,10 +186,10 @@ def work_of_edit(
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
-    from editbench.costs.stage import Known, add_stages
+    from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    known, requests = Known(), [request for batch in batches for request in batch]
+    known, requests = ExpectedCache(), [request for batch in batches for request in batch]
     stages = [
         stage
         for batch in batches
@@ -209,7 +220,7 @@ def work_of_collection(
         n_shards: Only one of so many shares is collected.
     """
     from editbench.costs.plan import Work
-    from editbench.editors.second_moments.collection import STAGE, estimate_collection
+    from editbench.second_moments.collection_work import STAGE, estimate_collection
 
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
     stages = _ask(STAGE, lambda: [estimate_collection(model, layers, share, module)])

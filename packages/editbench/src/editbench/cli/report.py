@@ -9,6 +9,7 @@ import click
 from editbench.cli.group import writing
 from editbench.cli.options import in_file, out_path
 from editbench.cli.terminal import lay_out
+from editbench.files.whole_files import write_whole
 
 if TYPE_CHECKING:
     from editbench.results.collection import Collection
@@ -103,7 +104,7 @@ def report(
         click.echo(text, nl=False)
     else:
         with writing(output):
-            replace_text(output, text)
+            write_whole(output, text)
     if figures is not None:
         from editbench.results.figures import draw_figures
 
@@ -130,7 +131,7 @@ def _write_page(
         heat_maps = [group for folder in traces for group in map_trace(folder)]
     page = build_page(runs, collection, baseline=baseline, heat_maps=heat_maps)
     with writing(path):
-        replace_text(path, page.html)
+        write_whole(path, page.html)
     return f"Page: {path} ({path.stat().st_size / 1e6:.1f} MB, {page.n_cases:,} cases)"
 
 
@@ -165,8 +166,7 @@ def format_table(summary: "Summary") -> str:
 
 def _format_table(table: "Table", output_format: str) -> str:
     """Lay a table out: for stdout styled in a terminal, and as wide as it needs elsewhere."""
-    from editbench.results.tables.latex import write_latex
-    from editbench.results.tables.markdown import write_markdown
+    from editbench.results.tables.markup import write_latex, write_markdown
     from editbench.results.tables.terminal import draw_table
 
     if output_format == "latex":
@@ -174,13 +174,3 @@ def _format_table(table: "Table", output_format: str) -> str:
     if output_format == "markdown":
         return write_markdown(table)
     return lay_out(draw_table(table))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -215,6 +215,6 @@ def run(
                 prepared, folder, plugins, display, resume=resume, cache=cache, executor=executor
             )
     if only_plan:
-        show_plan(work, is_divided=executor is not None)
+        show_plan(work, cache, is_divided=executor is not None)
     else:
         show_result(summary)

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from editbench.cli import options
-from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept, writing
 from editbench.cli.layers import parse_layers
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.plan import announce, work_of_collection
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, SecondMomentError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_corpus
+from editbench.plugins.sources import default_cache, open_corpus
 
 if TYPE_CHECKING:
-    from editbench.editors.second_moments.collection import TokenCount
-    from editbench.editors.second_moments.corpus_reading import Shard
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
+    from editbench.second_moments.collection_work import TokenCount
+    from editbench.second_moments.corpus_keys import Shard
 
 
 _EXAMPLES = """\b
@@ -101,7 +100,7 @@ def stats(
     command is repeated. Files that memit has collected (.npz) need no conversion: give them to
     --second-moments as they are.
     """
-    check_output_file(out)
+    options.check_out_file(out)
     if shards:
         _merge(shards, out)
         return
@@ -114,8 +113,8 @@ def stats(
     count = _parse_count(n_tokens)
     share: dict[str, Any] = {"max_length": max_length, "shard": _parse_shard(shard)}
     texts = open_corpus(corpus)
-    from editbench.editors.second_moments.collection import describe_collection
-    from editbench.editors.second_moments.collection_files import collect_to_file
+    from editbench.second_moments.collection import describe_collection
+    from editbench.second_moments.collection_files import collect_to_file
 
     with (
         ProgressDisplay(quiet=quiet) as display,
@@ -131,7 +130,8 @@ def stats(
             click.echo(f"{out} holds exactly this already: nothing to do.")
             return
         n_shards = share["shard"].n_shards
-        announce(work_of_collection(editable, chosen, count, module, n_shards), display)
+        work = work_of_collection(editable, chosen, count, module, n_shards)
+        announce(work, default_cache(), display)
         moments = collect_to_file(*collection, out, display, module, **share)
     n_collected = min(moment.n_tokens or 0 for moment in moments.values())
     listing = ", ".join(str(layer) for layer in chosen)
@@ -151,7 +151,7 @@ def _parse_count(text: str) -> "TokenCount":
 
 
 def _parse_shard(text: str | None) -> "Shard":
-    from editbench.editors.second_moments.corpus_reading import WHOLE, Shard
+    from editbench.second_moments.corpus_keys import WHOLE, Shard
 
     if text is None:
         return WHOLE
@@ -162,7 +162,7 @@ def _parse_shard(text: str | None) -> "Shard":
 
 
 def _merge(shards: Sequence[Path], out: Path) -> None:
-    from editbench.editors.second_moments.shards import merge_shards
+    from editbench.second_moments.moment_files import merge_shards
 
     with writing(out):
         moments = merge_shards(shards, out)
@@ -183,11 +183,11 @@ def _default_layers(
 
 def _is_done(out: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a file of the same origin is there; any other file will be replaced."""
-    from memit_core import MemitCoreError, SecondMomentFile
+    from editbench.second_moments.moment_files import SecondMomentFile
 
     try:
         return out.exists() and SecondMomentFile(out).provenance == provenance
-    except (MemitCoreError, OSError):
+    except SecondMomentError:
         return False
 
 

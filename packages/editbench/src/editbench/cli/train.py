@@ -3,16 +3,15 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from editbench.cli import options
-from editbench.cli.edit import check_output_file
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.lookup import read_cases
 from editbench.cli.options import ModelLoading, in_file
-from editbench.cli.overrides import Overrides, read_config_file
+from editbench.cli.overrides import Overrides, parse_assignment, read_config_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -98,7 +97,7 @@ def mend(
     no longer improves, and what is written is the network as it was at the best validation.
     """
     if out is not None:
-        check_output_file(out)
+        options.check_out_file(out)
     if max_steps is not None:
         set_options = (*set_options, f"max_steps={max_steps}")
     overrides = _read_overrides(config_file, set_options)
@@ -158,17 +157,8 @@ def mend(
 
 
 def _read_overrides(config_file: Path | None, set_options: Sequence[str]) -> Overrides:
-    import yaml
-
-    values: dict[str, Any] = {}
-    for option in set_options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise ConfigError(f"--set: got {option!r}; expected FIELD=VALUE, such as rank=64.")
-        try:
-            values[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set: the value is not YAML, got {option!r}.") from error
+    expected = "FIELD=VALUE, such as rank=64"
+    values = dict(parse_assignment(option, expected) for option in set_options)
     if config_file is None:
         return Overrides(set_values=values)
     return Overrides(str(config_file), read_config_file(config_file), values)

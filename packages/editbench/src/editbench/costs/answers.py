@@ -8,7 +8,7 @@ from typing import Any
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
 from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
-from editbench.models.generation import OpeningExtent, batch_openings
+from editbench.models.generation import PromptExtent, batch_prompts
 from editbench.models.passages import Passage, RowExtent
 from editbench.models.reading import cut_text
 from editbench.models.scoring import batch_passages, make_passages
@@ -32,11 +32,11 @@ def estimate_answers(
     asked = list(dict.fromkeys(questions))
     scores = make_passages(model, [each for each in asked if isinstance(each, Score)])
     texts = chain.from_iterable(cut_text(model, each) for each in asked if isinstance(each, Read))
-    openings = [question for question in asked if isinstance(question, Generate)]
+    prompts = [question for question in asked if isinstance(question, Generate)]
     stages = [
         _estimate_scores(model, scores, budget),
         _estimate_scores(model, list(texts), budget),
-        _estimate_texts(model, openings, budget),
+        _estimate_texts(model, prompts, budget),
     ]
     return add_stages(stage for stage in stages if stage.n_tokens)
 
@@ -62,7 +62,7 @@ def _score(model: EditableModel, extent: RowExtent) -> Iterator[Forward]:
 
 
 def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget: int) -> StageCost:
-    extents = [batch.extent for batch in batch_openings(model, questions, budget)]
+    extents = [batch.extent for batch in batch_prompts(model, questions, budget)]
     forwards = chain.from_iterable(_write(model, extent) for extent in extents)
     stage = sum_cost("answers: texts", forwards, model.size)
     n_cached = max((extent.prompts.n_rows * extent.width for extent in extents), default=0)
@@ -74,7 +74,7 @@ def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget:
     )
 
 
-def _write(model: EditableModel, extent: OpeningExtent) -> Iterator[Forward]:
+def _write(model: EditableModel, extent: PromptExtent) -> Iterator[Forward]:
     """The prompts, padding included, and then a token at a time; the last one is not read."""
     n_rows, width, n_steps = extent.prompts.n_rows, extent.prompts.width, extent.n_missing
     yield Forward(Padded.full(n_rows, width), model.size.n_layers, n_reads=n_rows)

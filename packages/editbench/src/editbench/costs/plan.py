@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from editbench.costs.machine import Machine
 from editbench.costs.stage import StageCost, add_stages
@@ -43,10 +44,14 @@ class Plan:
     machines: Mapping[int, Machine | None]
 
     @classmethod
-    def of(cls, work: Sequence[Work]) -> "Plan":
-        """Measure the devices that some work is for."""
+    def of(cls, work: Sequence[Work], cache: Path | None = None) -> "Plan":
+        """Measure the devices that some work is for, unless the cache folder tells their speed."""
         models = {id(piece.model): piece.model for piece in work}
-        return cls(tuple(work), {key: measure_machine(model) for key, model in models.items()})
+        machines = {
+            key: Machine.find(model.size, model.device, model.model.dtype, cache)
+            for key, model in models.items()
+        }
+        return cls(tuple(work), machines)
 
     @property
     def is_known(self) -> bool:
@@ -134,11 +139,6 @@ class Plan:
             )
         if not self.is_known:
             yield "Stages marked ? are left out of the sums."
-
-
-def measure_machine(model: EditableModel) -> Machine | None:
-    """How fast the device of a model is; None where it is not there."""
-    return Machine.measure(model.size, model.device, model.model.dtype)
 
 
 def describe_flops(n_flops: float) -> str:

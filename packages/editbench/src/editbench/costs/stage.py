@@ -1,7 +1,7 @@
 """What one stage of the work costs, added up over what runs together."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Self
 
 from editbench.models.batches import Padded
@@ -17,7 +17,7 @@ class StageCost:
         n_tokens: Tokens that go through the model, padding included; each pass counts.
         n_flops: Floating-point operations in the model's type.
         n_double_flops: Floating-point operations in float64.
-        n_read_bytes: Bytes of weights and caches that are read for them.
+        n_read_bytes: Bytes that are read for them besides the weights of blocks.
         n_block_calls: How often a decoder block is called, backwards twice: each call takes a
             while, however small.
         n_peak_bytes: Bytes on the device at the worst moment, the model's weights left out.
@@ -56,8 +56,8 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What work that comes earlier in a plan leaves behind for later work: caches, by any key."""
+class ExpectedCache:
+    """What earlier work of a plan will have left in caches for later work, by any key."""
 
     keys: set[object] = field(default_factory=set)
 
@@ -85,6 +85,8 @@ class Forward:
         rows: The rows.
         n_blocks: Through how many blocks they go.
         n_before: Tokens in front of them, in the longest row, whose keys and values are there.
+        is_copied: Whether those of the block at hand are copied for each row, instead of those of
+            all blocks being there for each.
         n_reads: At how many places logits are read; in the last block the MLP works there alone.
         n_mlp_tokens: Tokens that MLPs work on, where that is not all of them.
         n_times: How often they run.
@@ -94,6 +96,8 @@ class Forward:
     rows: Padded
     n_blocks: int
     n_before: int = 0
+    _: KW_ONLY
+    is_copied: bool = False
     n_reads: int = 0
     n_mlp_tokens: int | None = None
     n_times: int = 1
@@ -120,6 +124,7 @@ class Forward:
         n_tokens = self.rows.n_padded
         logits = self.n_reads * size.logit_bytes(with_loss=self.has_gradients)
         cached = float(self.rows.n_rows * self.n_before * size.n_cache_bytes)
+        cached *= 2 / size.n_layers if self.is_copied else 1
         working = n_tokens * size.working_bytes(self.n_keys)
         if not self.has_gradients:
             return max(cached + working, logits)
@@ -133,14 +138,13 @@ class Forward:
         """What all of it costs."""
         forward, backward = self.flops(size)
         n_passes = self.n_blocks * self.n_times
-        seen = self.rows.n_rows * self.n_before * size.n_cache_bytes / size.n_layers
+        seen = self.rows.n_rows * self.n_before * size.n_cache_bytes * self.n_blocks / size.n_layers
+        n_head = size.d_model * size.n_logits * size.itemsize if self.n_reads else 0
         return StageCost(
             name=name,
             n_tokens=self.rows.n_padded * self.n_times,
             n_flops=self.n_times * (forward + (backward if self.has_gradients else 0.0)),
-            n_read_bytes=n_passes
-            * (1 + self.has_gradients)
-            * (size.n_weight_bytes / size.n_layers + seen),
+            n_read_bytes=self.n_times * (1 + self.has_gradients) * (seen + n_head),
             n_block_calls=n_passes * (3 if self.has_gradients else 1),
             n_peak_bytes=self.peak_bytes(size),
         )

@@ -1,6 +1,5 @@
 """Original data files, downloaded once into a cache folder and checked before they are used."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -9,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from uuid import uuid4
 
-from editbench.cache_entries import read_kept
 from editbench.errors import DataError
+from editbench.files.cache_entries import read_kept
+from editbench.files.seals import checksum_file
+from editbench.files.whole_files import write_whole, writing_whole
 
 if TYPE_CHECKING:
     from requests import RequestException
@@ -84,10 +84,9 @@ def _download(
     remote: RemoteFile, path: Path, dataset: str, report_progress: ReportProgress | None
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        _transfer(remote, partial, dataset, report_progress)
-        sha256, n_bytes = _sum_of(partial), partial.stat().st_size
+    with writing_whole(path) as unfinished:
+        _transfer(remote, unfinished, dataset, report_progress)
+        sha256, n_bytes = checksum_file(unfinished), unfinished.stat().st_size
         expected = remote.sha256 or _recorded_sum(path)
         if expected is None:
             # The sum goes first: a file without one would pass any later check.
@@ -102,16 +101,13 @@ def _download(
             )
         elif sha256 != expected:
             unverified = path.with_name(f"{path.name}.unverified")
-            partial.replace(unverified)
+            unfinished.replace(unverified)
             size = "" if remote.n_bytes is None else f" ({remote.n_bytes} bytes)"
             raise DataError(
                 f"dataset '{dataset}': {remote.url} is not the expected file, got SHA-256 {sha256} "
                 f"({n_bytes} bytes); expected {expected}{size}. Try again "
                 f"later, or accept it as it is with --dataset {dataset}={unverified}."
             )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _transfer(
@@ -140,7 +136,7 @@ def _transfer(
 
 def _check_cached(remote: RemoteFile, path: Path) -> str:
     """The sum of a copy; raises ValueError if it is not the expected one."""
-    sha256 = _sum_of(path)
+    sha256 = checksum_file(path)
     expected = remote.sha256 or _recorded_sum(path)
     if expected is None:
         _record_sum(path, sha256)
@@ -149,23 +145,13 @@ def _check_cached(remote: RemoteFile, path: Path) -> str:
     return sha256
 
 
-def _sum_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
 def _record_sum(path: Path, sha256: str) -> None:
     """Write the sum beside the file, in the format of ``sha256sum``, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        partial.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
-        partial.replace(_sum_path(path))
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(_sum_path(path), f"{sha256}  {path.name}\n")
 
 
 def _recorded_sum(path: Path) -> str | None:

@@ -4,18 +4,15 @@ Known are the forms of the authors' code (`requested_rewrite`, `target_new` as a
 EasyEdit and the data sets that it ships, of FastEdit, QAEdit and WikiBigEdit.
 """
 
-import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from editbench.datasets.records import Record, shown
 from editbench.datasets.understanding import Understanding
+from editbench.errors import is_near_miss
 
 _NOT_KNOWN = "<|endoftext|>"
 """What some tools write for a true object that nobody knows."""
-
-_NEAR_MISS = 0.85
-"""How similar to a known name an unknown one must be to be taken for a slip, from 0 to 1."""
 
 _NEIGHBOR_KEYS = (("prompt", "ground_truth"), ("loc", "loc_ans"), ("prompt", "target"))
 
@@ -292,11 +289,7 @@ def ignorable(
     if not _is_foreign(names, known, readings):
         return []
     listed = [*known, *readings, *_ANSWERS, *IGNORED]
-    return [
-        name
-        for name in names
-        if name not in listed and not difflib.get_close_matches(name, listed, 1, _NEAR_MISS)
-    ]
+    return [name for name in names if name not in listed and not is_near_miss(name, listed)]
 
 
 def _is_foreign(

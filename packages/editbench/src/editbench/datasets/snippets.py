@@ -1,6 +1,5 @@
 """CounterFact's attribute snippets: texts about things that share a relation and a target."""
 
-import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TextIO
 from editbench.datasets.files import decode_json, record_of, skip_whitespace
 from editbench.datasets.records import Record, shown
 from editbench.errors import DataError
+from editbench.files.seals import checksum_file
 
 SnippetKey = tuple[str, str]
 """Ids of a relation and of a target, such as ``("P103", "Q1860")``."""
@@ -45,8 +45,7 @@ def read_snippets(path: Path, wanted: Collection[SnippetKey]) -> Snippets:
     """
     texts: dict[SnippetKey, list[str]] = {}
     try:
-        with path.open("rb") as binary:
-            sha256 = hashlib.file_digest(binary, "sha256").hexdigest()
+        sha256 = checksum_file(path)
         with path.open(encoding="utf-8-sig") as file:
             for record in _stream_records(file, path):
                 key = (record.text("relation_id"), record.text("target_id"))

@@ -11,6 +11,8 @@ from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.finish import Finish
 from editbench.editors.dialect import Dialect
 from editbench.editors.references import cite
+from editbench.editors.search_space import Choices, SearchSpace
+from editbench.models.editable import EditableModel
 
 DIALECT = Dialect(
     editor="alphaedit",
@@ -81,6 +83,23 @@ class AlphaEdit(ClosedForm):
     config: AlphaEditConfig
     good_for: ClassVar[str] = "streams in which ordinary text must not change at all"
     citation: ClassVar[str] = cite("fang2025alphaedit")
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """MEMIT's, with the null space and the ridge in place of λ where λ plays no part."""
+        assert isinstance(config, AlphaEditConfig)
+        space = dict(super().search_space(model, config))
+        threshold = config.null_space_threshold
+        if threshold is not None:
+            del space["preservation_weight"]
+            space["null_space_threshold"] = (
+                Choices.of((0.3, 0.5, 0.7, 0.9), threshold, is_cheap=True)
+                if config.null_space_unit == "share"
+                else Choices.around(threshold, (0.1, 0.3, 1, 3, 10), is_cheap=True)
+            )
+        if config.ridge > 0:
+            space["ridge"] = Choices.around(config.ridge, (0.01, 0.1, 0.3, 1, 3, 10), is_cheap=True)
+        return space
 
 
 EVOEDIT_DIALECT = Dialect(

@@ -6,22 +6,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
-from editbench.editors.second_moments.npz_files import hash_moments
+from editbench.editors.search_space import SearchSpace
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress, report_nothing
 from editbench.requests import EditCase, EditRequest
+from editbench.second_moments.npz_files import hash_moments
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
 """What the authors' code calls a field stands at the end of its description."""
@@ -105,17 +107,6 @@ class EditorConfig(BaseModel):
     def updated_from_file(self, values: Mapping[str, Any], source: str) -> Self:
         """The same for the fields of a configuration file, which may imply more than it names."""
         return self.updated(values, source)
-
-
-class Progress(Protocol):
-    """Told about long work: which stage, how much of it is done, and a remark such as a loss."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units of `stage` are finished."""
-
-
-def report_nothing(stage: str, done: int, total: int, note: str = "") -> None:
-    """A `Progress` that stays silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +210,7 @@ class Editor(ABC):
         name = next((name for name in names if spec and name in spec.defaults), None)
         if spec is not None and name is not None:
             values, source = spec.defaults[name], f"defaults of '{model.name}'"
-            origin = spec.defaults_source or f"hyperparameters that come with '{model.name}'"
+            origin = spec.source_of(name)
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (
@@ -230,6 +221,19 @@ class Editor(ABC):
         else:
             source = origin = "the editor's general defaults"
         return cls.config_type.parse(values, source), origin
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """What ``editbench tune`` tries on this model, by field; nothing by default.
+
+        Args:
+            model: The model.
+            config: The hyperparameters that a search starts from.
+
+        Raises:
+            ConfigError: The editor is not tuned in this way; the message says in which.
+        """
+        return {}
 
     def check_usable(self, model: EditableModel) -> None:  # noqa: B027  # most need nothing
         """Refuse a model that the editor cannot edit, before any work is done on it.
@@ -254,7 +258,7 @@ class Editor(ABC):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost, at most, and compute nothing.
 
@@ -266,7 +270,7 @@ class Editor(ABC):
                 but its tokens, its architecture and its sizes are there.
             requests: As for `edit`.
             resources: As for `edit`.
-            known: What earlier work of the same plan leaves in the cache; add to it what this does.
+            expected: What earlier work of the same plan leaves in the cache; add what this does.
 
         Returns:
             The stages, in their order.
@@ -284,7 +288,7 @@ class Editor(ABC):
 
         Override it where much of the work of one edit can be divided: on a cluster with nothing
         else to do, all shares are done side by side before `edit`, which must give the same with
-        and without them, but for the last bits of sums that are taken in another order.
+        and without them.
 
         Args:
             model: As for `edit`.

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from editbench.errors import EditError
+from editbench.errors import EditError, ModelError
 from editbench.models.editable import EditableModel
-from memit_core import MemitCoreError, updated_weights
+from editbench.models.offload import updated_weights
+from memit_core import MemitCoreError
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def borrowed_weights(
     with ExitStack() as stack:
         try:
             stack.enter_context(updated_weights(model.model, unchanged))
-        except MemitCoreError as error:
+        except (MemitCoreError, ModelError) as error:
             raise EditError(f"edit '{model.name}': {error}") from error
         # Only now: one that accelerate has offloaded was a placeholder before.
         yield {name: model.model.get_parameter(name) for name in names}

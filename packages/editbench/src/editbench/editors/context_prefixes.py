@@ -1,6 +1,7 @@
 """Context prefixes: texts put before a prompt, so that an edit holds in more than one context."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -75,33 +76,31 @@ class ContextPrefixes:
 
 @of_unedited("context prefixes")
 def sample_context_prefixes(
-    model: EditableModel, *, n_prefixes: int, length: int, seed: int
+    model: EditableModel, *, n_prefixes: int, lengths: Sequence[int], seed: int
 ) -> ContextPrefixes:
     """Sample prefixes from the model itself, as the reference does, but with a seed.
 
     Args:
         model: The model. Edits on it are taken off meanwhile.
-        n_prefixes: How many texts; each starts with the next of five words.
-        length: Tokens of each text, its first word included.
+        n_prefixes: How many texts of each length; each starts with the next of five words.
+        lengths: Tokens of the texts, their first word included.
         seed: Determines the texts; the global random state is not touched.
 
     Returns:
         The bare prompt as one group and the texts as another, each ending in ``". "``.
     """
-    if n_prefixes == 0:
-        return ContextPrefixes((("",),))
-    texts = []
-    for first in range(0, n_prefixes, len(_SEED_WORDS)):
-        words = _SEED_WORDS[: n_prefixes - first]
-        answers = answer_questions(
-            model,
-            [Generate(word, length) for word in words],
-            seed=seed + first,
-            token_budget=model.memory.tokens,
-        )
-        texts += [answer.text for answer in answers.values() if isinstance(answer, GenerateAnswer)]
-    prefixes = (" ".join(text.split()) + ". " for text in texts)
-    return ContextPrefixes((("",), tuple(dict.fromkeys(prefixes))))
+    texts: list[str] = []
+    for index, length in enumerate(lengths):
+        for first in range(0, n_prefixes, len(_SEED_WORDS)):
+            answers = answer_questions(
+                model,
+                [Generate(word, length) for word in _SEED_WORDS[: n_prefixes - first]],
+                seed=seed + index * n_prefixes + first,
+                token_budget=model.memory.tokens,
+            )
+            found = (each for each in answers.values() if isinstance(each, GenerateAnswer))
+            texts += [" ".join(each.text.split()) + ". " for each in found]
+    return ContextPrefixes((("",), tuple(dict.fromkeys(texts))) if texts else (("",),))
 
 
 def expect_prefixes(

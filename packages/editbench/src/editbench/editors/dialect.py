@@ -1,17 +1,15 @@
 """Hyperparameter files of other tools: the authors' code, EasyEdit, AlphaEdit and its kin."""
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from editbench.datasets.understanding import Understanding
-from editbench.errors import ConfigError, UnknownNameError
+from editbench.errors import ConfigError, UnknownNameError, is_near_miss
 
 Convert = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 """Makes our fields of a value, given all of the file's; a `ValueError` says what is wrong."""
 
-_NEAR_MISS = 0.85
 """How similar to a known name an unknown one must be to be taken for a slip, from 0 to 1."""
 
 _BY_COMMAND = "options of the command say it"
@@ -172,7 +170,7 @@ class Dialect:
                 understanding.ignore(f"'{name}'", unused[name])
             else:
                 known = [*own, *self.names, *unused]
-                if difflib.get_close_matches(name, known, 1, _NEAR_MISS):
+                if is_near_miss(name, known):
                     raise ConfigError(f"{source}: {UnknownNameError('field', name, known)}")
                 understanding.ignore(f"'{name}'", _UNKNOWN)
         return Translation(ours, names, understanding)

@@ -10,6 +10,7 @@ from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormCo
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.dialect import Dialect
 from editbench.editors.references import cite
+from editbench.editors.search_space import Choices, SearchSpace
 from editbench.models.editable import EditableModel
 
 DIALECT = Dialect(
@@ -57,6 +58,13 @@ class Emmet(ClosedForm):
         """MEMIT's, but for the last critical layer alone, as EMMET's are published."""
         defaults = super().derive_defaults(model)
         return {**defaults, "critical_layers": defaults["critical_layers"][-1:]}
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """MEMIT's, and α."""
+        assert isinstance(config, EmmetConfig)
+        slacks = Choices.of((0.01, 0.03, 0.1, 0.3, 1.0), config.slack, is_cheap=True)
+        return {**super().search_space(model, config), "slack": slacks}
 
     def slack(self, n_edits: int) -> float:
         """α; none for one fact alone."""

@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
 from editbench.editors.references import cite
+from editbench.editors.search_space import Choices, SearchSpace, middle_layers
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
@@ -182,12 +183,29 @@ class FineTune(Editor):
         n_layers = model.architecture.n_layers
         return {"layer": min(n_layers - 1, int(_PUBLISHED_DEPTH * n_layers))}
 
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """The layer, the learning rate, the passes, and what holds the weights back."""
+        assert isinstance(config, FineTuneConfig)
+        factors = (0.1, 0.2, 0.5, 1, 2, 5, 10)
+        space = {
+            "layer": Choices(middle_layers(model.architecture.n_layers, config.layer, to=1.0)),
+            "learning_rate": Choices.around(config.learning_rate, factors),
+            "n_epochs": Choices.of((10, 25, 50), config.n_epochs),
+        }
+        if isinstance(config.weight_decay, float):
+            decays = (0.0, 1e-4, 5e-4, 2e-3)
+            space["weight_decay"] = Choices.of(decays, config.weight_decay)
+        if config.norm_constraint is not None:
+            space["norm_constraint"] = Choices.around(config.norm_constraint, factors)
+        return space
+
     def estimate(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
         return [

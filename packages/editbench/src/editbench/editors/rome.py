@@ -5,17 +5,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Solved
-from editbench.editors.closed_form.preserved_values import Dials
+from editbench.editors.closed_form.solving import Dials
 from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
-    expect_prefixes,
-    sample_context_prefixes,
 )
 from editbench.editors.dialect import (
     TARGET_NAMES,
@@ -27,9 +25,7 @@ from editbench.editors.dialect import (
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.references import cite
-from editbench.editors.second_moments.obtaining import (
-    estimate_second_moments,
-)
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
 from editbench.editors.targets.tasks import make_tasks
@@ -98,6 +94,11 @@ class RomeConfig(LayerConfig):
         description="tokens of the sampled prefixes (context_template_length_params)",
     )
 
+    @property
+    def prefix_lengths(self) -> tuple[int, ...]:
+        """Tokens of sampled prefixes, of as many of each length."""
+        return self.context_prefix_lengths
+
     @classmethod
     def writing_to(cls, layers: Sequence[int]) -> Mapping[str, Any]:
         """See `EditorConfig.writing_to`."""
@@ -151,6 +152,19 @@ class Rome(ClosedForm):
         """See `derive_rome_defaults`."""
         return derive_rome_defaults(model.architecture.n_layers, model.d_key(0))
 
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """The layer, and how the MLP's output is optimized."""
+        assert isinstance(config, RomeConfig)
+        n_layers, layers = model.architecture.n_layers, config.critical_layers
+        lasts = middle_layers(n_layers, layers[-1], to=0.6)
+        return {
+            "critical_layers": LayerWindow(lasts, lasts, max_length=1),
+            "learning_rate": Choices.around(config.learning_rate, (0.25, 0.5, 1, 2, 4)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((1.0, 2.0, 4.0, 8.0), config.clamp_factor),
+        }
+
     def dials(self) -> Dials:
         """C alone, and residuals that are met exactly."""
         return Dials(slack=0)
@@ -175,42 +189,19 @@ class Rome(ClosedForm):
         bare_key = goal.reading.keys[0].to(update.right)
         return UpdateFactors(update.left, update.right / (bare_key @ update.right))
 
-    def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
-        """Sample prefixes of all lengths."""
-        config = self.config
-        texts: list[str] = []
-        for index, length in enumerate(config.context_prefix_lengths):
-            sampled = sample_context_prefixes(
-                model,
-                n_prefixes=config.n_context_prefixes,
-                length=length,
-                seed=seed + index * config.n_context_prefixes,
-            )
-            texts += [text for text in sampled.flat if text]
-        groups = (("",), tuple(dict.fromkeys(texts)))
-        return ContextPrefixes(tuple(group for group in groups if group))
-
-    def estimate(
+    def estimate_goals(
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
-        """Estimate what `edit` costs, with an empty cache of targets; see `Editor.estimate`."""
-        config = self.config
-        layers = self.layers
-        model.architecture.check_layer(layers[-1])
-        lengths = config.context_prefix_lengths
-        prefixes = expect_prefixes(
-            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
-        )
+        """What `edit` costs with an empty cache of targets; see `ClosedForm.estimate_goals`."""
         tasks = make_tasks(model.tokens, requests, prefixes.flat)
-        keys, _ = estimate_insertion(model, requests, prefixes, "uniform", layers)
-        tokens = config.second_moment_tokens
+        keys, _ = estimate_insertion(model, requests, prefixes, "uniform", self.layers)
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known),
-            estimate_targets(model, tasks, layers[-1], config, token_budget=1),  # one by one
+            estimate_targets(model, tasks, self.layers[-1], self.config, token_budget=1),
             keys,
-            estimate_solve(model, len(requests), layers, one_by_one=True),
+            estimate_solve(model, len(requests), self.layers, one_by_one=True),
         ]

@@ -8,7 +8,10 @@ from editbench.models.editable import EditableModel
 
 _FLOAT64 = 8
 _FLOAT32 = 4
-_MATRICES = 3  # of d_key × d_key: what is alive at once while a layer is solved
+# Of d_key × d_key: what is alive at once while a layer is solved; and while C is factorized and its
+# factor written, as for few facts it is.
+_MATRICES = 3
+_FACTORED_MATRICES = 5
 _WIDENED = 2**26  # numbers of keys, and of what is solved for, that are in float64 at once
 _EIGENVECTORS = 9  # times d³ operations: reduced to a band, divided and conquered, multiplied back
 _EIGEN_MATRICES = 5  # C, its copy, the eigenvectors and what LAPACK works in
@@ -16,7 +19,8 @@ _EIGEN_MATRICES = 5  # C, its copy, the eigenvectors and what LAPACK works in
 
 def count_solve_bytes(n_edits: int, d_key: int, d_value: int) -> int:
     """Bytes that solving for the update of one layer takes, its keys and the update included."""
-    matrices = (_MATRICES * d_key**2 + d_key * d_value) * _FLOAT64
+    n_matrices = _FACTORED_MATRICES if n_edits <= d_key // 2 else _MATRICES
+    matrices = (n_matrices * d_key**2 + d_key * d_value) * _FLOAT64
     widened = 2 * min(n_edits * d_key, _WIDENED) * _FLOAT64
     return matrices + widened + n_edits * (d_key + d_value) * _FLOAT32
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
+from editbench.models.token_states import by_row
 from editbench.models.tokens import Tokens
 from editbench.questions import Score
 from editbench.requests import EditRequest
@@ -77,7 +78,7 @@ def _lay_out(tokens: Tokens, request: EditRequest, prefix: str) -> tuple[Score, 
     return question, tokens.locate(question.prompt, start, end, chat=request.chat)
 
 
-def essence_row(tokens: Tokens, subject: str) -> PromptRow:
+def kl_row(tokens: Tokens, subject: str) -> PromptRow:
     """The row at whose end the KL term compares next-token distributions.
 
     The reference writes "{subject} is a" and compares right after the subject, so nothing behind
@@ -103,4 +104,4 @@ def at_subjects(states: Tensor, subject_last: Tensor) -> Tensor:
     n_rows = len(subject_last)
     rows = torch.arange(n_rows, device=states.device)
     states = states.mean(dim=0) if states.dim() == 4 else states
-    return states.reshape(n_rows, -1, states.shape[-1])[rows, subject_last.to(states.device)]
+    return by_row(states, n_rows)[rows, subject_last.to(states.device)]

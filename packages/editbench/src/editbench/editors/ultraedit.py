@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
 from editbench.editors.subject_tokens import target_row
@@ -80,7 +80,7 @@ class UltraEdit(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        known: ExpectedCache,
     ) -> Sequence[StageCost]:
         """One pass forwards and backwards; see `Editor.estimate`."""
         size = count_fitting(model, requests, first=0)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.models.editable import EditableModel
@@ -20,7 +20,7 @@ class Unedited(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Nothing; see `Editor.estimate`."""
         return []

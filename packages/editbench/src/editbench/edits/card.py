@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ def hash_requests(requests: Sequence[EditRequest]) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that a computed number can depend on."""
     versions = {}
@@ -56,6 +58,8 @@ class EditCard(BaseModel):
             order: it can be put on top of these alone. Left out of files where there were none.
         model_dtype: Precision that its weights were loaded in, such as ``float32``; None in files
             that do not say.
+        model_gguf: Of a model that was read from a GGUF file: its name, SHA-256, and how many
+            tensors are stored in which way. Left out of files where it was not.
         editor: Name of the editor.
         config: The editor's hyperparameters.
         requests_hash: `hash_requests` of what was written.
@@ -70,6 +74,7 @@ class EditCard(BaseModel):
     model_fingerprint: str
     edits_on: tuple[str, ...] = ()
     model_dtype: str | None = None
+    model_gguf: dict[str, Any] | None = None
     editor: str
     config: dict[str, Any] = Field(default_factory=dict)
     requests_hash: str
@@ -78,10 +83,11 @@ class EditCard(BaseModel):
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_edits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = write(self)
-        if not self.edits_on:
-            del content["edits_on"]
+        for field in ("edits_on", "model_gguf"):
+            if not getattr(self, field):
+                del content[field]
         return content
 
     @classmethod
@@ -101,6 +107,7 @@ class EditCard(BaseModel):
             model_fingerprint=model.fingerprint,
             edits_on=model.edits_on,
             model_dtype=_name_dtype(model),
+            model_gguf=None if model.gguf is None else model.gguf.describe(),
             editor=editor,
             config=values,
             requests_hash=hash_requests(requests),

@@ -1,7 +1,5 @@
 """An edited model as an ordinary Hugging Face folder: the source, but for what the edit changes."""
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +14,12 @@ from editbench.edits.model_folder import ModelFolder, Precision
 from editbench.edits.replacement import Replacement, find_replacement
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError, ModelError
+from editbench.files.whole_files import writing_whole_folder
 from editbench.models.editable import EditableModel
+from editbench.models.gguf import read_gguf_tokenizer
 from editbench.models.loading import DTypeName, load_model
+from editbench.models.offload import in_memory
 from editbench.models.quiet import quiet_transformers
-from editbench.result_folders import UNFINISHED, flush_folder
-from memit_core import in_memory
 
 Loader = Callable[[str, DTypeName], EditableModel]
 """Loads a model, by name or folder, in a precision."""
@@ -60,9 +59,10 @@ def export_model(
     """Save `model` with `edit` on it, whole or not at all; `model` itself stays as it is.
 
     Of a model that was read from a folder every file comes through as it is, and every tensor but
-    the edited ones, which keep name and precision. A model that was made in memory is saved as
-    transformers does it. The folder loads with ``AutoModelForCausalLM.from_pretrained``, without
-    editbench. Before it gets its name it is loaded, on the CPU, and compared with what was meant.
+    the edited ones, which keep name and precision. A model that was made in memory, or read from a
+    GGUF file, is saved as transformers does it. The folder loads with
+    ``AutoModelForCausalLM.from_pretrained``, without editbench. Before it gets its name it is
+    loaded, on the CPU, and compared with what was meant.
 
     Args:
         edit: What to put on the model.
@@ -83,6 +83,8 @@ def export_model(
     with _writing(folder) as unfinished:
         edit.check_fits(model)
         if model.source is None:
+            if model.gguf is not None:
+                tokenizer = read_gguf_tokenizer(model.gguf)
             if tokenizer is None:
                 raise EditError(
                     f"export model: '{model.name}' was made in memory, got no tokenizer. Give the "
@@ -116,9 +118,7 @@ def export_edit(
     with _writing(folder) as unfinished:
         model, computed = _load_for(edit, name, load)
         if model.source is None:
-            assert model.spec is not None
-            assert model.spec.load is not None
-            _save(model.model, model.spec.load()[1], unfinished)
+            _save(model.model, _make_tokenizer(model), unfinished)
         source = ModelFolder.read(model.source or unfinished)
         writer = _Writer.plan(edit, model, source, dtype)
         del model
@@ -222,19 +222,23 @@ def _writing(folder: Path) -> Iterator[Path]:
             f"export model: the folder must be new or empty, got {str(folder)!r}. "
             "Choose another one."
         )
-    unfinished = folder.absolute().with_name(f"{UNFINISHED}{folder.name}-{os.getpid()}")
     try:
-        unfinished.mkdir()
-        yield unfinished
-        unfinished.replace(folder)
-        flush_folder(unfinished.parent)
+        with writing_whole_folder(folder) as unfinished:
+            yield unfinished
     except (OSError, SafetensorError) as error:
         raise EditError(
             f"export model: cannot write the folder, got {str(folder)!r} ({error}). "
             "Choose a place that is writable and has space left."
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _make_tokenizer(model: EditableModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that no folder holds, as it was loaded."""
+    if model.gguf is not None:
+        return read_gguf_tokenizer(model.gguf)
+    assert model.spec is not None
+    assert model.spec.load is not None
+    return model.spec.load()[1]
 
 
 def _save(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -10,21 +10,18 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editbench.edits.card import EditCard
 from editbench.errors import EditError
-from memit_core import DamagedError, UpdateFactors
-from memit_core.checksums import DAMAGED, check_tensors, seal_card, unseal_card
-from memit_core.whole_files import writing_whole
+from editbench.files.tensor_files import DAMAGED, DamagedError, TensorFile, write_tensors
+from memit_core import UpdateFactors
 
 Update = UpdateFactors | Tensor
-METADATA_KEY = "editbench"
 
 
 def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -> None:
@@ -45,13 +42,9 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
             tensors[f"{parameter}.right"] = update.right
         else:
             tensors[f"{parameter}.dense"] = update
-    # One key alone: safetensors writes several in random order.
-    content = seal_card(json.loads(card.model_dump_json()), tensors)
-    metadata = {METADATA_KEY: json.dumps(content, ensure_ascii=False)}
     try:
-        with writing_whole(path) as partial:
-            save_file(tensors, partial, metadata=metadata)
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, json.loads(card.model_dump_json()))
+    except OSError as error:
         raise EditError(
             f"save edit: cannot write the file, got {str(path)!r} ({error}). "
             "Choose a folder that exists, is writable and has space left."
@@ -72,31 +65,26 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
             incomplete, misshapen or not finite, or is not what was written.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        file = TensorFile(path)
+        tensors = file.read_all()
+    except DamagedError as error:
+        raise EditError(f"load edit: {str(path)!r}: {error}. {DAMAGED}") from error
+    except (OSError, ValueError) as error:
         raise EditError(
             f"load edit: cannot read the file, got {str(path)!r} ({error}); expected a safetensors "
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
-    updates, card = _assemble_updates(path, tensors), _parse_card(path, metadata)
-    try:
-        _, sums = unseal_card(json.loads(metadata[METADATA_KEY]))
-        check_tensors(sums, tensors)
-    except DamagedError as error:
-        raise EditError(f"load edit: {str(path)!r}: {error}. {DAMAGED}") from error
-    return updates, card
+    return _assemble_updates(path, tensors), _parse_card(path, file.card)
 
 
-def _parse_card(path: Path, metadata: Mapping[str, str]) -> EditCard:
-    if METADATA_KEY not in metadata:
+def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:
+    if card is None:
         raise EditError(
-            f"load edit: the file is no edit file, got {str(path)!r} without the metadata key "
-            f"'{METADATA_KEY}'. Give a file that 'editbench edit' wrote."
+            f"load edit: the file is no edit file, got {str(path)!r} without a card in its "
+            "metadata. Give a file that 'editbench edit' wrote."
         )
     try:
-        return EditCard.model_validate_json(metadata[METADATA_KEY])
+        return EditCard.model_validate(card)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "JSON"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editbench.files.whole_files import write_whole, writing_whole
 from editbench.models.folder import find_weight_files
 from editbench.models.weight_files import StoredTensor, WeightFile, write_safetensors
-from memit_core.whole_files import writing_whole
 
 Place = tuple[Path, str]
 """A file of weights, and the name of a tensor in it."""
@@ -125,8 +125,8 @@ class ModelFolder:
             target = folder / _safe_name(str(file.path.relative_to(self.path)))
             if planned != file.tensors or target.name != file.path.name:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with writing_whole(target) as partial:
-                    write_safetensors(partial, planned, file.metadata)
+                with writing_whole(target) as unfinished:
+                    write_safetensors(unfinished, planned, file.metadata)
             elif is_elsewhere:
                 _copy(file.path, target)
         self._write_indices(folder, precision)
@@ -191,11 +191,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, not a link to it, and wait until it is on disk."""
+    """Copy a file, not a link to it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
+    with writing_whole(target) as unfinished:
+        shutil.copyfile(source, unfinished)
 
 
 def _state_dtype(path: Path, dtype: torch.dtype) -> None:
@@ -217,5 +216,4 @@ def _state_dtype(path: Path, dtype: torch.dtype) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with writing_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -12,8 +12,8 @@ from editbench.edits.model_folder import Place, Precision
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
+from editbench.models.offload import in_memory
 from editbench.models.weight_files import StoredTensor
-from memit_core import in_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from torch import Tensor
 from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
-from editbench.errors import EditError
+from editbench.errors import EditError, ModelError
+from editbench.files.tensor_files import view_bytes
 from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
+from editbench.models.offload import find_device, in_memory, updated_weights
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, UpdateFactors, find_device, in_memory, updated_weights
+from memit_core import MemitCoreError, UpdateFactors, find_float64_device
 from memit_core.weights import add_update
 
 
@@ -170,7 +172,7 @@ class WeightEdit(Edit):
         for name, update in sorted(self.updates.items()):
             for part in _parts(update):
                 digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(view_bytes(part.cpu()).numpy().data)
         return digest.hexdigest()
 
     @property
@@ -194,7 +196,7 @@ class WeightEdit(Edit):
                     for name, parameter in parameters.items()
                 }
                 stack.enter_context(updated_weights(model.model, oriented))
-            except MemitCoreError as error:
+            except (MemitCoreError, ModelError) as error:
                 raise EditError(f"apply edit to '{model.name}': {error}") from error
             yield
 
@@ -266,8 +268,7 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
         update: Δ, ``[d_out, d_in]``.
     """
     device = find_device(model.model, name) if parameter.is_meta else parameter.device
-    # Apple's accelerator has no float64.
-    device = torch.device("cpu") if device.type == "mps" else device
+    device = find_float64_device(device)
     parts = [part.to(device, torch.float64, copy=True) for part in _parts(update)]
     transposed = _is_transposed(model, name)
     if len(parts) == 1:

@@ -42,7 +42,7 @@ def answer_questions(
     """
     asked = list(dict.fromkeys(questions))
     scores = [question for question in asked if isinstance(question, Score)]
-    openings = [question for question in asked if isinstance(question, Generate)]
+    prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
     n_done = 0
 
@@ -57,5 +57,5 @@ def answer_questions(
     with torch.no_grad():
         answers.update(score_continuations(model, scores, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
-        answers.update(generate_texts(model, openings, seed, token_budget, report).items())
+        answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
     return {question: answers[question] for question in asked}

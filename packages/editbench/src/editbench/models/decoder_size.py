@@ -136,6 +136,11 @@ class DecoderSize:
         return self.n_attention - outward + (self.n_mlp if self.is_parallel else 0)
 
     @property
+    def n_mlp_maps(self) -> int:
+        """Maps of an MLP, as far as its weights tell: three where one gates another, else two."""
+        return max(2, round(self.n_mlp / (self.d_model * self.d_mlp)))
+
+    @property
     def n_cache_bytes(self) -> int:
         """Bytes of the keys and values of one token in all blocks."""
         return self.n_layers * self.d_cache * self.itemsize
@@ -146,9 +151,8 @@ class DecoderSize:
         Args:
             n_keys: How many keys a token attends to.
         """
-        n_maps = max(2, round(self.n_mlp / (self.d_model * self.d_mlp)))
         in_attention = 2 * self.d_attention + self.d_cache + self._score_width(n_keys)
-        return (4 * self.d_model + max(in_attention, n_maps * self.d_mlp)) * self.itemsize
+        return (4 * self.d_model + max(in_attention, self.n_mlp_maps * self.d_mlp)) * self.itemsize
 
     def kept_bytes(self, n_keys: int, *, n_prefix: float = 0) -> int:
         """Bytes for each token that one block keeps for the backward pass.
@@ -160,9 +164,11 @@ class DecoderSize:
         """
         d_norms = self.n_norms * self.d_model * (3 * _FLOAT32 if self.composed_norms else 1)
         norms = d_norms * (1 if self.composed_norms else self.itemsize)
-        n_maps = max(2, round(self.n_mlp / (self.d_model * self.d_mlp)))
-        widths = self.d_model + 2 * self.d_attention + self.d_cache * (1 + n_prefix)
-        widths += self.d_mlp * (1 if n_maps == 2 else 3) + self._score_width(n_keys)
+        keys_values = self.d_cache * (1 + n_prefix)
+        if self.d_cache < 2 * self.d_attention:  # heads that share keys have a copy each
+            keys_values = 2 * self.d_attention * (1 + n_prefix) + self.d_cache
+        widths = self.d_model + 2 * self.d_attention + keys_values
+        widths += self.d_mlp * (1 if self.n_mlp_maps == 2 else 3) + self._score_width(n_keys)
         return norms + round(widths * self.itemsize)
 
     def logit_bytes(self, *, with_loss: bool) -> int:

@@ -16,6 +16,7 @@ from editbench.models.architecture import ProjectionKind, find_architecture, inp
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.device_memory import working_device
 from editbench.models.edit_stack import EditStack, PutOn
+from editbench.models.gguf_file import GgufFile
 from editbench.models.memory_budget import MemoryBudget
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
@@ -39,11 +40,13 @@ class EditableModel:
         max_positions: The longest sequence it takes, in tokens; None if it sets no limit.
         memory: How much of its devices' memory it and the work on it may take.
         planned_device: For a model without weights, the device that work on it is planned for.
-        source: The folder that its weights were read from; None if it was made in memory.
+        source: The folder that its weights were read from; None if there is none.
+        gguf: The GGUF file that they were read from, dequantized; None if there is none.
     """
 
     planned_device: torch.device | None = None
     source: Path | None = None
+    gguf: GgufFile | None = None
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class EncodedPrompt:
     """One prompt on its way."""
 
     question: Generate
@@ -31,7 +31,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class OpeningExtent:
+class PromptExtent:
     """How large prompts and what is written behind them are together.
 
     Attributes:
@@ -43,11 +43,9 @@ class OpeningExtent:
     prompts: Padded = NO_ROWS
     n_missing: int = 0
 
-    def grown(self, opening: Opening) -> "OpeningExtent":
+    def grown(self, prompt: EncodedPrompt) -> "PromptExtent":
         """The extent with one prompt more."""
-        return OpeningExtent(
-            self.prompts.grown(opening.ids), max(self.n_missing, opening.n_missing)
-        )
+        return PromptExtent(self.prompts.grown(prompt.ids), max(self.n_missing, prompt.n_missing))
 
     @property
     def width(self) -> int:
@@ -88,15 +86,15 @@ def generate_texts(
     """
     answers: dict[Generate, GenerateAnswer] = {}
     halving = Halving(f"generating on '{model.name}'")
-    for batch in batch_openings(model, questions, token_budget):
+    for batch in batch_prompts(model, questions, token_budget):
         found: list[list[int]] = []
         with lean_modules(model):
             for written in halving.run(batch.rows, lambda rows: _write(model, rows, seed, top_k)):
                 found += written
-        for opening, new_ids in zip(batch.rows, found, strict=True):
-            own = list(takewhile(lambda token: token not in ends, new_ids[: opening.n_missing]))
-            text = model.tokens.decode([*opening.ids, *own])
-            answers[opening.question] = GenerateAnswer(text)
+        for prompt, new_ids in zip(batch.rows, found, strict=True):
+            own = list(takewhile(lambda token: token not in ends, new_ids[: prompt.n_missing]))
+            text = model.tokens.decode([*prompt.ids, *own])
+            answers[prompt.question] = GenerateAnswer(text)
         report(len(batch.rows))
     for question in questions:
         if question not in answers:  # its prompt is long enough
@@ -105,29 +103,29 @@ def generate_texts(
     return answers
 
 
-def batch_openings(
+def batch_prompts(
     model: EditableModel, questions: Iterable[Generate], token_budget: int
-) -> Iterator[Batch[Opening, OpeningExtent]]:
+) -> Iterator[Batch[EncodedPrompt, PromptExtent]]:
     """What generation writes together: prompts, tokenized, of which something is missing.
 
     Those of like length and number of tokens to write, the longest first.
     """
-    openings = [_open(model, question) for question in questions]
-    missing = [opening for opening in openings if opening.n_missing > 0]
-    missing.sort(key=lambda opening: (opening.n_missing, len(opening.ids)), reverse=True)
+    prompts = [_encode(model, question) for question in questions]
+    missing = [prompt for prompt in prompts if prompt.n_missing > 0]
+    missing.sort(key=lambda prompt: (prompt.n_missing, len(prompt.ids)), reverse=True)
     n_cached = model.memory.text_tokens(token_budget)
     may_differ = find_continuing(model) != "alike"
 
-    def is_full(extent: OpeningExtent) -> bool:
+    def is_full(extent: PromptExtent) -> bool:
         is_large = extent.prompts.n_rows * extent.width > n_cached
         is_long = model.max_positions is not None and extent.width > model.max_positions
         is_mixed = not may_differ and extent.prompts.n_tokens < extent.prompts.n_padded
         return is_large or is_long or is_mixed
 
-    return batches(missing, OpeningExtent(), is_full)
+    return batches(missing, PromptExtent(), is_full)
 
 
-def _open(model: EditableModel, question: Generate) -> Opening:
+def _encode(model: EditableModel, question: Generate) -> EncodedPrompt:
     """Tokenize a prompt, and count what is to be written after it."""
     ids = model.tokens.encode(question.prompt, chat=question.chat)
     if not ids:
@@ -143,36 +141,36 @@ def _open(model: EditableModel, question: Generate) -> Opening:
             f"that, got {question.n_tokens} wanted. Do not compare them with longer ones.",
             stacklevel=2,
         )
-    return Opening(question, ids, n_tokens - len(ids))
+    return EncodedPrompt(question, ids, n_tokens - len(ids))
 
 
 def _write(
-    model: EditableModel, batch: Sequence[Opening], seed: int, top_k: int
+    model: EditableModel, batch: Sequence[EncodedPrompt], seed: int, top_k: int
 ) -> list[list[int]]:
     """Sample the tokens that follow each prompt; a shorter text may get more than it needs."""
-    n_steps = max(opening.n_missing for opening in batch)
-    draws = torch.stack([_draw(seed, opening.question.prompt, n_steps) for opening in batch])
-    openings = [opening.ids for opening in batch]
+    n_steps = max(prompt.n_missing for prompt in batch)
+    draws = torch.stack([_draw(seed, prompt.question.prompt, n_steps) for prompt in batch])
+    prompts = [prompt.ids for prompt in batch]
     written: list[torch.Tensor] = []
     caches = find_continuing(model) != "never"
     read = _read_from_cache if caches else _read_whole_rows
     # Each step reads what the ones before it have written.
-    for step, logits in zip(range(n_steps), read(model, openings, n_steps, written), strict=False):
+    for step, logits in zip(range(n_steps), read(model, prompts, n_steps, written), strict=False):
         written.append(_sample(logits, draws[:, step], top_k))
     return torch.stack(written, dim=1).tolist()
 
 
 def _read_from_cache(
     model: EditableModel,
-    openings: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     n_steps: int,
     written: Sequence[torch.Tensor],
 ) -> Iterator[torch.Tensor]:
     """Logits behind each row, ``[n, vocab]``, step by step."""
-    arguments = model.batch(openings, side="left")
+    arguments = model.batch(prompts, side="left")
     n_positions = arguments["input_ids"].shape[1] + n_steps
     cache = preallocate_cache(model.model.config, n_positions)
-    rows = torch.arange(len(openings))
+    rows = torch.arange(len(prompts))
     with select_head_positions(model, rows, torch.full_like(rows, -1)):
         logits = model.model(**arguments, past_key_values=cache, use_cache=True).logits[0]
     yield logits
@@ -184,12 +182,12 @@ def _read_from_cache(
 
 def _read_whole_rows(
     model: EditableModel,
-    openings: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     n_steps: int,
     written: Sequence[torch.Tensor],
 ) -> Iterator[torch.Tensor]:
     """The same where nothing is kept from step to step: every one runs whole rows."""
-    whole = [list(opening) for opening in openings]
+    whole = [list(prompt) for prompt in prompts]
     rows = torch.arange(len(whole))
     while True:
         arguments = model.batch(whole)

@@ -52,20 +52,22 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
             for question in asked
             if all(scores[question].argmax)
         }
-        openings = {question: go_on(model, question) for question in asked if question not in said}
+        continuations = {
+            question: go_on(model, question) for question in asked if question not in said
+        }
         texts = generate_texts(
             model,
-            list(dict.fromkeys(openings.values())),
+            list(dict.fromkeys(continuations.values())),
             0,
             model.memory.tokens,
             _report_nothing,
             top_k=1,
             ends=find_ends(model),
         )
-    for question, opening in openings.items():
+    for question, continuation in continuations.items():
         prompt, expected = model.tokens.encode_question(question)
         wanted = model.tokens.decode([*prompt, *expected])
-        text = texts[opening].text
+        text = texts[continuation].text
         # The last character may lack some of its bytes.
         own = text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
         said[question] = Said(text.startswith(wanted), own)

@@ -24,6 +24,13 @@ from editbench.errors import ConfigError, EditbenchError, ModelError
 from editbench.models.device_memory import is_present
 from editbench.models.editable import EditableModel
 from editbench.models.folder import check_folder, read_config
+from editbench.models.gguf import (
+    read_gguf_config,
+    read_gguf_model,
+    read_gguf_tokenizer,
+    stored_dtype,
+)
+from editbench.models.gguf_file import GgufFile, is_gguf
 from editbench.models.hub import fetch_repository, one_line, suggest
 from editbench.models.loading_report import check_report, warn_of_unused
 from editbench.models.quiet import quiet_transformers
@@ -49,12 +56,13 @@ def load_model(
     allow_pickle: bool = False,
     revision: str | None = None,
 ) -> EditableModel:
-    """Load a causal language model by short name, local folder or hub id, tried in this order.
+    """Load a causal language model by short name, folder, GGUF file or hub id, tried in this order.
 
     Args:
         name_or_path: The name. Write ``./name`` for a folder that is called like a short name.
         specs: The short names.
-        dtype: Of the weights; ``auto`` takes the one they are stored in.
+        dtype: Of the weights; ``auto`` takes the one they are stored in, and float32 for those of a
+            GGUF file that are quantized.
         device: Where to put the model; by default a CUDA device if there is one, else the CPU.
         device_map: How to spread the model over devices, as accelerate takes it: a word such as
             ``auto``, or places by module, also as JSON; ``cpu`` and ``disk`` are where weights wait
@@ -69,23 +77,29 @@ def load_model(
     """
     placement = _check_placement(dtype, device, device_map)
     spec = specs.get(name_or_path)
-    folder, report = None, None
+    place, file, report = None, None, None
     try:
         if spec is not None and spec.load is not None:
             model, tokenizer = _call_spec(spec, dtype, placement)
         else:
-            folder = _find_folder(
-                spec.repository if spec is not None and spec.repository else name_or_path,
+            place = _find_weights(
+                name_or_path,
+                spec,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
                 specs=specs,
             )
-            check_folder(folder, name=name_or_path, allow_pickle=allow_pickle)
-            with quiet_transformers():
-                model, tokenizer, report = _load_folder(
-                    folder, name_or_path, trust_remote_code, allow_pickle, dtype, placement
-                )
+            if place.is_file():
+                file = GgufFile.read(place, name=name_or_path)
+                with quiet_transformers():
+                    model, tokenizer, report = _load_gguf(file, name_or_path, dtype, placement)
+            else:
+                check_folder(place, name=name_or_path, allow_pickle=allow_pickle)
+                with quiet_transformers():
+                    model, tokenizer, report = _load_folder(
+                        place, name_or_path, trust_remote_code, allow_pickle, dtype, placement
+                    )
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model '{name_or_path}': it does not fit into the device's memory. Load it with "
@@ -94,7 +108,8 @@ def load_model(
     if report is not None:
         warn_of_unused(name_or_path, report)
     editable = EditableModel(model, tokenizer, name=name_or_path, spec=spec)
-    editable.source = folder
+    editable.source = None if file is not None else place
+    editable.gguf = file
     return editable
 
 
@@ -134,19 +149,25 @@ def load_outline(
         outline = load_model(name_or_path, specs=specs, dtype=dtype, device="cpu")
         outline.planned_device = planned_device
         return outline
-    folder = _find_folder(
-        spec.repository if spec is not None and spec.repository else name_or_path,
+    place = _find_weights(
+        name_or_path,
+        spec,
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=False,
         specs=specs,
         with_weights=False,
     )
+    file = GgufFile.read(place, name=name_or_path) if place.is_file() else None
     with quiet_transformers():
-        config = _read_configuration(folder, name_or_path, trust_remote_code)
-        wanted = _DTYPES[dtype]
-        if not isinstance(wanted, torch.dtype):
-            wanted = config.dtype or torch.float32
+        if file is not None:
+            config = _read_gguf_configuration(file, name_or_path)
+            stored: Any = stored_dtype(file)
+        else:
+            config = _read_configuration(place, name_or_path, trust_remote_code)
+            stored = config.dtype or torch.float32
+        given = _DTYPES[dtype]
+        wanted = given if isinstance(given, torch.dtype) else stored
         with (
             _one_clear_error(name_or_path, "the configuration cannot be used"),
             torch.device("meta"),
@@ -154,8 +175,13 @@ def load_outline(
             network: Any = AutoModelForCausalLM.from_config(
                 config, dtype=wanted, trust_remote_code=trust_remote_code
             )
-        tokenizer = _read_tokenizer(folder, name_or_path, trust_remote_code)
+        tokenizer = (
+            _read_tokenizer(place, name_or_path, trust_remote_code)
+            if file is None
+            else _rebuild_tokenizer(file, name_or_path)
+        )
     outline = EditableModel(network, tokenizer, name=name_or_path, spec=spec)
+    outline.gguf = file
     outline.planned_device = planned_device
     return outline
 
@@ -200,8 +226,9 @@ def _parse_device_map(text: str) -> str | dict[str, int | str]:
     return dict(found)
 
 
-def _find_folder(
+def _find_weights(
     name: str,
+    spec: ModelSpec | None,
     *,
     revision: str | None,
     trust_remote_code: bool,
@@ -209,17 +236,23 @@ def _find_folder(
     specs: Mapping[str, ModelSpec],
     with_weights: bool = True,
 ) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
+    """Find the folder or the GGUF file that a name stands for."""
+    if spec is not None and spec.find_file is not None:
+        path = spec.find_file()
+    else:
+        name = spec.repository if spec is not None and spec.repository else name
+        path = Path(name).expanduser()
+    if path.is_dir() or is_gguf(path):
         if revision is not None:
             raise ConfigError(
-                f"option 'revision': model '{name}' is a folder and has no revisions, got "
-                f"{revision!r}. Leave it out."
+                f"option 'revision': model '{name}' is a folder or a file and has no revisions, "
+                f"got {revision!r}. Leave it out."
             )
         return path
     if path.exists():
         raise ModelError(
-            f"model '{name}': this is a file; expected the folder that holds config.json."
+            f"model '{name}': this is a file, and no GGUF file; expected one, or the folder that "
+            "holds config.json."
         )
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"model '{name}': no such folder.{suggest(name, specs)}")
@@ -248,6 +281,33 @@ def _call_spec(
         module.to(wanted)
     module.to(placement[""])
     return model, tokenizer
+
+
+def _load_gguf(
+    file: GgufFile, name: str, dtype: str, placement: str | dict[str, int | str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]:
+    config = _read_gguf_configuration(file, name)
+    tokenizer = _rebuild_tokenizer(file, name)
+    wanted = _DTYPES[dtype]
+    if not isinstance(wanted, torch.dtype):
+        wanted = stored_dtype(file)
+    with _one_clear_error(name, "the weights cannot be loaded"):
+        model, report = read_gguf_model(file, config, wanted, placement, name=name)
+    check_report(name, report)
+    return model, tokenizer, report
+
+
+def _read_gguf_configuration(file: GgufFile, name: str) -> PreTrainedConfig:
+    problem = f"transformers cannot read the architecture '{file.architecture}' from GGUF"
+    with _one_clear_error(name, problem):
+        config = read_gguf_config(file, name=name)
+    _refuse_other_kinds(config, name)
+    return config
+
+
+def _rebuild_tokenizer(file: GgufFile, name: str) -> PreTrainedTokenizerBase:
+    with _one_clear_error(name, "the tokenizer cannot be rebuilt from the GGUF file"):
+        return read_gguf_tokenizer(file)
 
 
 def _load_folder(
@@ -289,6 +349,12 @@ def _read_configuration(folder: Path, name: str, trust_remote_code: bool) -> Pre
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
+    _refuse_other_kinds(config, name)
+    return config
+
+
+def _refuse_other_kinds(config: PreTrainedConfig, name: str) -> None:
+    """Refuse what is no decoder-only causal language model."""
     own_classes = getattr(config, "auto_map", None) or {}
     is_causal_lm = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
         "AutoModelForCausalLM" in own_classes
@@ -298,7 +364,6 @@ def _read_configuration(folder: Path, name: str, trust_remote_code: bool) -> Pre
             f"model '{name}': its kind cannot be edited, got model_type '{config.model_type}'; "
             "expected a decoder-only causal language model."
         )
-    return config
 
 
 def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from editbench.errors import ModelError
+from editbench.files.tensor_files import view_bytes
 from editbench.models.hub import one_line
 
 _DTYPES: Mapping[torch.dtype, str] = {
@@ -105,10 +105,7 @@ def write_safetensors(
         file.write(len(content).to_bytes(8, "little"))
         file.write(content)
         for _, tensor in ordered:
-            flat = tensor.read().detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+            file.write(view_bytes(tensor.read().cpu()).numpy().data)
 
 
 def _open_safetensors(path: Path) -> WeightFile:

@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import align_module_device
+from einops import reduce
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from editbench.files.tensor_files import view_bytes
 
 _PIECE = 64 * 2**20  # bytes that are hashed at a time
 _WORD = 8  # bytes
@@ -158,13 +161,16 @@ def _checksum(tensor: Tensor) -> bytes:
     """
     if tensor.is_meta:
         return _ELSEWHERE
-    content = _bytes(tensor)
+    content = view_bytes(tensor)
     if content.storage_offset() % _WORD:
         content = content.clone()
     n_laid_out = len(content) // (_WORD * _ROW) * (_WORD * _ROW)
-    rows = content[:n_laid_out].view(torch.int64).view(-1, _ROW)
+    words = content[:n_laid_out].view(torch.int64)
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
-    for part in (rows.sum(dim=1), rows.sum(dim=0), content[n_laid_out:]):
+    sums = [
+        reduce(words, f"(row column) -> {axis}", "sum", column=_ROW) for axis in ("row", "column")
+    ]
+    for part in (*sums, content[n_laid_out:]):
         digest.update(part.cpu().numpy().tobytes())
     return digest.digest()
 
@@ -178,13 +184,9 @@ def _hash_tensor(model: nn.Module, seen: Mapping[Place, _Seen], place: Place) ->
             return seen[place].digest
         digest.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:
-            for piece in _to_host(_bytes(tensor)):
+            for piece in _to_host(view_bytes(tensor)):
                 digest.update(piece.numpy().data)
     return digest.digest()
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _to_host(content: Tensor) -> Iterator[Tensor]:

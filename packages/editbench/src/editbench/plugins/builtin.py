@@ -63,12 +63,9 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
 @hookimpl
 def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
-    from editbench.metrics.accuracy import Accuracy
-    from editbench.metrics.consistency import ReferenceScore
-    from editbench.metrics.fluency import GenerationEntropy
+    from editbench.metrics.generation import GenerationEntropy, ReferenceScore
     from editbench.metrics.perplexity import Perplexity
-    from editbench.metrics.success import Success
-    from editbench.metrics.token_accuracy import TokenAccuracy
+    from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 
     return [Success, Accuracy, TokenAccuracy, GenerationEntropy, ReferenceScore, Perplexity]
 

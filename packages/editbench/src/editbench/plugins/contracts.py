@@ -22,6 +22,7 @@ def contract_of_editors() -> Contract:
     return {
         "derive_defaults": _is_a(Mapping, "a mapping of fields to values"),
         "default_config": _check_default_config,
+        "search_space": _check_search_space,
         "train_briefly": _check_config,
         "check_usable": None,
         "needs_second_moments": _is_a(Mapping, "a mapping of projections to layers"),
@@ -91,8 +92,9 @@ def check_spec(spec: Any) -> str | None:
             return f"wrong '{name}', got {getattr(spec, name)!r}; expected a string"
     if not isinstance(spec.repository, str | None):
         return f"wrong 'repository', got {spec.repository!r}; expected a string"
-    if spec.load is not None and not callable(spec.load):
-        return f"wrong 'load', got {spec.load!r}; expected a function"
+    for name in ("find_file", "load"):
+        if (value := getattr(spec, name)) is not None and not callable(value):
+            return f"wrong '{name}', got {value!r}; expected a function"
     if not isinstance(spec.defaults, Mapping) or not all(
         isinstance(values, Mapping) for values in spec.defaults.values()
     ):
@@ -191,6 +193,22 @@ def _check_default_config(editor: Any, result: Any) -> str | None:
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str)):
         return _wrong(result, "a configuration, and a sentence on where it comes from")
     return _check_config(editor, result[0])
+
+
+def _check_search_space(editor: Any, space: Any) -> str | None:
+    from editbench.editors.search_space import Choices, LayerWindow
+
+    if not isinstance(space, Mapping):
+        return _wrong(space, "a mapping of fields to Choices or LayerWindow")
+    for name, tried in space.items():
+        if name not in editor.config_type.model_fields:
+            return f"returned a field that is not there, got {name!r}"
+        if not isinstance(tried, Choices | LayerWindow):
+            return f"{_wrong(tried, 'a Choices or a LayerWindow')}; this is '{name}'"
+        for part, grid in tried.parts(name).items():
+            if not grid.values:
+                return f"returned nothing to try for '{part}', got no values"
+    return None
 
 
 def _check_edit(editor: Any, edit: Any) -> str | None:

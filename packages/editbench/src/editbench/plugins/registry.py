@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -60,6 +60,12 @@ class Registration:
         """What else it says about itself: of an editor what it is good for, and its paper."""
         details = {name: getattr(self.value, name, "") for name in ("good_for", "citation")}
         return {name: text for name, text in details.items() if text and isinstance(text, str)}
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Of a model, the editors that it has settings for, with where these come from."""
+        defaults = getattr(self.value, "defaults", {})
+        return {editor: self.value.source_of(editor) for editor in defaults}
 
 
 def register(kind: Kind, values: object, plugin: str) -> list[Registration]:

@@ -36,6 +36,12 @@ def open_dataset(
     return dataset
 
 
+def validation_of(source: str, plugins: PluginManager) -> str:
+    """The validation split of a ``NAME[=PATH]``; the same where there is none."""
+    name = f"{source}-validation"
+    return name if "=" not in source and name in plugins.datasets() else source
+
+
 def open_corpus(source: str) -> "Corpus":
     """Find texts: a file with one a line, ``atlas``, or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
 

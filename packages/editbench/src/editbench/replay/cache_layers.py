@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,7 +26,8 @@ def put_behind(new: Tensor, held: Tensor) -> Tensor:
     if n_rows % len(held):
         held = held[torch.arange(n_rows, device=held.device) % len(held)]
     whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
-    whole.unflatten(0, (-1, len(held)))[..., :n_before, :] = held  # copied once, not gathered first
+    groups = rearrange(whole, "(group row) ... -> group row ...", row=len(held))
+    groups[..., :n_before, :] = held  # copied once, not gathered first
     whole[..., n_before:, :] = new
     return whole
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from editbench.models.agreement import relative_error
 from editbench.models.editable import EditableModel
+from editbench.models.token_states import by_token
 from memit_core import capture, intervene
 
 # Of what is added, as rounding leaves it in bfloat16; whatever normalizes it loses all of it.
@@ -52,8 +53,7 @@ class OpenBlock:
         silent = _silenced(model.model.get_submodule(projection))
         with capture(model.model, inputs_of=[projection]) as seen, silent:
             rest = run()
-        inputs = seen.inputs[projection]
-        inputs = inputs.reshape(-1, inputs.shape[-1])
+        inputs = by_token(seen.inputs[projection])
         # An MLP that skips padding has its own tokens alone, in the same order.
         there = mask if len(inputs) < mask.numel() else torch.ones_like(mask)
         owners, positions = there.nonzero(as_tuple=True)
@@ -99,7 +99,7 @@ def _silenced(module: nn.Module) -> Iterator[None]:
     def take_nothing(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal shape
         shape = args[0].shape[:-1]
-        return (args[0].flatten(0, -2)[:0], *args[1:])
+        return (by_token(args[0])[:0], *args[1:])
 
     def put_zeros(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return output.new_zeros(*shape, output.shape[-1])

@@ -14,6 +14,7 @@ from editbench.models.chosen_positions import Places, find_padded, only_at, skip
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.readout import ReadLoss, apply_head, find_losses
+from editbench.models.token_states import by_row
 from editbench.replay.block_calls import BlockCalls, ReplayMismatchError
 from editbench.replay.offset_forward import (
     FullForward,
@@ -135,7 +136,7 @@ class SuffixReplay(OffsetForward):
         """States at the read positions, in front of the final norm: `[n_reads, d_model]`."""
 
         def add_offsets(output: Tensor) -> Tensor:
-            states = output.reshape(len(self.rows), -1, output.shape[-1])  # OPT's MLP flattens
+            states = by_row(output, len(self.rows))
             moved = (states[:, :1].float() + offsets[:, None].to(states.device)).to(states.dtype)
             return torch.cat([moved, states[:, 1:]], dim=1).reshape(output.shape)
 

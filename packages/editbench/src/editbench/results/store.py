@@ -12,7 +12,6 @@ a process that is killed at any point leaves either all of a trial or a leftover
 removes.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from editbench.errors import RunError
-from editbench.result_folders import (
-    UNFINISHED,
-    FolderKind,
-    decode_sealed,
-    encode_sealed,
-    first_line,
-    flush_folder,
-    write_flushed,
-)
+from editbench.files.result_folders import FolderKind, decode_sealed, encode_sealed, first_line
+from editbench.files.seals import checksum, checksum_file
+from editbench.files.whole_files import write_whole, writing_whole_folder
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status, encode_rows
 from editbench.results.transcript import CaseTranscript, encode_transcripts
-from editbench.seals import checksum, checksum_file
 
 _KIND = FolderKind("run", "run.json", RunError)
 _ROWS, _CASES, _RECORD = "rows.jsonl", "cases.jsonl.gz", "trial.json"
@@ -115,26 +107,17 @@ class RunStore:
             RunError: The disk is full or the folder cannot be written; nothing is stored then.
         """
         finished = _trial_folder(self.folder, record.trial)
-        unfinished = finished.with_name(f"{UNFINISHED}{record.trial}")
-        replaced = finished.with_name(f"{UNFINISHED}replaced-{record.trial}")
-        try:
-            with _KIND.explained("store the trial", finished):
-                unfinished.mkdir(parents=True)
-                contents = {_ROWS: encode_rows(rows).encode()}
-                if transcripts:
-                    contents[_CASES] = encode_transcripts(transcripts)
-                for name, content in contents.items():
-                    write_flushed(unfinished / name, content)
-                files = {name: checksum(content) for name, content in contents.items()}
-                sealed = record.model_copy(update={"files": files})
-                write_flushed(unfinished / _RECORD, encode_sealed(sealed))
-                if finished.exists():
-                    finished.rename(replaced)
-                unfinished.rename(finished)
-                flush_folder(finished.parent)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+        contents = {_ROWS: encode_rows(rows).encode()}
+        if transcripts:
+            contents[_CASES] = encode_transcripts(transcripts)
+        files = {name: checksum(content) for name, content in contents.items()}
+        contents[_RECORD] = encode_sealed(record.model_copy(update={"files": files}))
+        with (
+            _KIND.explained("store the trial", finished),
+            writing_whole_folder(finished) as unfinished,
+        ):
+            for name, content in contents.items():
+                write_whole(unfinished / name, content)
 
 
 def read_manifest(folder: Path) -> RunManifest:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
-from editbench.editors.base import Progress
+from editbench.progress import Progress
 from editbench.questions import Answers
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.trial_run import Conditions, TrialOutcome, failed_trial, run_trial

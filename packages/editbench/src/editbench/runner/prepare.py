@@ -7,7 +7,6 @@ from itertools import combinations
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
-from editbench.editors.second_moments.obtaining import read_second_moments
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, PluginError
 from editbench.metrics.base import AnyMetric, Metric
@@ -17,6 +16,7 @@ from editbench.requests import Conflict, EditCase
 from editbench.runner.selection import select_batches
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
+from editbench.second_moments.obtaining import read_second_moments
 
 
 @dataclass(frozen=True)

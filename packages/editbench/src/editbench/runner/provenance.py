@@ -36,6 +36,7 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
                 "dtype": str(model.model.dtype).removeprefix("torch."),
                 "device": _describe_device(model.device),
                 "n_parameters": model.model.num_parameters(),
+                **({"gguf": model.gguf.describe()} if model.gguf is not None else {}),
             }
             for fingerprint, model in models.items()
         ],

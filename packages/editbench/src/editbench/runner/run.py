@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editbench.editors.base import Progress, report_nothing
+from editbench.progress import Progress, report_nothing
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row
 from editbench.results.store import RunStore

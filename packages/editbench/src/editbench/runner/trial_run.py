@@ -9,12 +9,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from editbench.editors.base import Progress
 from editbench.editors.subject_tokens import check_requests
 from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError, PluginError
 from editbench.models.answering import answer_questions
 from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
+from editbench.progress import Progress
 from editbench.questions import Answers
 from editbench.results.row import Status
 from editbench.results.store import TrialRecord

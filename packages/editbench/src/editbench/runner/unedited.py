@@ -5,16 +5,14 @@ of a grid are put onto questionnaires before anything is run, and each is asked 
 run that was interrupted, or that is spread over machines, finds the same answers.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from editbench.cache_entries import JsonEntry
 from editbench.edits.card import package_versions
+from editbench.files.cache_entries import JsonEntry, name_entry
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
 from editbench.questions import (
@@ -30,7 +28,6 @@ from editbench.questions import (
 from editbench.runner.trial import CaseBatch
 
 _SIZE = 4096  # questions that an interrupt can cost, and one task of a cluster
-_VERSION = 2  # raised whenever the same questions give other answers, or they are kept otherwise
 _WHAT = "answers of the unedited model"
 
 
@@ -82,7 +79,6 @@ class Questionnaire:
 
     def _file_name(self, model: EditableModel, token_budget: int) -> str:
         content = {
-            "version": _VERSION,
             "versions": package_versions(),
             "model": model.fingerprint,
             "tokenizer": model.tokens.fingerprint_of(
@@ -93,8 +89,7 @@ class Questionnaire:
             "seed": self.seed,
             "questions": [[type(each).__name__, *asdict(each).values()] for each in self.questions],
         }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        return f"{digest.hexdigest()[:32]}.json.gz"
+        return f"{name_entry('answers', content)[:32]}.json.gz"
 
     def _decode(self, content: list[dict[str, Any]]) -> Answers:
         answers = [_decode(fields) for fields in content]

@@ -8,27 +8,22 @@
     <folder>/figures/                       pictures of them
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from editbench.errors import TraceError
+from editbench.files.result_folders import FolderKind, encode_sealed
+from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.requests import content_of
-from editbench.result_folders import FolderKind, encode_sealed
 from editbench.tracing.facts import KnownFact
 from editbench.tracing.manifest import TraceManifest
 from editbench.tracing.traces import PromptTrace, TracedPrompt
-from memit_core.checksums import check_tensors, seal_card, unseal_card
 
 _KIND = FolderKind("trace", "trace.json", TraceError)
-_METADATA_KEY = "editbench"
 
 
 class TraceStore:
@@ -79,13 +74,11 @@ class TraceStore:
             "high_score": trace.high_score,
             "low_score": trace.low_score,
         }
-        tensors = {str(kind): scores for kind, scores in trace.scores.items()}
-        sealed = seal_card(
-            content, {name: torch.from_numpy(each) for name, each in tensors.items()}
-        )
-        # One key alone: safetensors writes several in random order.
-        metadata = {_METADATA_KEY: json.dumps(sealed, ensure_ascii=False)}
-        write_file(_prompt_path(self.folder, number), save(tensors, metadata))
+        tensors = {str(kind): torch.from_numpy(each) for kind, each in trace.scores.items()}
+        path = _prompt_path(self.folder, number)
+        with _KIND.explained("store", path):
+            path.parent.mkdir(exist_ok=True)
+            write_tensors(path, tensors, content)
 
 
 def refuse_folder(folder: Path, *, resume: bool) -> None:
@@ -156,14 +149,10 @@ def _prompt_path(folder: Path, number: int) -> Path:
 
 def _read_prompt(path: Path) -> PromptTrace:
     try:
-        with safe_open(path, framework="np") as file:
-            content = json.loads((file.metadata() or {})[_METADATA_KEY])
-            scores: dict[Any, Any] = {
-                name: np.asarray(file.get_tensor(name))
-                for name in file.keys()  # noqa: SIM118
-            }
-        content, sums = unseal_card(content)
-        check_tensors(sums, _as_torch(scores))
+        file = TensorFile(path)
+        scores: dict[Any, Any] = {name: each.numpy() for name, each in file.read_all().items()}
+        if (content := file.card) is None:
+            raise ValueError("it has no card")
         if content.get("number", int(path.stem)) != int(path.stem):
             raise ValueError(f"it is prompt {content['number']}")
         prompt = TracedPrompt(
@@ -175,12 +164,8 @@ def _read_prompt(path: Path) -> PromptTrace:
             answer_text=content["answer_text"],
         )
         return PromptTrace(prompt, content["high_score"], content["low_score"], scores)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise TraceError(
             f"read trace: cannot read {str(path)!r} ({error}). Delete it, and resume the trace to "
             "compute it again."
         ) from error
-
-
-def _as_torch(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

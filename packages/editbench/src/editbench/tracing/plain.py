@@ -8,6 +8,7 @@ from torch import Tensor
 
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.token_states import by_row
 from editbench.tracing.routes import Route
 from editbench.tracing.runs import (
     Runs,
@@ -44,12 +45,12 @@ def score_plainly(
     }
 
     def restore(output: Tensor) -> Tensor:
-        changed = output.reshape(n_rows, -1, output.shape[-1]).clone()
+        changed = by_row(output, n_rows).clone()
         changed[1:, token] = changed[0, token]
         return changed.view(output.shape)
 
     def freeze(output: Tensor, frozen: Tensor) -> Tensor:
-        changed = output.reshape(n_rows, -1, output.shape[-1]).clone()
+        changed = by_row(output, n_rows).clone()
         changed[1:, token] = frozen
         return changed.view(output.shape)
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from editbench.models.chosen_positions import Places, only_at
@@ -187,13 +188,14 @@ class PromptReplay:
                     if fixed := self._fixed_values(kind, some, layer):
                         module = self._module(self._paths[kind][layer])
                         hooks.enter_context(_fixed_at(module, fixed, (len(some), n_samples)))
-                rows = states[begin:end].flatten(0, 1)
+                rows = rearrange(states[begin:end], "line sample ... -> (line sample) ...")
                 if layer == self._last_layer and n_positions > 1:
                     paths = [path for path in self._reach.read_alone if path not in found]
                     everyone = torch.arange(len(rows))
                     last = Places(everyone, torch.full_like(everyone, n_positions - 1))
                     hooks.enter_context(only_at([self._module(path) for path in paths], last))
-                return replay.run(rows, layer, layer).unflatten(0, (-1, n_samples))
+                sent = replay.run(rows, layer, layer)
+                return rearrange(sent, "(line sample) ... -> line sample ...", sample=n_samples)
 
         outputs: list[Tensor] = []
         for begin, end in pairwise(begins):
@@ -210,7 +212,7 @@ class PromptReplay:
             outputs = corrupted.expand(len(lines), *corrupted.shape).clone()
             for place, line in enumerate(lines):
                 outputs[place, :, line.token - start] = entries.output(line, path)
-            found[path] = outputs.flatten(0, 1)
+            found[path] = rearrange(outputs, "line sample ... -> (line sample) ...")
         return found
 
     def _fixed_values(
@@ -239,9 +241,11 @@ class PromptReplay:
         size = max(1, self._model.memory.reads_in_float32 // n_samples)
 
         def read(places: Sequence[int]) -> list[float]:
-            logits = apply_head(self._model, states[places[0] : places[-1] + 1].flatten(0, 1))
-            probabilities = answer_probabilities(logits, self._prompt.answer)
-            return probabilities.unflatten(0, (-1, n_samples)).mean(dim=1).tolist()
+            some = rearrange(
+                states[places[0] : places[-1] + 1], "state sample d -> (state sample) d"
+            )
+            found = answer_probabilities(apply_head(self._model, some), self._prompt.answer)
+            return reduce(found, "(state sample) -> state", "mean", sample=n_samples).tolist()
 
         means: list[float] = []
         for begin in range(0, len(states), size):

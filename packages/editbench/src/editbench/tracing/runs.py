@@ -12,6 +12,7 @@ from editbench.errors import ModelError
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
+from editbench.models.token_states import by_row
 from editbench.tracing.settings import KINDS, Kind, SeveredKind
 from editbench.tracing.traces import TracedPrompt
 from memit_core import capture, intervene
@@ -135,7 +136,7 @@ def run_clean_and_corrupted(
     probabilities = answer_probabilities(output.logits[0], prompt.answer)
 
     def rows_of(tensor: Tensor) -> Tensor:
-        return tensor.reshape(n_rows, -1, tensor.shape[-1])  # OPT's MLP flattens
+        return by_row(tensor, n_rows)
 
     outputs = {
         kind: [rows_of(seen.outputs[path]) for path in group] for kind, group in paths.items()

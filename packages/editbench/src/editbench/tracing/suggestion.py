@@ -1,7 +1,5 @@
 """Critical layers of a model: where MLPs at the subject's last token do their work, as traced."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from editbench.cache_entries import JsonEntry
 from editbench.errors import TraceError
 from editbench.estimates import estimate_mean
+from editbench.files.cache_entries import JsonEntry, name_entry
 from editbench.models.editable import EditableModel
 from editbench.tracing.effects import average_effects
 from editbench.tracing.facts import KnownFact, hash_facts
@@ -26,7 +24,7 @@ RULE = (
     "severed, is at most a fifth of its peak, to the first layer where it is at least nine tenths"
 )
 
-_VERSION = 2  # raised whenever the same inputs give another suggestion, or it is kept otherwise
+_WHAT = "critical layers"
 _FOOT = 0.2
 _TOP = 0.9
 
@@ -182,7 +180,6 @@ def _find_entry(
     n_samples: int,
 ) -> JsonEntry:
     content = {
-        "version": _VERSION,
         "model": model.state,
         "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
         "facts": hash_facts(facts),
@@ -190,8 +187,8 @@ def _find_entry(
         "seed": seed,
         "n_samples": n_samples,
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return JsonEntry(cache / "critical_layers" / f"{digest}.json", "critical layers")
+    name = f"{name_entry(_WHAT, content)}.json"
+    return JsonEntry(cache / "critical_layers" / name, _WHAT)
 
 
 def _decode(content: dict[str, Any]) -> Suggestion:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
+from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.finish import (
@@ -28,18 +28,14 @@ from editbench.editors.closed_form.finish import (
 )
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.preserved_values import Dials, PreservedValues
+from editbench.editors.closed_form.solving import Dials, PreservedValues
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
     sample_context_prefixes,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
-from editbench.editors.second_moments.obtaining import (
-    estimate_second_moments,
-    obtain_second_moments,
-    prepare_second_moments,
-)
+from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.target_hidden import choose_share
@@ -54,8 +50,13 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
+from editbench.models.offload import in_memory, updated_weights
 from editbench.requests import EditRequest
-from memit_core import MemitCoreError, in_memory, spread_residuals, updated_weights
+from editbench.second_moments.obtaining import (
+    estimate_second_moments,
+    obtain_second_moments,
+)
+from memit_core import MemitCoreError, spread_residuals
 
 
 class ClosedForm(Editor):
@@ -74,6 +75,25 @@ class ClosedForm(Editor):
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:
         """See `derive_closed_form_defaults`."""
         return derive_closed_form_defaults(model.architecture.n_layers, model.d_key(0))
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """Layers, and how z is optimized; λ, which does not touch z."""
+        assert isinstance(config, ClosedFormConfig)
+        n_layers, layers = model.architecture.n_layers, config.critical_layers
+        return {
+            # The first layer's MLP may have seen nothing but the token itself.
+            "critical_layers": LayerWindow(
+                tuple(range(min(1, layers[0]), n_layers)),
+                middle_layers(n_layers, layers[-1], to=0.6),
+            ),
+            "learning_rate": Choices.around(config.learning_rate, (0.1, 0.2, 0.5, 1, 2, 5)),
+            "n_steps": Choices.of((10, 15, 20, 25, 35), config.n_steps),
+            "clamp_factor": Choices.of((0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0), config.clamp_factor),
+            "preservation_weight": Choices.around(
+                config.preservation_weight, (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), is_cheap=True
+            ),
+        }
 
     # Slots
 
@@ -161,7 +181,7 @@ class ClosedForm(Editor):
         return sample_context_prefixes(
             model,
             n_prefixes=self.config.n_context_prefixes,
-            length=self.config.context_prefix_length,
+            lengths=self.config.prefix_lengths,
             seed=seed,
         )
 
@@ -191,38 +211,54 @@ class ClosedForm(Editor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
-        config = self.config
-        layers, module = config.critical_layers, config.module
+        config, layers, module = self.config, self.layers, self.module
         model.architecture.check_layer(layers[-1])
-        lengths = (config.context_prefix_length,)
         prefixes = expect_prefixes(
-            model.tokens, resources.context_prefixes, config.n_context_prefixes, lengths
+            model.tokens,
+            resources.context_prefixes,
+            config.n_context_prefixes,
+            config.prefix_lengths,
         )
+        tokens = config.second_moment_tokens
+        has_null_space = self.dials().null_space is not None
+        return [
+            *estimate_second_moments(model, layers, tokens, resources, expected, module),
+            *([estimate_null_spaces(model, layers, module)] if has_null_space else []),
+            *self.estimate_goals(model, requests, prefixes, resources, expected),
+        ]
+
+    def estimate_goals(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        prefixes: ContextPrefixes,
+        resources: Resources,
+        expected: ExpectedCache,
+    ) -> Sequence[StageCost]:
+        """Work out what finding targets and writing them costs; see `Editor.estimate`."""
+        config, last = self.config, self.layers[-1]
         unknown = find_unknown(
             model,
             requests,
-            layers[-1],
+            last,
             config,
             prefixes.flat,
             resources.cache,
-            known,
+            expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
         )
-        tokens = config.second_moment_tokens
-        has_null_space = config.null_space_threshold is not None
-        finds_it = has_null_space and known.add("null spaces", id(self))  # once a stream
         return [
-            *estimate_second_moments(model, layers, tokens, resources, known, module),
-            *([estimate_null_spaces(model, layers, module)] if finds_it else []),
             *(
                 estimate_targets(model, unknown, layer, config)
                 for layer in config.layers_of_targets
             ),
-            *estimate_insertion(model, requests, prefixes, config.key_weighting, layers, module),
+            *estimate_insertion(
+                model, requests, prefixes, config.key_weighting, self.layers, self.module
+            ),
         ]
 
     def prepare(
@@ -232,14 +268,16 @@ class ClosedForm(Editor):
         resources: Resources,
         share: Share,
     ) -> None:
-        """Collect a share of the second moments, and optimise a share of the z."""
-        config = self.config
-        layers = config.critical_layers
+        """Collect the second moments, as the first share, or optimise a share of the z."""
+        config, layers = self.config, self.layers
         model.architecture.check_layer(layers[-1])
-        rest = prepare_second_moments(
-            model, layers, config.second_moment_tokens, resources, config.module, share
-        )
-        if rest is not None and self.finds_targets_apart:
+        n_collecting = int(resources.second_moments is None)
+        if share.index < n_collecting:
+            obtain_second_moments(
+                model, layers, config.second_moment_tokens, resources, self.module
+            )
+        elif self.finds_targets_apart:
+            rest = Share(share.index - n_collecting, share.n - n_collecting)
             prefixes = resources.context_prefixes or self.sample_prefixes(model, resources.seed)
             own = choose_share(
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
@@ -321,15 +359,17 @@ class _Stream:
                 missing = measured.target - measured.current
                 if self._preserved.is_exhausted(layer, measured.keys, missing):
                     break
-                name = model.architecture.weight_name(
-                    model.architecture.projection(layer, editor.module)
-                )
+                projection = model.architecture.projection(layer, editor.module)
+                name = model.architecture.weight_name(projection)
                 try:
+                    residuals = editor.spread(measured, len(layers) - index)
+                    if measured.norm is not None:
+                        said = model.model.get_submodule(projection)(
+                            measured.keys.to(model.model.dtype)
+                        )
+                        residuals = measured.norm.pull_back(said, residuals)
                     update = self._preserved.solve(
-                        layer,
-                        measured.keys,
-                        editor.spread(measured, len(layers) - index),
-                        editor.slack(len(requests)),
+                        layer, measured.keys, residuals, editor.slack(len(requests))
                     )
                     if index < len(layers) - 1:
                         weight = model.model.get_parameter(name)

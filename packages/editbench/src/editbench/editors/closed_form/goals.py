@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.editors.targets.settings import TargetSettings
 from editbench.edits.files import Update
@@ -22,11 +23,13 @@ class Measured:
         keys: K `[n_edits, d_key]`.
         target: What is wanted, `[n_edits, d_value]`.
         current: What there is instead, likewise.
+        norm: The norm that what a weight adds goes through before it counts as `current`.
     """
 
     keys: Tensor
     target: Tensor
     current: Tensor
+    norm: NormBehind | None = None
 
 
 class Goal(Protocol):

@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from editbench.editors.base import Progress, Resources
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.config import ClosedFormConfig
 from editbench.editors.closed_form.goals import Measured
+from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.keys.layer_sweep import LayerSweep, SweepChecks
 from editbench.editors.keys.reading import read_at_subjects
@@ -22,6 +23,7 @@ from editbench.editors.targets.optimizer import (
 )
 from editbench.editors.targets.target_hidden import TargetHidden, optimize_target_hidden
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 
@@ -37,6 +39,7 @@ class _Aim:
     found: TargetHidden
     states: Tensor
     refused: Mapping[int, str]
+    norms: Mapping[int, NormBehind | None]
     sweep: LayerSweep
 
 
@@ -81,7 +84,7 @@ class HiddenGoal:
         if self._at_each and layer != self._aimed_at:
             self._aim, self._aimed_at = self._aim_at(layer, layer), layer
         keys, hidden = self._aim.sweep.measure(layer)
-        return Measured(keys, self._aim.states, hidden)
+        return Measured(keys, self._aim.states, hidden, self._aim.norms[layer])
 
     def finish(self) -> None:
         """Report that all layers are done."""
@@ -131,6 +134,9 @@ class HiddenTargets:
                 TargetOptimizer(model, OffsetSite.block_output(model, layer), config, replay=True)
             )
             for layer in config.layers_of_targets
+        }
+        self._norms = {
+            layer: NormBehind.find(model, layer, config.module) for layer in config.critical_layers
         }
 
     @property
@@ -183,7 +189,7 @@ class HiddenTargets:
             initial=found.initial,
             checks=self._known[layer].checks,
         )
-        return _Aim(found, states.to(model.device), refused, sweep)
+        return _Aim(found, states.to(model.device), refused, self._norms, sweep)
 
     def _anchored(
         self, requests: Sequence[EditRequest], layer: int, found: TargetHidden
@@ -195,7 +201,10 @@ class HiddenTargets:
         path = model.architecture.projection(layer, self._config.module)
         rows = [key_row(model.tokens, request, "") for request in requests]
         width, operation = model.architecture.d_model, f"values on '{model.name}'"
-        plain = read_at_subjects(model, rows, width, operation, output_of=path).cpu()
+        plain = read_at_subjects(model, rows, width, operation, output_of=path)
+        if (norm := self._norms[layer]) is not None:
+            plain = norm(plain).to(plain)
+        plain = plain.cpu()
         values = plain + found.states - found.initial
         if self._anchor is None:
             self._anchor = find_norm_anchor(values)

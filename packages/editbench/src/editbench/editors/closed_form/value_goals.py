@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from editbench.editors.base import Progress, Resources
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.config import LayerConfig
 from editbench.editors.closed_form.goals import Measured
 from editbench.editors.context_prefixes import ContextPrefixes
@@ -20,6 +20,7 @@ from editbench.editors.targets.optimizer import (
 )
 from editbench.editors.targets.tasks import TargetTask
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 

@@ -23,6 +23,7 @@ from editbench.models.chosen_positions import Places, find_mlps, only_at, skippi
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.out_of_memory import Halving
+from editbench.models.token_states import by_token
 from editbench.replay.block_calls import BlockCalls
 from editbench.replay.open_block import OpenBlock, can_stay_open
 from editbench.replay.prefix_states import ContextStates, can_share
@@ -376,7 +377,7 @@ class LayerSweep:
 
 def _at_last(inputs: Tensor, batch: _Batch) -> Tensor:
     """Where rows end, what a module was given: everywhere, at all tokens, or at the ends alone."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
+    flat = by_token(inputs)
     if len(flat) == batch.mask.numel():
         return at_subjects(flat, batch.last)
     if len(flat) == len(batch.last):

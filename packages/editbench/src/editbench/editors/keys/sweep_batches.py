@@ -207,7 +207,7 @@ def _sweep(
         n_read += (not is_whole) + goes_on
         n_closed += visit.closes + (visit.opens and goes_on)
         at, is_open = layer, visit.opens
-    whole = Forward(batch.extent, n_whole, n_before)
+    whole = Forward(batch.extent, n_whole, n_before, is_copied=True)
     # The MLP works at the subjects alone, which is what reading means there.
-    read = Forward(batch.extent, 1, n_before, n_mlp_tokens=batch.extent.n_rows, n_times=n_read)
+    read = replace(whole, n_blocks=1, n_times=n_read, n_mlp_tokens=batch.extent.n_rows)
     return [whole, read], n_closed

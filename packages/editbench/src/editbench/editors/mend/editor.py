@@ -8,13 +8,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from editbench.costs.stage import Known, StageCost
-from editbench.editors.base import EditorConfig, Resources, TrainedEditor, report_nothing
+from editbench.costs.stage import ExpectedCache, StageCost
+from editbench.editors.base import EditorConfig, Resources, TrainedEditor
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
     find_trained,
-    hash_file,
     read_record,
     read_trained,
     trained_path,
@@ -23,6 +22,7 @@ from editbench.editors.mend.trained_file import (
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.references import cite
+from editbench.editors.search_space import SearchSpace
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
@@ -31,9 +31,11 @@ from editbench.editors.training.batches import (
 from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
-from editbench.errors import EditError
+from editbench.errors import ConfigError, EditError
+from editbench.files.seals import checksum_file
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import report_nothing
 from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 
@@ -70,7 +72,7 @@ class MendConfig(EditorConfig):
             return values
         path = Path(values["weights"]).expanduser()
         try:
-            found = hash_file(path)
+            found = checksum_file(path)
         except OSError as error:
             raise ValueError(f"cannot read the file of weights ({error.strerror})") from error
         if values.get("weights_sha256") not in (None, found):
@@ -112,9 +114,17 @@ class Mend(TrainedEditor):
         if path is None:
             return config, f"{origin}; no trained hypernetwork is there yet"
         record = read_record(path)
-        config = config.updated({"weights_sha256": hash_file(path)}, str(path))
+        config = config.updated({"weights_sha256": checksum_file(path)}, str(path))
         trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
         return config, f"{origin}; hypernetwork {trained}, from {path}"
+
+    @classmethod
+    def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
+        """What matters in MEND is learned; see `Editor.search_space`."""
+        raise ConfigError(
+            "tune: what matters in MEND is learned, got editor 'mend'. Train its hypernetwork with "
+            "'editbench train mend', which stops by validation cases."
+        )
 
     @classmethod
     def train_briefly(
@@ -144,7 +154,7 @@ class Mend(TrainedEditor):
         model: EditableModel,
         requests: Sequence[EditRequest],
         resources: Resources,
-        known: Known,
+        expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """One pass forwards and backwards; the hypernetwork is small. See `Editor.estimate`."""
         size = self._chunk_size(model, requests)

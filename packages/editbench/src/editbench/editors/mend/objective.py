@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,7 @@ from editbench.editors.training.matrices import Matrix
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.out_of_memory import Halving
+from editbench.models.token_states import by_row
 
 Result = TypeVar("Result")
 
@@ -229,9 +231,10 @@ def _rows_edited(
 
 def _make_row_edit(left: Tensor, right: Tensor, n_rows: Sequence[int]) -> Callable[..., Tensor]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        inputs = arguments[0].reshape(sum(n_rows), -1, right.shape[-1]).to(right)
+        inputs = by_row(arguments[0], sum(n_rows)).to(right)
         if len(set(n_rows)) == 1:
-            change = _apply_updates(inputs.reshape(len(n_rows), -1, right.shape[-1]), left, right)
+            grouped = rearrange(inputs, "(group row) token d -> group (row token) d", row=n_rows[0])
+            change = _apply_updates(grouped, left, right)
         else:
             groups = zip(inputs.split(list(n_rows)), left, right, strict=True)
             change = torch.cat([_apply_updates(part, out, into) for part, out, into in groups])

@@ -4,29 +4,24 @@ One safetensors: the network's tensors by their names, and in the metadata, unde
 record of where they come from.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.training.matrices import Matrix
 from editbench.errors import EditError
+from editbench.files.seals import checksum_file
+from editbench.files.tensor_files import DamagedError, TensorFile, write_tensors
 from editbench.models.editable import EditableModel
-from memit_core import DamagedError
-from memit_core.checksums import check_tensors, seal_card, unseal_card
 
-METADATA_KEY = "editbench"
 FORMAT = "mend-hypernetwork-1"
 
 
@@ -77,47 +72,37 @@ class TrainingRecord(BaseModel):
         return origin
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write_state(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Write tensors and a record to one safetensors file, whole or not at all.
 
     Raises:
         EditError: The file cannot be written.
     """
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sealed = seal_card(metadata, own)
-        # One key alone: safetensors writes several in random order.
-        save_file(own, unfinished, metadata={METADATA_KEY: json.dumps(sealed)})
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, own, card)
+    except OSError as error:
         raise EditError(
             f"train mend: cannot write the file, got {str(path)!r} ({error}). "
             "Choose a folder that is writable and has space left."
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_state` wrote.
 
     Raises:
         EditError: The file is missing, damaged, or of another kind.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if isinstance(metadata, dict):
-            metadata, sums = unseal_card(metadata)
-            check_tensors(sums, tensors)
-    except (OSError, SafetensorError, ValueError) as error:
+        file = TensorFile(path)
+        tensors = file.read_all()
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(metadata, dict):
+    if file.card is None:
         raise _foreign(path)
-    return tensors, metadata
+    return tensors, file.card
 
 
 def write_trained(path: Path, network_tensors: dict[str, Tensor], record: TrainingRecord) -> None:
@@ -126,7 +111,7 @@ def write_trained(path: Path, network_tensors: dict[str, Tensor], record: Traini
     Raises:
         EditError: The file cannot be written.
     """
-    write_tensors(path, network_tensors, record.model_dump(mode="json"))
+    write_state(path, network_tensors, record.model_dump(mode="json"))
 
 
 def read_record(path: Path) -> TrainingRecord:
@@ -136,12 +121,10 @@ def read_record(path: Path) -> TrainingRecord:
         EditError: The file is missing, damaged, or of another kind.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-        return _parse_record(path, unseal_card(metadata)[0])
+        return _parse_record(path, TensorFile(path).card)
     except DamagedError as error:
         raise _unreadable(path, error) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _foreign(path) from error
 
 
@@ -151,8 +134,8 @@ def read_trained(path: Path, model: EditableModel) -> tuple[Hypernetwork, Traini
     Raises:
         EditError: The file is missing, damaged or of another kind, or belongs to another model.
     """
-    tensors, metadata = read_tensors(path)
-    record = _parse_record(path, metadata)
+    tensors, card = read_state(path)
+    record = _parse_record(path, card)
     check_fits(record, path, model)
     matrices = [Matrix.of(model, name.removesuffix(".weight")) for name in record.matrices]
     config = record.config
@@ -182,12 +165,6 @@ def check_fits(record: TrainingRecord, path: Path, model: EditableModel) -> None
         )
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def trained_path(model: EditableModel) -> Path:
     """Where ``editbench train mend`` puts the hypernetwork of a model, if told nothing else.
 
@@ -208,7 +185,7 @@ def find_trained(model: EditableModel, sha256: str | None = None) -> Path | None
     """
     for path in (trained_path(model), *_shipped_paths()):
         fits = path.is_file() and read_record(path).model_fingerprint == model.fingerprint
-        if fits and sha256 in (None, hash_file(path)):
+        if fits and sha256 in (None, checksum_file(path)):
             return path
     return None
 
@@ -217,9 +194,9 @@ def _shipped_paths() -> Iterator[Path]:
     yield from sorted(Path(str(files("editbench.editors.mend") / "shipped")).glob("*.safetensors"))
 
 
-def _parse_record(path: Path, metadata: object) -> TrainingRecord:
+def _parse_record(path: Path, card: object) -> TrainingRecord:
     try:
-        return TrainingRecord.model_validate(metadata)
+        return TrainingRecord.model_validate(card)
     except ValidationError as error:
         raise _foreign(path) from error
 

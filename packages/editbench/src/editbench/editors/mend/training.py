@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editbench.editors.base import Progress
 from editbench.editors.mend.examples import (
     check_cases,
     draw_batch,
@@ -20,13 +19,14 @@ from editbench.editors.mend.examples import (
 )
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
-from editbench.editors.mend.trained_file import TrainingRecord, read_tensors, write_tensors
+from editbench.editors.mend.trained_file import TrainingRecord, read_state, write_state
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.training.matrices import find_matrices
 from editbench.edits.card import package_versions
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import Progress
 from editbench.requests import EditCase
 
 STAGE = "training"
@@ -330,7 +330,7 @@ class _Training:
             "losses": self.state.losses,
             "seconds": self.state.seconds,
         }
-        write_tensors(path, tensors, metadata)
+        write_state(path, tensors, metadata)
 
     def restore(self, path: Path) -> None:
         """Go on where a checkpoint was saved.
@@ -339,7 +339,7 @@ class _Training:
             ConfigError: It is of another training; the message says what differs.
             EditError: It cannot be read.
         """
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_state(path)
         ours, theirs = self.record(finished=False).origin, metadata.get("origin")
         if theirs != ours:
             raise ConfigError(

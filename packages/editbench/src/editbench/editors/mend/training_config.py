@@ -70,7 +70,7 @@ def configure_training(model: EditableModel) -> tuple[MendTraining, str]:
     spec = model.spec
     if spec is not None and DEFAULTS_KEY in spec.defaults:
         config = MendTraining.parse(spec.defaults[DEFAULTS_KEY], f"defaults of '{model.name}'")
-        return config, spec.defaults_source or f"settings that come with '{model.name}'"
+        return config, spec.source_of("mend-training")
     return MendTraining(), (
         "as published for GPT-J; none are published for this model, so look at the validation"
     )

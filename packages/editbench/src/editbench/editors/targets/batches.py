@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from editbench.costs.stage import Forward, Known, StageCost, sum_cost
+from editbench.costs.stage import ExpectedCache, Forward, StageCost, sum_cost
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.tasks import (
@@ -63,7 +63,7 @@ class ChunkExtent:
         n_rows, width = self.suffixes.n_rows + self.n_edits, self.suffixes.width
         rows = Padded.full(n_rows, width)
         n_reads = self.n_edits + min(self.n_losses, model.memory.reads_with_loss)
-        forward = Forward(rows, n_blocks, self.prefix, n_reads, has_gradients=True)
+        forward = Forward(rows, n_blocks, self.prefix, n_reads=n_reads, has_gradients=True)
         return forward.peak_bytes(model.size)
 
 
@@ -87,7 +87,7 @@ def chunk_tasks(
     Raises:
         RequestError: A prompt with its target is longer than the model takes.
     """
-    model.check_lengths(row.token_ids for task in tasks for row in (*task.prompts, task.essence))
+    model.check_lengths(row.token_ids for task in tasks for row in (*task.prompts, task.kl_row))
     most = model.memory.gradient_tokens if token_budget is None else token_budget
     memory = model.memory.batch_bytes(model.memory.waiting_bytes(layer + 1))
     n_blocks = model.size.n_layers - 1 - layer
@@ -106,7 +106,7 @@ def find_unknown(
     settings: TargetSettings,
     prefixes: Sequence[str],
     folder: Path | None,
-    known: Known,
+    expected: ExpectedCache,
     *,
     share_subjects: bool,
     warm_start: bool,
@@ -120,7 +120,7 @@ def find_unknown(
         settings: How they are optimized.
         prefixes: Context prefixes.
         folder: The folder of the cache; None keeps nothing.
-        known: What earlier work leaves in it; these edits are added.
+        expected: What earlier work leaves in it; these edits are added.
         share_subjects: Whether all requests about a subject share an offset.
         warm_start: Whether offsets start from those of finished edits.
     """
@@ -131,7 +131,7 @@ def find_unknown(
     cache = TargetCache(folder)
     keys = cache.keys(model, requests, groups, layer, settings, prefixes, warm_start=warm_start)
     held = cache.read(keys)
-    is_new = [known.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
+    is_new = [expected.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
     unknown = [group for group in first if any(is_new[member] for member in group)]
     return make_tasks(model.tokens, requests, prefixes, unknown)
 
@@ -175,11 +175,11 @@ def _estimate_chunk(
     size = model.size
     n_blocks = size.n_layers - 1 - layer
     rows = TargetRows.of(tasks)
-    groups = [_Replay.of(model, [*rows.prompts, *rows.essence], len(rows.target_ids))]
+    groups = [_Replay.of(model, [*rows.prompts, *rows.kl_rows], len(rows.target_ids))]
     if not settings.reads_last_layer(size.n_layers):  # they are read at different layers
         groups = [
             _Replay.of(model, rows.prompts, len(rows.target_ids)),
-            _Replay.of(model, rows.essence, 0),
+            _Replay.of(model, rows.kl_rows, 0),
         ]
     total = StageCost(STAGE)
     if rows.bare_rows is None:
@@ -238,7 +238,7 @@ class _Replay:
         """One replay of the blocks behind the offset, its logits a slice at a time."""
         n_at_once = self.n_reads - max(0, self.n_losses - model.memory.reads_with_loss)
         prefix = self.shared.width + self.own.width
-        return Forward(self.suffixes, n_blocks, prefix, n_at_once, has_gradients=True)
+        return Forward(self.suffixes, n_blocks, prefix, n_reads=n_at_once, has_gradients=True)
 
     def steps(self, model: EditableModel, n_blocks: int, n_steps: int) -> StageCost:
         """All steps, of which the last one only measures.
@@ -259,7 +259,6 @@ class _Replay:
             STAGE,
             n_tokens=n_steps * self.suffixes.n_padded,
             n_flops=n_steps * (forward + moved) + (n_steps - 1) * (backward - moved),
-            n_read_bytes=size.n_weight_bytes * (2 * n_steps - 1) * n_blocks / size.n_layers,
             n_block_calls=n_calls,
         )
 

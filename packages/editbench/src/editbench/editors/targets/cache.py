@@ -1,7 +1,6 @@
 """Finished target hidden states, kept by content, so that a crash or a rerun costs nothing."""
 
 import hashlib
-import json
 import os
 import sqlite3
 import time
@@ -14,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from editbench.cache_entries import put_aside
 from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.tasks import hash_others
 from editbench.errors import EditError
+from editbench.files.cache_entries import name_entry, put_aside
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 
-_VERSION = 3  # raised whenever the same inputs give another z
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
 _TIMEOUT_SECONDS = 60
@@ -58,7 +56,6 @@ class _Key:
     ) -> None:
         self._tokens = model.tokens
         self._content = {
-            "version": _VERSION,
             "model": state,
             "layer": layer,
             "prefixes": list(prefixes),
@@ -75,7 +72,7 @@ class _Key:
             "request": request.fact,
             **({"others": others} if others else {}),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return name_entry(_WHAT, content)
 
 
 class TargetCache:

@@ -59,14 +59,14 @@ class TargetLoss:
         self._target_ids = torch.tensor(rows.target_ids, device=device)
         self._is_missed = torch.ones(len(rows.target_ids), device=device)
         self._stops_by = torch.tensor(rows.are_prefixed, device=device)
-        self._essence: OffsetForward | None = None
+        self._kl_rows: OffsetForward | None = None
         if settings.reads_last_layer(model.architecture.n_layers):
-            self._prompts = build(model, site, [*rows.prompts, *rows.essence])
+            self._prompts = build(model, site, [*rows.prompts, *rows.kl_rows])
             everyone = torch.arange(len(tasks), device=device)
             self._row_edit = torch.cat([self._row_edit, everyone])
         else:
             self._prompts = build(model, site, rows.prompts, settings.loss_layer)
-            self._essence = build(model, site, rows.essence)
+            self._kl_rows = build(model, site, rows.kl_rows)
         read_rows = self._prompts.read_rows[: len(rows.target_ids)]
         self._read_edit = self._row_edit[read_rows]
 
@@ -93,7 +93,7 @@ class TargetLoss:
             rows: Which of the edits.
             make: Makes the loss of tasks, with what is `known` of their prefixes, and `original`.
         """
-        forwards = (self._prompts, self._essence)
+        forwards = (self._prompts, self._kl_rows)
         known: list[PrefixStates] = [
             forward.prefixes for forward in forwards if isinstance(forward, SuffixReplay)
         ]
@@ -137,15 +137,15 @@ class TargetLoss:
             The mean over prefixes of the target's mean −log p, `[n_edits]`, and the next-token
             log-probabilities right after the subject, `[n_edits, vocabulary]`.
         """
-        losses, essence = self._prompts.losses(
+        losses, kl_logits = self._prompts.losses(
             offsets[self._row_edit], len(self._target_ids), self._read
         )
-        if self._essence is not None:
-            essence = self._essence.logits(offsets)
+        if self._kl_rows is not None:
+            kl_logits = self._kl_rows.logits(offsets)
         negative_log_likelihood = torch.zeros(len(self.tasks), device=losses.device).index_add(
             0, self._read_edit, losses * self._weights
         )
-        return negative_log_likelihood, essence.float().log_softmax(dim=-1)
+        return negative_log_likelihood, kl_logits.float().log_softmax(dim=-1)
 
     def says_target(self) -> Tensor:
         """Whose target was the likeliest by the stop rule when measured last, `[n_edits]`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from editbench.editors.base import Progress, Share
+from editbench.editors.base import Share
 from editbench.editors.keys.reading import read_hidden
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.batches import STAGE, chunk_tasks
@@ -26,6 +26,7 @@ from editbench.editors.targets.tasks import (
 )
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.progress import Progress
 from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 

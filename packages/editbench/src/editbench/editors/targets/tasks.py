@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from editbench.editors.subject_tokens import PromptRow, essence_row, key_row, target_row
+from editbench.editors.subject_tokens import PromptRow, key_row, kl_row, target_row
 from editbench.models.tokens import Tokens
 from editbench.replay.offset_forward import OffsetRow
 from editbench.replay.prefix_states import count_shared
@@ -21,14 +21,14 @@ class TargetTask:
         index: The edit's place among all requests.
         bare: The bare prompt up to the subject's last token: where h is read.
         prompts: The prompt after each context prefix, with the target behind it.
-        essence: The row of the KL term.
+        kl_row: That of the KL term.
         has_prefix: Of each prompt, whether there is anything in its prefix.
     """
 
     index: int
     bare: PromptRow
     prompts: tuple[PromptRow, ...]
-    essence: PromptRow
+    kl_row: PromptRow
     has_prefix: tuple[bool, ...]
 
     @classmethod
@@ -40,7 +40,7 @@ class TargetTask:
             index,
             key_row(tokens, request, ""),
             tuple(target_row(tokens, request, prefix) for prefix in prefixes),
-            essence_row(tokens, request.subject),
+            kl_row(tokens, request.subject),
             tuple(bool(prefix) for prefix in prefixes),
         )
 
@@ -65,7 +65,7 @@ class TargetTask:
     @property
     def prefix_width(self) -> int:
         """Tokens before the subject's last one, in the longest row."""
-        return max(row.subject_last for row in (*self.prompts, self.essence))
+        return max(row.subject_last for row in (*self.prompts, self.kl_row))
 
 
 def make_tasks(
@@ -97,7 +97,7 @@ class TargetRows:
 
     Attributes:
         prompts: All edits' prompts.
-        essence: The rows of the KL term, one an edit.
+        kl_rows: Those of the KL term, one an edit.
         edits: The edit of each prompt.
         target_ids: The tokens that are read, prompt after prompt.
         weights: What −log p of each counts in its edit's loss.
@@ -106,7 +106,7 @@ class TargetRows:
     """
 
     prompts: list[OffsetRow]
-    essence: list[OffsetRow]
+    kl_rows: list[OffsetRow]
     edits: list[int]
     target_ids: list[int]
     weights: list[float]
@@ -117,8 +117,8 @@ class TargetRows:
     def of(cls, tasks: Sequence[TargetTask]) -> "TargetRows":
         """Lay out some edits; what rows after the same prefix share is run once."""
         columns = [*zip_longest(*(task.prompts for task in tasks))]
-        columns.append(tuple(task.essence for task in tasks))
-        *n_shared, n_essence = (
+        columns.append(tuple(task.kl_row for task in tasks))
+        *n_shared, n_kl = (
             count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
             for column in columns
         )
@@ -135,8 +135,8 @@ class TargetRows:
                 rows.weights.extend([1 / (len(reads) * len(task.prompts))] * len(reads))
                 rows.target_ids.extend(row.target_ids)
                 rows.are_prefixed.extend([has] * len(reads))
-            last = task.essence.subject_last
-            rows.essence.append(OffsetRow(task.essence.token_ids, last, (last,), n_essence))
+            last = task.kl_row.subject_last
+            rows.kl_rows.append(OffsetRow(task.kl_row.token_ids, last, (last,), n_kl))
         return replace(rows, bare_rows=bare_rows if len(bare_rows) == len(tasks) else None)
 
 

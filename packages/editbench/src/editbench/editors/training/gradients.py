@@ -12,6 +12,7 @@ from editbench.editors.training.matrices import Matrix
 from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.models.token_states import by_row
 from editbench.requests import EditRequest
 
 
@@ -127,8 +128,8 @@ def _make_tap(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[...
 def _collect_terms(
     inputs: Tensor, gradients: Tensor, n_edits: int, device: torch.device
 ) -> GradientTerms:
-    # OPT's MLP flattens rows and positions.
-    inputs = inputs.reshape(n_edits, -1, inputs.shape[-1]).to(device, torch.float32)
-    gradients = gradients.reshape(n_edits, -1, gradients.shape[-1]).to(device, torch.float32)
+    inputs, gradients = (
+        by_row(each, n_edits).to(device, torch.float32) for each in (inputs, gradients)
+    )
     edits, positions = gradients.ne(0).any(dim=-1).nonzero(as_tuple=True)
     return GradientTerms(inputs[edits, positions], gradients[edits, positions], edits, positions)

@@ -8,8 +8,13 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from editbench.results.figures.marks import mark_points
-from editbench.results.figures.panels import Drawing, interval, legend_marker, make_panels
+from editbench.results.figures.panels import (
+    Drawing,
+    interval,
+    legend_marker,
+    make_panels,
+    mark_points,
+)
 from editbench.results.figures.selection import (
     Point,
     Selection,

@@ -1,20 +1,35 @@
-"""Tables 1 and 2 as a figure: every editor in every metric."""
+"""Dots in rows: editors compared (Tables 1 and 2), facts before and after (Appendix E)."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from editbench.results.figures.marks import mark_points
 from editbench.results.figures.panels import (
     Drawing,
     interval,
     is_wide,
+    legend_marker,
     make_panels,
+    mark_points,
     name_panel,
     show_plain_numbers,
     title_panel,
 )
-from editbench.results.figures.selection import Selection, draw_order, make_points, name_series
-from editbench.results.figures.style import choose_styles
+from editbench.results.figures.selection import (
+    Point,
+    Selection,
+    draw_order,
+    make_points,
+    name_series,
+)
+from editbench.results.figures.style import UNEDITED_STYLE, SeriesStyle, choose_styles
 from editbench.results.labels import UNEDITED
+from editbench.results.report import SummaryLine
+
+Place = tuple[tuple[str, ...], int]
+"""Relations and number of edits."""
 
 
 def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
@@ -45,23 +60,11 @@ def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
             lambda line: series[line.trial],
             lambda line: "",
         )
-        low, high = interval(drawn)
         rows = [names.index(point.series) for point in drawn]
-        mark_points(axes, [point.value for point in drawn], rows, drawn)
-        for point, row, start, end in zip(drawn, rows, low, high, strict=True):
-            style = styles[point.series]
-            axes.errorbar(
-                [point.value],
-                [row],
-                xerr=[[point.value - start], [end - point.value]],
-                color=style.color,
-                marker=style.marker or "o",
-                markerfacecolor="white" if point.series == UNEDITED else style.color,
-                capsize=2.5,
-                elinewidth=1,
-            )
-            if point.series == UNEDITED:
-                axes.axvline(point.value, color=style.color, linestyle=style.line, linewidth=1)
+        _draw_row_dots(axes, rows, drawn, styles)
+        for point in (point for point in drawn if point.series == UNEDITED):
+            style = styles[UNEDITED]
+            axes.axvline(point.value, color=style.color, linestyle=style.line, linewidth=1)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         if label.is_rate:
@@ -74,3 +77,101 @@ def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
         title_panel(axes, name_panel(label))
         points += drawn
     return Drawing(figure, tuple(points))
+
+
+def draw_demonstrations(selection: Selection) -> Drawing:
+    """Draw every rate before and after, a panel for each group of facts that was written.
+
+    Metrics that are no rates stand in the caption.
+    """
+    series = name_series(selection.trials, {"relations", "n_edits"})
+    places = {
+        trial: (description.relations, description.n_edits)
+        for trial, description in selection.trials.items()
+    }
+    present = {line.trial for line in selection.lines}
+    panels_of = list(dict.fromkeys(places[trial] for trial in places if trial in present))
+    edited = dict.fromkeys(series[t] for t in places if t in present and series[t] != UNEDITED)
+    styles = choose_styles([*edited, UNEDITED])
+    rates = [label for label in selection.labels if label.is_rate][::-1]
+    legend = {"before": legend_marker(UNEDITED_STYLE, hollow=True)}
+    legend |= {f"after {name}": legend_marker(styles[name]) for name in edited}
+    figure, panels = make_panels(
+        max(1, len(panels_of)),
+        n_columns=3 if len(panels_of) > 4 else 2,
+        size=(2.9, 1.0 + 0.24 * len(rates)),
+        legend=legend,
+        title="Before and after",
+        caption=selection.describe(
+            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
+            "Bars: 95 % CI over cases.",
+            *_describe_others(selection, series, places, panels_of[:1]),
+        ),
+        share_y=True,
+    )
+    points: list[Point] = []
+    for place, axes in zip(panels_of, panels, strict=True):
+        title = _name_place(place)
+        for row, label in enumerate(rates):
+            lines = [x for x in selection.of_metric(label.metric) if places[x.trial] == place]
+            drawn = make_points(
+                lines, title, lambda line: series[line.trial], lambda line: line.metric
+            )
+            if len(drawn) > 1:
+                values = [point.value for point in drawn]
+                ends = [min(values), max(values)]
+                axes.plot(ends, [row, row], color="#999999", linewidth=1, zorder=0)
+            _draw_row_dots(axes, [row] * len(drawn), drawn, styles)
+            points += drawn
+        axes.set_yticks(range(len(rates)), [f"{label.quantity} {label.symbol}" for label in rates])
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(-0.6, len(rates) - 0.4)
+        axes.set_xlim(-4, 104)
+        axes.set_xlabel("rate (%) ↑")
+        title_panel(axes, title)
+    return Drawing(figure, tuple(points))
+
+
+def _draw_row_dots(
+    axes: Axes, rows: Sequence[float], points: Sequence[Point], styles: Mapping[str, SeriesStyle]
+) -> None:
+    """Draw numbers as dots with their intervals; the unedited model's are hollow."""
+    low, high = interval(points)
+    mark_points(axes, [point.value for point in points], rows, points)
+    for point, row, start, end in zip(points, rows, low, high, strict=True):
+        style = styles[point.series]
+        axes.errorbar(
+            [point.value],
+            [row],
+            xerr=np.array([[point.value - start], [end - point.value]]),
+            color=style.color,
+            marker=style.marker or "o",
+            markerfacecolor="white" if point.series == UNEDITED else style.color,
+            capsize=2.5,
+            elinewidth=1,
+        )
+
+
+def _name_place(place: Place) -> str:
+    relations, n_edits = place
+    return f"{' and '.join(relations) or 'all facts'}, n = {n_edits:,} edits"
+
+
+def _describe_others(
+    selection: Selection,
+    series: Mapping[str, str],
+    places: Mapping[str, Place],
+    shown: Sequence[Place],
+) -> list[str]:
+    """What the metrics that are no rates say about the facts of the first panel."""
+    sentences = []
+    for label in selection.labels:
+        lines: list[SummaryLine] = [
+            line
+            for line in selection.of_metric(label.metric)
+            if not label.is_rate and places[line.trial] in shown
+        ]
+        if lines:
+            found = ", ".join(f"{series[line.trial]} {line.value:.1f}" for line in lines)
+            sentences.append(f"{label.axis} of {_name_place(shown[0])}: {found}.")
+    return sentences

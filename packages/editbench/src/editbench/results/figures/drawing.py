@@ -12,18 +12,20 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from editbench.results.figures import attention, layers, preservation_weight, weight_decay
-from editbench.results.figures.attention import draw_attention
+from editbench.files.whole_files import write_whole
+from editbench.results.figures import layers, sweep, weight_decay
 from editbench.results.figures.categories import draw_categories
-from editbench.results.figures.demonstrations import draw_demonstrations
-from editbench.results.figures.dots import draw_dots
+from editbench.results.figures.dots import draw_demonstrations, draw_dots
 from editbench.results.figures.layers import draw_layers
 from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
-from editbench.results.figures.preservation_weight import draw_preservation_weight
-from editbench.results.figures.scaling import draw_scaling
 from editbench.results.figures.selection import Point, Selection
 from editbench.results.figures.style import figure_settings
+from editbench.results.figures.sweep import (
+    draw_attention,
+    draw_preservation_weight,
+    draw_scaling,
+)
 from editbench.results.figures.weight_decay import draw_weight_decay
 from editbench.results.manifest import TrialDescription
 from editbench.results.report import Summary
@@ -45,15 +47,15 @@ FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
 
 _OVER_DRAWS = {"mixing"}  # what is drawn over seeds, not once for each
 _SWEPT = {
-    attention.FIELD: "attention",
+    sweep.MODULE: "attention",
     layers.FIELD: "layers",
-    preservation_weight.FIELD: "lambda",
+    sweep.PRESERVATION_WEIGHT: "lambda",
     weight_decay.FIELD: "weight-decay",
 }
 
 
 @dataclass(frozen=True)
-class FigurePlan:
+class RunFigure:
     """A figure that is yet to be drawn.
 
     Attributes:
@@ -90,10 +92,12 @@ def draw_figures(summary: Summary, folder: Path) -> list[Path]:
         The files that were written: for each figure a PNG, an SVG, and a CSV of what is drawn. The
         same report gives the same bytes every time. None, if there are no numbers yet.
     """
-    return [path for plan in plan_figures(summary) for path in _write(plan, folder / plan.stem)]
+    return [
+        path for figure in choose_figures(summary) for path in _write(figure, folder / figure.stem)
+    ]
 
 
-def plan_figures(summary: Summary) -> Iterator[FigurePlan]:
+def choose_figures(summary: Summary) -> Iterator[RunFigure]:
     """Which figures a report has, as `draw_figures` says; none if there are no numbers yet."""
     for name, trials in summary.experiments.items():
         known = {trial: summary.trials[trial] for trial in trials}
@@ -102,7 +106,7 @@ def plan_figures(summary: Summary) -> Iterator[FigurePlan]:
         for suffix, selection in groups:
             if selection.lines:
                 stem = "_".join(filter(None, (_slug(name) or kind, suffix)))
-                yield FigurePlan(stem, FIGURES[kind], selection)
+                yield RunFigure(stem, FIGURES[kind], selection)
 
 
 def guess_figure(trials: Collection[TrialDescription]) -> str:
@@ -189,8 +193,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
-def _write(plan: FigurePlan, stem: Path) -> list[Path]:
-    with plan.drawn() as drawing:
+def _write(figure: RunFigure, stem: Path) -> list[Path]:
+    with figure.drawn() as drawing:
         FigureCanvasAgg(drawing.figure)
         contents = {
             ".png": _render(drawing.figure, "png", {"Software": None}),
@@ -201,12 +205,7 @@ def _write(plan: FigurePlan, stem: Path) -> list[Path]:
     paths = []
     for suffix, content in contents.items():
         path = stem.with_name(stem.name + suffix)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, content)
         paths.append(path)
     return paths
 

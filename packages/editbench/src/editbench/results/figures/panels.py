@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,6 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from editbench.results.figures.marks import mark_points
 from editbench.results.figures.selection import Point
 from editbench.results.figures.style import UNEDITED_STYLE, SeriesStyle
 from editbench.results.labels import MetricLabel
@@ -234,3 +233,42 @@ def _are_apart(values: Sequence[float]) -> bool:
     span = math.log(values[-1] / values[0]) or 1.0
     gaps = [math.log(b / a) / span for a, b in pairwise(values)]
     return all(gap > 0.14 for gap in gaps)
+
+
+class Marks(Artist):
+    """Remembers places of numbers in a panel, to show them on hover, and draws nothing."""
+
+    def __init__(
+        self, x: Sequence[float | None], y: Sequence[float | None], points: Sequence[Point]
+    ) -> None:
+        super().__init__()
+        self.set_in_layout(False)
+        self.places = tuple(zip(x, y, points, strict=True))
+
+
+def mark_points(
+    axes: Axes,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    points: Sequence[Point],
+) -> None:
+    """Say where numbers are drawn.
+
+    Args:
+        axes: The panel.
+        x: Horizontal places in data coordinates; None for a line across, marked at its right end.
+        y: Vertical places; None for a line upwards, marked at its top.
+        points: The numbers.
+    """
+    axes.add_artist(Marks(x, y, points))
+
+
+def find_marks(axes: Axes) -> Iterator[tuple[float, float, Point]]:
+    """The numbers of a panel with their places in display coordinates."""
+    right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    for artist in axes.get_children():
+        if isinstance(artist, Marks):
+            for x, y, point in artist.places:
+                place = (right if x is None else x, top if y is None else y)
+                across, up = axes.transData.transform(place)
+                yield float(across), float(up), point

@@ -1,4 +1,7 @@
-"""Every metric against one quantity: a panel for each metric, a line for each editor or setting."""
+"""Every metric against one quantity: a panel for each metric, a line for each editor or setting.
+
+Figure 5 varies the number of edits, Figure 12 the module that is written into, Figure 13 λ.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -13,11 +16,78 @@ from editbench.results.figures.panels import (
     show_metric_axis,
     title_panel,
 )
-from editbench.results.figures.selection import Point, Selection, draw_order, make_points
+from editbench.results.figures.selection import (
+    Point,
+    Selection,
+    draw_order,
+    make_points,
+    name_series,
+)
 from editbench.results.figures.style import UNEDITED_STYLE, choose_styles
 from editbench.results.report import SummaryLine
 
+MODULE = "config.module"
+PRESERVATION_WEIGHT = "config.preservation_weight"
 _N_COLUMNS = 4
+
+
+def draw_scaling(selection: Selection) -> Drawing:
+    """Draw one line for each editor, and the unedited model on the same cases as a dotted one."""
+    return draw_sweep(
+        selection,
+        series=name_series(selection.trials, {"n_edits"}),
+        x=lambda line: line.n_edits,
+        x_label="n (edits)",
+        title="Scaling: metrics against the number of edits",
+        caption=selection.describe(
+            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
+            "Bands: 95 % CI over cases. Dotted: the unedited model on the same cases.",
+        ),
+    )
+
+
+def draw_attention(selection: Selection) -> Drawing:
+    """Draw one line for each kind of module that is written into."""
+    modules = {
+        trial: description.config["module"]
+        for trial, description in selection.trials.items()
+        if "module" in description.config
+    }
+    series = name_series(selection.trials, {"n_edits", MODULE, "config.critical_layers"})
+    return draw_sweep(
+        selection,
+        series={
+            trial: f"{name}, {modules[trial]}" if trial in modules else name
+            for trial, name in series.items()
+        },
+        x=lambda line: line.n_edits,
+        x_label="n (edits)",
+        title="Writing into attention or into MLPs",
+        caption=selection.describe(
+            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
+            "Bands: 95 % CI over cases. Dotted: the unedited model on the same cases.",
+        ),
+    )
+
+
+def draw_preservation_weight(selection: Selection) -> Drawing:
+    """Draw one line for each number of edits; the unedited model is a dotted level."""
+    weights = {
+        trial: float(description.config["preservation_weight"])
+        for trial, description in selection.trials.items()
+        if "preservation_weight" in description.config
+    }
+    return draw_sweep(
+        selection,
+        series=name_series(selection.trials, {PRESERVATION_WEIGHT}),
+        x=lambda line: weights.get(line.trial),
+        x_label="λ (weight of C)",
+        title="Metrics against λ",
+        caption=selection.describe(
+            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
+            "Bands: 95 % CI over cases. Dotted: the unedited model.",
+        ),
+    )
 
 
 def draw_sweep(

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from editbench import __version__
 from editbench.results.collection import Collection
 from editbench.results.comparison import compare
-from editbench.results.figures.drawing import plan_figures
+from editbench.results.figures.drawing import choose_figures
 from editbench.results.html.case_book import gather_cases
 from editbench.results.html.case_data import write_index, write_sheets
 from editbench.results.html.heat_map import HeatMapGroup
@@ -80,7 +80,7 @@ def build_page(
         gaps=list(describe_gaps(summary.failed, summary.n_missing)),
         tables=list(_tables(summary, collection)),
         comparison=None if baseline is None else tabulate_comparison(compare(folders, baseline)),
-        plots=[plot(plan, summary.metrics) for plan in plan_figures(summary)],
+        plots=[plot(figure, summary.metrics) for figure in choose_figures(summary)],
         heat_maps=heat_maps,
         case_index=write_index(book, collection) if book.cases else "",
         case_sheets=write_sheets(book),

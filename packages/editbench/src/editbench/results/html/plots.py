@@ -15,9 +15,8 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 
-from editbench.results.figures.drawing import FigurePlan
-from editbench.results.figures.marks import find_marks
-from editbench.results.figures.panels import Drawing
+from editbench.results.figures.drawing import RunFigure
+from editbench.results.figures.panels import Drawing, find_marks
 from editbench.results.figures.selection import Point
 from editbench.results.labels import MetricLabel, label_metrics
 from editbench.results.manifest import MetricDescription
@@ -124,15 +123,15 @@ class Plot:
     numbers: tuple[PlottedNumber, ...]
 
 
-def plot(plan: FigurePlan, metrics: Iterable[MetricDescription]) -> Plot:
+def plot(figure: RunFigure, metrics: Iterable[MetricDescription]) -> Plot:
     """Draw a figure for the page.
 
     Args:
-        plan: The figure.
+        figure: The figure.
         metrics: What is known about its metrics.
     """
-    name = re.sub(r"[^a-z0-9-]+", "-", plan.stem.lower())
-    with plan.drawn() as drawing:
+    name = re.sub(r"[^a-z0-9-]+", "-", figure.stem.lower())
+    with figure.drawn() as drawing:
         title = " ".join(drawing.figure.get_suptitle().split())
         caption = " ".join(drawing.figure.get_supxlabel().split())
         panels, legend, places = _cut(drawing, f"plot-{name}")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from editbench.editors.base import Editor, Progress, Share
+from editbench.editors.base import Editor, Share
 from editbench.errors import ConfigError, EditbenchError, RunError
 from editbench.models.editable import EditableModel
+from editbench.progress import Progress
 from editbench.questions import Answers
 from editbench.runner.on_ray.cluster import check_reachable, connected
 from editbench.runner.on_ray.needs import TaskNeeds, count_places, list_nodes, name_needs

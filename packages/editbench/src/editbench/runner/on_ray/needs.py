@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from editbench.costs.answers import estimate_answers
-from editbench.costs.stage import Known
-from editbench.editors.base import report_nothing
+from editbench.costs.stage import ExpectedCache
 from editbench.models.device_memory import GIB
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.runner.prepare import PreparedTrial
 
 # Batches leave some of a model's room, and collected matrices count against what they take of it:
@@ -95,7 +95,7 @@ def estimate_peak(
             warnings.catch_warnings(action="ignore"),  # the trial will warn of the same
         ):
             stages = [
-                *work.editor.estimate(model, requests, resources, Known()),
+                *work.editor.estimate(model, requests, resources, ExpectedCache()),
                 *estimate_answers(model, batch.questions, token_budget),
             ]
     except Exception:  # a trial that cannot be planned may fail too, and says so itself

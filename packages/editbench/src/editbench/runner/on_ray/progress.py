@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from editbench.editors.base import Progress
+from editbench.progress import Progress
 from editbench.runner.prepare import PreparedTrial
 
 _SECONDS_BETWEEN_REPORTS = 0.5

@@ -1,0 +1,260 @@
+"""The slot of preservation: what must not move, layer by layer, through one stream of edits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from editbench.editors.closed_form.finish import Finish
+from editbench.edits.files import Update
+from editbench.edits.weight_edit import make_dense
+from editbench.models.out_of_memory import else_on_cpu
+from editbench.second_moments.factors import (
+    find_live,
+    obtain_factor,
+    require_factor,
+)
+from editbench.second_moments.obtaining import LayerMoments
+from memit_core import (
+    IllPosedError,
+    Preservation,
+    UpdateFactors,
+    find_null_space,
+    solve_edits,
+)
+from memit_core.spread import Spreading
+
+_CLOSED = 1e-2  # of what a fact asks for: if no layer can give more, it is lost
+
+# EvoEdit's, absolute: with less of all keys, or of all that is missing, a batch goes no further.
+_NOTHING_OPEN = 1e-3
+_NOTHING_MISSING = 1e-2
+
+
+@dataclass(frozen=True)
+class Dials:
+    """What tells one closed-form editor from another, where updates are solved for.
+
+    Attributes:
+        weight: λ, of the second moment; of no use with a null space.
+        slack: α, how far residuals may be missed.
+        ridge: λₙ, or L₂ in a null space.
+        ridge_unit: ``absolute``, or ``relative`` to the mean of C's diagonal.
+        history: Whether keys of what was written before are preserved, too.
+        null_space: Threshold and unit of `find_null_space`; None writes everywhere.
+        null_space_shrinks: Whether what was written to before is no part of it any more.
+        error_feedback: Whether what finishing takes from an update is made up for by the next one.
+        spreading: Whose share of what is missing a layer takes on, see `spread_residuals`.
+        finish: What is done to an update, see `editbench.editors.closed_form.finish`.
+        keep_share: Of entries, for ``rect``.
+        protected_share: Of energy, for ``sphere`` and ``revive``.
+        protection: How much of an update these take away, where they do.
+    """
+
+    weight: float = 1.0
+    slack: float = 1.0
+    ridge: float = 0.0
+    ridge_unit: Literal["absolute", "relative"] = "absolute"
+    history: bool = False
+    null_space: tuple[float, Literal["absolute", "share"]] | None = None
+    null_space_shrinks: bool = False
+    error_feedback: bool = False
+    spreading: Spreading = "even"
+    finish: Finish = "none"
+    keep_share: float = 0.4
+    protected_share: float = 0.5
+    protection: float = 1.0
+
+
+class PreservedValues:
+    """What moving ordinary values and those of earlier edits costs, and updates at that price.
+
+    C is read when it is needed; its factors come from the cache, or are made where nothing else
+    will do. One layer's are kept from solve to solve where there is one layer only.
+
+    Args:
+        moments: Second moments of all layers.
+        dials: How they are preserved.
+        cache: Where factors are kept; None keeps and uses none.
+    """
+
+    def __init__(self, moments: LayerMoments, dials: Dials, cache: Path | None) -> None:
+        self._moments = moments
+        self._dials = dials
+        self._cache = cache
+        self._history: dict[int, Tensor] = {}
+        self._errors: dict[int, Tensor] = {}
+        self._systems: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._bases: dict[int, Tensor] = {}
+        self._taken: dict[int, Tensor] = {}  # of a null space that shrinks
+        self._ridges: dict[int, float] = {}
+        self._factor: Preservation | None = None
+
+    def solve(
+        self, layer: int, keys: Tensor, residuals: Tensor, slack: float | None = None
+    ) -> UpdateFactors | Tensor:
+        """Solve for the update of one layer, on the device of `keys`.
+
+        Where that has too little memory for matrices of d_key × d_key, it is done on the CPU.
+
+        Dimensions that neither ordinary text nor an edit ever uses are left out. ReLU models have
+        neurons that never fire. They make C singular, yet nothing can depend on what the update
+        says about them: of all solutions, this is the one that says nothing. Where residuals are
+        met exactly, what keys have there is left out, too: C knows no price of writing to it, and
+        the rest suffices.
+
+        Args:
+            layer: The layer.
+            keys: K, `[n_edits, d_key]`.
+            residuals: R, `[n_edits, d_value]`.
+            slack: α, if it is not the dials'.
+
+        Returns:
+            Δ: as factors of rank n_edits if that is less than either of its sides, else dense.
+
+        Raises:
+            MemitCoreError: The system is singular, or something is not finite.
+            SecondMomentError: A factor cannot be written, or not be made where it has to be.
+        """
+        slack = self._dials.slack if slack is None else slack
+
+        def solve(device: torch.device) -> UpdateFactors | Tensor:
+            rows, error = self._open_part(layer, keys.to(device)), self._errors.get(layer)
+            price = self._price(layer, rows, slack)
+            if self._dials.error_feedback:
+                self._systems[layer] = partial(_multiply, price, rows, slack)
+            if error is not None:
+                error = self._open_part(layer, error.to(device))
+            return solve_edits(rows, residuals.to(device), price, slack=slack, error=error)
+
+        try:
+            return else_on_cpu(f"solving for the update of layer {layer}", keys.device, solve)
+        except IllPosedError as error:
+            if not self._moments.source:
+                raise
+            message = f"{error} The second moments are those of {self._moments.source}."
+            raise IllPosedError(message) from error
+
+    def add(self, layer: int, keys: Tensor) -> None:
+        """Note that `keys` `[n_edits, d_key]` have been written to."""
+        if self._dials.null_space_shrinks:
+            open_part = self._open_part(layer, keys.cpu().double())
+            taken = _find_span(self._null_space(layer, open_part.device), open_part)
+            earlier = self._taken.get(layer, taken[:, :0])
+            self._taken[layer] = torch.cat([earlier, taken], dim=1)
+        elif self._dials.history:
+            earlier = self._history.get(layer, keys[:0].cpu())
+            self._history[layer] = torch.cat([earlier, keys.cpu()])
+
+    def feed_back(self, layer: int, solution: Update, finished: Update) -> None:
+        """Note what finishing has made of the solution that came last for a layer."""
+        if self._dials.error_feedback:
+            lost = make_dense(finished) - make_dense(solution)
+            self._errors[layer] = self._systems.pop(layer)(lost)
+
+    def is_open(self, layer: int, keys: Tensor) -> Tensor:
+        """Of each key, whether what is asked for can be written to it, bool `[n_edits]`.
+
+        It cannot where a key by itself would get less than a hundredth of it.
+        """
+        if self._dials.null_space is None:
+            return torch.ones(len(keys), dtype=torch.bool)
+        reached = self._inside(layer, keys).square().sum(dim=1)
+        return reached > _CLOSED * (reached + self._dials.slack * self._ridge(layer))
+
+    def is_exhausted(self, layer: int, keys: Tensor, missing: Tensor) -> bool:
+        """Whether a batch ends in front of a layer: nothing is open to it, or nothing is missing.
+
+        So it is with null spaces that shrink (EvoEdit), and with no others.
+
+        Args:
+            layer: The layer.
+            keys: K, `[n_edits, d_key]`.
+            missing: z - h, `[n_edits, d_value]`.
+        """
+        if not self._dials.null_space_shrinks:
+            return False
+        is_reached = float(missing.norm(dim=1).mean()) < _NOTHING_MISSING
+        return is_reached or float(self._inside(layer, keys).norm()) < _NOTHING_OPEN
+
+    def _inside(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys in the coordinates of the null space, `[n_edits, rank]`."""
+        wide = self._open_part(layer, keys.cpu().double())
+        return wide @ self._null_space(layer, wide.device)
+
+    def _open_part(self, layer: int, rows: Tensor) -> Tensor:
+        """What is left of rows `[n, d_key]` without what was taken from the null space."""
+        if (taken := self._taken.get(layer)) is None:
+            return rows
+        taken = taken.to(rows.device)
+        return rows.double() - (rows.double() @ taken) @ taken.mT
+
+    def _price(self, layer: int, keys: Tensor, slack: float) -> Preservation:
+        dials, history = self._dials, self._history.get(layer)
+        if history is not None:
+            history = history.to(keys.device)
+        if dials.null_space is not None:
+            directions = self._null_space(layer, keys.device)
+            return Preservation(None, ridge=self._ridge(layer), basis=directions, history=history)
+        rows = keys if history is None else torch.cat([history, keys])
+        factor = self._factor
+        if factor is None and dials.ridge == 0:
+            if slack == 0:
+                factor = require_factor(self._moments, layer, self._cache, keys.device)
+            # Up to here the dual with C factorized takes fewer operations than the primal without.
+            elif len(rows) <= keys.shape[1] // 2:
+                factor = obtain_factor(self._moments, layer, self._cache, keys.device)
+            if len(self._moments) == 1:
+                self._factor = factor
+        if factor is not None and (slack == 0 or _lie_in(factor.basis, rows)):
+            moment, axes = factor.second_moment, factor.basis
+            return Preservation(moment, weight=dials.weight, basis=axes, history=history)
+        plain = self._moments[layer]
+        if dials.ridge > 0:  # which is the price of axes that nothing uses
+            ridge = self._ridge(layer)
+            return Preservation(plain, weight=dials.weight, ridge=ridge, history=history)
+        axes = find_live(plain, layer).to(keys.device) | rows.ne(0).any(dim=0)
+        return Preservation(plain, weight=dials.weight, basis=axes, history=history)
+
+    def _ridge(self, layer: int) -> float:
+        """ρ, in absolute numbers."""
+        if self._dials.ridge_unit == "absolute":
+            return self._dials.ridge
+        if layer not in self._ridges:
+            mean = self._moments[layer].diagonal().double().mean()
+            self._ridges[layer] = self._dials.ridge * float(mean)
+        return self._ridges[layer]
+
+    def _null_space(self, layer: int, device: torch.device) -> Tensor:
+        """The basis of a layer, on the CPU; found on `device`, once."""
+        assert self._dials.null_space is not None
+        if layer not in self._bases:
+            moment = self._moments[layer].to(device)
+            self._bases[layer] = find_null_space(moment, *self._dials.null_space).cpu()
+        return self._bases[layer]
+
+
+def _find_span(basis: Tensor, keys: Tensor) -> Tensor:
+    """Orthonormal columns `[d_key, n]` that span what keys have in a basis.
+
+    What is smaller than float32 can tell from zero is none of it: keys are no more exact, and its
+    direction would be noise.
+    """
+    inside = keys @ basis
+    columns, sizes, _ = torch.linalg.svd(inside.mT, full_matrices=False)
+    rounding = max(keys.shape) * torch.finfo(torch.float32).eps * sizes[0]
+    return basis @ columns[:, sizes > max(float(rounding), 1e-10)]
+
+
+def _multiply(price: Preservation, keys: Tensor, slack: float, update: Tensor) -> Tensor:
+    """Return Δ (M + KᵀK/α)."""
+    rows = keys.to(update)
+    return price.times(update) + (update @ rows.mT) @ rows / slack
+
+
+def _lie_in(axes: Tensor | None, keys: Tensor) -> bool:
+    return axes is None or not bool(keys[:, ~axes.to(keys.device)].any())

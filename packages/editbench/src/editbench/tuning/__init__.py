@@ -1,0 +1,1 @@
+"""Hyperparameters of an editor for a model, searched for on validation facts."""
