@@ -41,7 +41,7 @@ class UltraEditConfig(EditorConfig):
         "or all (edit_modules)",
     )
     learning_rate: float = Field(
-        default=0.1, gt=0, description="η: how far values move, in standard deviations (lr)"
+        default=0.25, gt=0, description="η: how far values move, in standard deviations (lr)"
     )
     learning_rate_unit: Literal["absolute", "relative"] = Field(
         default="relative",

@@ -356,8 +356,9 @@ class _Stream:
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
                 measured = goal.measure(layer)
-                missing = measured.target - measured.current
-                if self._preserved.is_exhausted(layer, measured.keys, missing):
+                if self._preserved.is_exhausted(
+                    layer, measured.keys, measured.target, measured.current
+                ):
                     break
                 projection = model.architecture.projection(layer, editor.module)
                 name = model.architecture.weight_name(projection)
