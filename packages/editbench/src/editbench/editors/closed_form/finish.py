@@ -45,7 +45,9 @@ def restrain_singular_values(update: Update, bound: float) -> Update:
     if isinstance(update, UpdateFactors):
         left, left_inner = torch.linalg.qr(update.left.double())
         right, right_inner = torch.linalg.qr(update.right.double())
-        inner_left, values, inner_right = torch.linalg.svd(left_inner @ right_inner.mT)
+        inner_left, values, inner_right = torch.linalg.svd(
+            left_inner @ right_inner.mT, full_matrices=False
+        )
         left, right = left @ inner_left, right @ inner_right.mT
     else:
         left, values, transposed = torch.linalg.svd(update.double(), full_matrices=False)
