@@ -1,1 +1,1 @@
-"""An example of a plugin for editbench: editors ``gradient-step`` and ``clipped``, metric ``margin``."""
+"""An example of a plugin for editbench: two editors, and the metric ``margin``."""
