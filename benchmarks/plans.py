@@ -167,7 +167,18 @@ def measure(
                 }
             )
             print(rows[-1], flush=True)
-    return rows
+    return [*rows, sum_up(rows)]
+
+
+def sum_up(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Time and peak of everything together, which is what a plan's last line says."""
+    total: dict[str, Any] = {"what": "all of it"}
+    for what in ("planned", "measured"):
+        total[what] = sum(row[what] for row in rows)
+        total[f"{what}_mib"] = max(row[f"{what}_mib"] for row in rows)
+    total["time"] = total["planned"] / total["measured"]
+    total["memory"] = total["planned_mib"] / total["measured_mib"]
+    return total
 
 
 def main() -> None:

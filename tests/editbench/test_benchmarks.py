@@ -70,7 +70,12 @@ def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
         "plans", "--n-edits", "2", "--what", "ft-w", "questions", out=tmp_path / "record.json"
     )
     whats = [row["what"] for row in rows]
-    assert whats == ["ft-w: fine-tuning", "questions: answers: scores", "questions: texts"]
+    assert whats == [
+        "ft-w: fine-tuning",
+        "questions: answers: scores",
+        "questions: texts",
+        "all of it",
+    ]
     for row in rows:
         assert row["planned"] > 0 < row["measured"]
         assert row["planned_mib"] > 0 < row["measured_mib"]

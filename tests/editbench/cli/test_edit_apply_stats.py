@@ -116,7 +116,7 @@ def test_interrupted_edit_leaves_no_file(invoke, edit_options, monkeypatch, tmp_
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("editbench.edits.files.save_file", interrupt)
+    monkeypatch.setattr("editbench.files.tensor_files.save_file", interrupt)
     result = invoke("edit", *edit_options, "--out", "e.safetensors")
     assert result.exit_code == 130
     assert "no edit was written" in result.stderr

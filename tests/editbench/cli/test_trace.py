@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from editbench.cli.layers import FactSource, LayerChoice, facts_of_dataset
+from editbench.cli.layers import FactSource, WantedLayers, facts_of_dataset
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
 from editbench.editors.memit import Memit
@@ -113,7 +113,7 @@ class TestLayers:
     SOURCE = FactSource("toy", lambda: [KnownFact("0", "Ana", "Ana is", 0, "x")])
 
     def settle(self, text, source=SOURCE):
-        choice = LayerChoice(text)
+        choice = WantedLayers(text)
         choice.check(self.EDITORS, self.OVERRIDES)
         with ProgressDisplay(quiet=True) as display:
             return choice.settle(self.OVERRIDES, self.EDITORS, tiny_model(), source, None, display)
@@ -164,11 +164,11 @@ class TestLayers:
     def test_twice(self):
         settings = {"memit": [Overrides(set_values={"critical_layers": [1]})]}
         with pytest.raises(ConfigError, match="Give one of them"):
-            LayerChoice("auto").check({"memit": Memit}, settings)
+            WantedLayers("auto").check({"memit": Memit}, settings)
 
     def test_for_editors_without_any(self):
         with pytest.raises(ConfigError, match="no editor of this command has critical layers"):
-            LayerChoice("2").check({"unedited": Unedited}, {"unedited": [Overrides()]})
+            WantedLayers("2").check({"unedited": Unedited}, {"unedited": [Overrides()]})
 
     def test_facts_of_the_validation_split_are_traced_where_there_is_one(self, tmp_path):
         plugins = PluginManager()

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from editbench.editors.keys.subject_reading import read_hidden
 from torch import Tensor, nn
 from torch.nn import functional
 
-from editbench.editors.base import Resources, report_nothing
+from editbench.editors.base import Resources
 from editbench.editors.closed_form.norm_behind import NormBehind
 from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.keys.reading import read_hidden
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.subject_tokens import key_row
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.requests import EditRequest
 from editbench.testing import toy_corpus
 from memit_core import capture

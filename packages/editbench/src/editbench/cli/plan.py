@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from editbench.cli.layers import LayerChoice
+from editbench.cli.layers import WantedLayers
 from editbench.cli.options import shared
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.terminal import lay_out, terminal_width
@@ -37,7 +37,7 @@ plan_option = shared(
 )
 
 
-def refuse_tracing(layers: LayerChoice) -> None:
+def refuse_tracing(layers: WantedLayers) -> None:
     """Refuse ``--layers auto`` in a plan: finding them takes the weights, and time.
 
     Raises:

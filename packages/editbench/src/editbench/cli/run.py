@@ -15,7 +15,7 @@ from editbench.cli.execution import (
     show_result,
     showing_progress,
 )
-from editbench.cli.layers import LayerChoice, facts_of_dataset, layers_option
+from editbench.cli.layers import WantedLayers, facts_of_dataset, layers_option
 from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
     choose_sizes,
@@ -133,7 +133,7 @@ def run(
     sample: Literal["first", "shuffled"],
     set_options: tuple[str, ...],
     config_files: tuple[str, ...],
-    layers: LayerChoice,
+    layers: WantedLayers,
     metrics: tuple[str, ...],
     on_conflict: ConflictPolicy,
     skip_invalid: bool,

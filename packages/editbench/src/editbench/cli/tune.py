@@ -11,7 +11,7 @@ import click
 
 from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept, writing
-from editbench.cli.layers import FactSource, LayerChoice, layers_option
+from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import default_metrics, note_files, read_cases, remark_on_corpus
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import Overrides, read_overrides
@@ -129,7 +129,7 @@ def tune(
     minutes: float | None,
     objective: Literal["S", "SA", "both"] | None,
     max_drop: float | None,
-    layers: LayerChoice,
+    layers: WantedLayers,
     config: str | None,
     set_options: tuple[str, ...],
     seed: int,
@@ -156,6 +156,7 @@ def tune(
     from editbench.tuning.record import record_folder, refuse_overwriting, require_optuna
 
     require_optuna()
+    options.check_out_file(out)
     refuse_overwriting(out)
     layers.check_text()
     editor_type = plugins.get_editor(editor)
@@ -260,7 +261,7 @@ def _choose_space(
 
 
 def _choose_layers(
-    layers: LayerChoice,
+    layers: WantedLayers,
     editor: str,
     model: "EditableModel",
     cases: "Sequence[EditCase]",

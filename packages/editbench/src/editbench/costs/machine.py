@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
 from editbench.costs.stage import StageCost
-from editbench.files.whole_files import writing_whole
+from editbench.files.whole_files import write_whole
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.device_memory import is_present
 
@@ -79,8 +80,7 @@ class Machine:
         if found is not None:
             with suppress(OSError):  # it is measured again the next time
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with writing_whole(path) as partial:
-                    partial.write_text(json.dumps(asdict(found)), encoding="utf-8")
+                write_whole(path, json.dumps(asdict(found)))
         return found
 
     @classmethod
@@ -151,16 +151,18 @@ class _Block(nn.Module):
         """States ``[n_rows, width, d_model]`` to states."""
         d_head = self._widths[0] // self._n_heads
         parts = self.inward(self._norm(0, states)).split(self._widths, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, d_head)).transpose(1, 2) for part in parts)
+        split = "row token (head d) -> row head token d"
+        query, key, value = (rearrange(part, split, d=d_head) for part in parts)
         n_groups = query.shape[1] // max(1, key.shape[1])
-        key, value = (part.repeat_interleave(n_groups, dim=1) for part in (key, value))
+        shared = "row head token d -> row (head group) token d"
+        key, value = (repeat(part, shared, group=n_groups) for part in (key, value))
         if self._is_eager:
             scores = query.float() @ key.float().transpose(2, 3) / d_head**0.5
             mask = torch.ones_like(scores, dtype=torch.bool).tril()
             mixed = scores.where(mask, -torch.inf).softmax(dim=-1).to(value) @ value
         else:
             mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        states = states + self.outward(mixed.transpose(1, 2).flatten(2))
+        states = states + self.outward(rearrange(mixed, "row head token d -> row token (head d)"))
         inner = functional.silu(self.up[0](self._norm(1, states)))
         for up in list(self.up)[1:]:
             inner = inner * up(states)

@@ -204,7 +204,7 @@ def _check_search_space(editor: Any, space: Any) -> str | None:
         if name not in editor.config_type.model_fields:
             return f"returned a field that is not there, got {name!r}"
         if not isinstance(tried, Choices | LayerWindow):
-            return f"{_wrong(tried, 'a Choices or a LayerWindow')}; this is '{name}'"
+            return f"{_wrong(tried, 'Choices or a LayerWindow')}; this is '{name}'"
         for part, grid in tried.parts(name).items():
             if not grid.values:
                 return f"returned nothing to try for '{part}', got no values"

@@ -40,7 +40,6 @@ def write_configuration(
     values = state.best.config.model_dump(mode="json")
     comments = "".join(f"# {line}\n" for line in _provenance(problem, state, source, compared))
     text = comments + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
 
 
