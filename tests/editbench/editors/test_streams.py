@@ -12,7 +12,8 @@ import torch
 
 from editbench.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from editbench.editors.base import Editor, Resources
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.emmet import Emmet, EmmetConfig
 from editbench.editors.finetune import FineTune, FineTuneConfig

@@ -1,7 +1,6 @@
 """What moving ordinary values costs, and where an update may act at all."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -223,7 +222,7 @@ class Preservation:
             inner = columns.new_zeros(len(columns), len(columns))
             add_gram(inner, columns.mT)
             inner.diagonal().add_(self.scale)
-            factor = self._factor_inner(inner).tril_()
+            factor = _factor_inner(inner, self.scale).tril_()
             if moment is not None:
                 factor = moment.factor @ factor
         changed = self._changed(FactorizedSecondMoment.from_factor(factor), None)
@@ -246,26 +245,17 @@ class Preservation:
             corner = fresh.mT @ fresh
             corner.diagonal().add_(self.scale)
             if columns is None or inner is None:
-                columns, inner = fresh, self._factor_inner(corner)
+                columns, inner = fresh, _factor_inner(corner, self.scale)
             else:
                 below = torch.linalg.solve_triangular(inner, columns.mT @ fresh, upper=False)
                 corner -= below.mT @ below
                 grown = inner.new_zeros(len(self.history), len(self.history))
                 grown[:n_known, :n_known] = inner
                 grown[n_known:, :n_known] = below.mT
-                grown[n_known:, n_known:] = self._factor_inner(corner)
+                grown[n_known:, n_known:] = _factor_inner(corner, self.scale)
                 columns, inner = torch.cat([columns, fresh], dim=1), grown
         self._written = columns, inner
         return columns, inner
-
-    def _factor_inner(self, matrix: Tensor) -> Tensor:
-        factor, breakdown = cholesky_in_place(matrix.contiguous())
-        if breakdown is not None:
-            raise IllPosedError(
-                "history: the weight of what is preserved vanishes next to S C⁻¹ Sᵀ in float64, "
-                f"got {self.scale} with {breakdown}. Raise it."
-            )
-        return factor
 
     def to(self, device: torch.device) -> "Preservation":
         """The same, all of it on another device."""
@@ -351,46 +341,6 @@ class Preservation:
         return changed
 
 
-@shape_checked
-def find_null_space(
-    second_moment: Float[Tensor, "d_key d_key"],
-    threshold: float,
-    unit: Literal["absolute", "share"] = "share",
-) -> Float[Tensor, "d_key rank"]:
-    """Find directions that ordinary keys hardly use: eigenvectors of C with small eigenvalues.
-
-    Args:
-        second_moment: C = E[k kᵀ] over ordinary keys.
-        threshold: Which eigenvalues are small: those below it, or so many of all.
-        unit: ``absolute``, an eigenvalue, which depends on the scale of keys; or ``share``, of the
-            spectrum's dimensions.
-
-    Returns:
-        Orthonormal columns, float64, on the moment's device (on the CPU if that lacks float64).
-
-    Raises:
-        ShapeError: Not square, or not floating-point.
-        IllPosedError: Not finite, or not symmetric.
-        MemitCoreError: No direction is left, or `threshold` is out of range.
-    """
-    operation = "find_null_space"
-    if unit == "share" and not 0 < threshold <= 1:
-        raise MemitCoreError(f"{operation}: a share lies above 0 and up to 1, got {threshold}.")
-    with torch.no_grad():
-        device = find_float64_device(second_moment.device)
-        copy = copy_symmetric(operation, "second_moment", second_moment, device)
-        eigenvalues, vectors = torch.linalg.eigh(copy)
-        is_small = eigenvalues < threshold
-        rank = round(threshold * len(copy)) if unit == "share" else int(is_small.sum())
-    if rank == 0:
-        raise MemitCoreError(
-            f"{operation}: no direction is left to write in, got threshold={threshold} ({unit}); "
-            f"the smallest of {len(copy)} eigenvalues is {float(eigenvalues[0]):.3e} and their "
-            f"median {float(eigenvalues.median()):.3e}. Raise the threshold."
-        )
-    return vectors[:, :rank].contiguous()
-
-
 def into_basis(basis: Tensor | None, rows: Tensor) -> Tensor:
     """Coordinates of rows `[n, d_key]` in a basis: `[n, rank]`."""
     if basis is None:
@@ -426,6 +376,17 @@ def unwhiten(preservation: Preservation, columns: Tensor) -> Tensor:
     if isinstance(moment, FactorizedSecondMoment):
         columns = torch.linalg.solve_triangular(moment.factor.mT, columns, upper=True)
     return out_of_basis(preservation.basis, columns)
+
+
+def _factor_inner(matrix: Tensor, scale: float) -> Tensor:
+    """The lower Cholesky factor of what history adds to `scale`·I."""
+    factor, breakdown = cholesky_in_place(matrix.contiguous())
+    if breakdown is not None:
+        raise IllPosedError(
+            "history: the weight of what is preserved vanishes next to S C⁻¹ Sᵀ in float64, got "
+            f"{scale} with {breakdown}. Raise it."
+        )
+    return factor
 
 
 def _restrict(moment: Tensor, basis: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from pydantic import Field, PositiveFloat
 
 from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
+from editbench.editors.closed_form.dials import Finish
 from editbench.editors.closed_form.editor import ClosedForm
-from editbench.editors.closed_form.finish import Finish
 from editbench.editors.dialect import Dialect
 from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, SearchSpace

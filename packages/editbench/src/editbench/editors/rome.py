@@ -8,9 +8,9 @@ from pydantic import Field
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
+from editbench.editors.closed_form.dials import Dials
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Solved
-from editbench.editors.closed_form.solving import Dials
 from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import (
     ContextPrefixes,

@@ -5,8 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from editbench.editors.closed_form.finish import Finish
-from editbench.editors.closed_form.solving import Dials
+from editbench.editors.closed_form.dials import Dials, Finish
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Convert,

@@ -18,17 +18,11 @@ from torch import Tensor
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
-from editbench.editors.closed_form.finish import (
-    find_largest_singular_value,
-    find_main_directions,
-    keep_largest_changes,
-    restrain_singular_values,
-    spare_main_directions,
-    turn_away,
-)
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.finish import finish_total, finish_update
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
@@ -147,22 +141,7 @@ class ClosedForm(Editor):
         It is asked for all layers when all are solved for: each is solved for with those below it
         as they were solved for. What is lost can be fed back, see `Dials`.
         """
-        dials, update, weight = self.dials(), solved.update, solved.weight
-        match dials.finish:
-            case "rect":
-                return keep_largest_changes(update, weight, dials.keep_share)
-            case "prune" if dials.error_feedback:
-                return restrain_singular_values(update, find_largest_singular_value(weight))
-            case "sphere":
-                return turn_away(update, weight, dials.protected_share, dials.protection)
-            case "revive":
-                if not solved.kept:
-                    left, right = find_main_directions(weight, dials.protected_share)
-                    solved.kept.update(left=left, right=right)
-                return spare_main_directions(
-                    update, solved.kept["left"], solved.kept["right"], dials.protection
-                )
-        return update
+        return finish_update(solved, self.dials())
 
     def finish_total(self, total: Update, weight: Tensor) -> Update:
         """Make of the sum of all updates of a layer what is handed out; the stream keeps the sum.
@@ -171,10 +150,7 @@ class ClosedForm(Editor):
             total: The sum.
             weight: The weight without it, `[d_value, d_key]`.
         """
-        dials = self.dials()
-        if dials.finish == "prune" and not dials.error_feedback:
-            return restrain_singular_values(total, find_largest_singular_value(weight))
-        return total
+        return finish_total(total, weight, self.dials())
 
     def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
         """Sample context prefixes, where none are given."""

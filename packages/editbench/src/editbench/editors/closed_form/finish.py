@@ -5,16 +5,41 @@ and weights W are `[d_value, d_key]`; results are float64, wherever the update i
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.goals import Solved
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import make_dense
 from memit_core import UpdateFactors
 
-Finish = Literal["none", "rect", "prune", "sphere", "revive"]
+
+def finish_update(solved: Solved, dials: Dials) -> Update:
+    """Do to the update of a layer what the dials say is done to each."""
+    update, weight = solved.update, solved.weight
+    match dials.finish:
+        case "rect":
+            return keep_largest_changes(update, weight, dials.keep_share)
+        case "prune" if dials.error_feedback:
+            return restrain_singular_values(update, find_largest_singular_value(weight))
+        case "sphere":
+            return turn_away(update, weight, dials.protected_share, dials.protection)
+        case "revive":
+            if not solved.kept:  # the weight is still the unedited one
+                left, right = find_main_directions(weight, dials.protected_share)
+                solved.kept.update(left=left, right=right)
+            left, right = solved.kept["left"], solved.kept["right"]
+            return spare_main_directions(update, left, right, dials.protection)
+    return update
+
+
+def finish_total(total: Update, weight: Tensor, dials: Dials) -> Update:
+    """Do to the sum of all updates what the dials say is done to it when it is handed out."""
+    if dials.finish == "prune" and not dials.error_feedback:
+        return restrain_singular_values(total, find_largest_singular_value(weight))
+    return total
 
 
 def keep_largest_changes(update: Update, weight: Tensor, keep_share: float) -> Tensor:
