@@ -15,6 +15,7 @@ from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
@@ -73,6 +74,12 @@ _N_SHOWN_CHARACTERS = 60
     help="Let the model go on from every prompt before and after, always with the likeliest token; "
     "say how often its text is the target, and what it says instead of the others.",
 )
+@click.option(
+    "--side-by-side",
+    is_flag=True,
+    help="Print what the model writes before and after: to every fact, its paraphrases and its "
+    "neighbors.",
+)
 @plan_option()
 @options.inputs()
 @options.loading()
@@ -91,6 +98,7 @@ def edit(
     skip_invalid: bool,
     seed: int,
     check_targets: bool,
+    side_by_side: bool,
     only_plan: bool,
     inputs: "Inputs",
     cache: Path | None,
@@ -101,6 +109,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
+    from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
@@ -143,6 +152,8 @@ def edit(
             result.save(out)
             if check_targets:
                 said = _check_facts(editable, requests, result, display)
+            if side_by_side:
+                comparison = compare_texts(editable, cases, result)
     if only_plan:
         show_plan(work, resources.cache)
         return
@@ -150,6 +161,8 @@ def edit(
     if check_targets:
         for line in describe_check(requests, *said):
             click.echo(line)
+    if side_by_side:
+        click.echo(lay_out(*comparison).rstrip("\n"))
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
