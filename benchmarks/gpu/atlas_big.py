@@ -97,7 +97,9 @@ def make_editors(tap: int, preservation_weight: float, moment_tokens: int) -> li
         second_moment_tokens=moment_tokens,
         **z,
     )
-    rome = RomeConfig(layer=tap - 1, n_context_prefixes=2, second_moment_tokens=moment_tokens, **z)
+    rome = RomeConfig(
+        critical_layers=(tap - 1,), n_context_prefixes=2, second_moment_tokens=moment_tokens, **z
+    )
     return [Memit(memit), FineTune(FineTuneConfig(layer=tap, learning_rate=0.005)), Rome(rome)]
 
 
