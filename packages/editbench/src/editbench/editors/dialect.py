@@ -64,7 +64,13 @@ _EDITORS_OF: Mapping[str, str] = {
 
 _EDITOR_OF_METHOD: Mapping[str, str] = {
     "memit": "memit",
+    "memit_seq": "memit-history",
+    "memit_rect": "rect",
+    "memit_prune": "prune",
+    "encore": "encore",
     "alphaedit": "alphaedit",
+    "evoedit": "evoedit",
+    "nas": "nas",
     "emmet": "emmet",
     "rome": "rome",
     "ft": "ft-w",

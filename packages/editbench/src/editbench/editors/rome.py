@@ -24,6 +24,7 @@ from editbench.editors.dialect import (
     refuse_input_projection,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
+from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
@@ -67,6 +68,7 @@ class RomeConfig(LayerConfig):
     """Every number of ROME's algorithm; in brackets the reference's names."""
 
     dialect: ClassVar[Dialect | None] = DIALECT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"reference": {"keys": "reference"}}
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, max_length=1, description="the one layer that is written to (layers)"
@@ -140,6 +142,8 @@ class Rome(ClosedForm):
     name: ClassVar[str] = "rome"
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     config: RomeConfig  # type: ignore[assignment]
+    good_for: ClassVar[str] = "single facts, exactly; each costs a solve of its own"
+    citation: ClassVar[str] = cite("meng2022rome")
     module = "mlp"
     finds_targets_apart = False
 

@@ -1,4 +1,4 @@
-"""Which weights MEND edits: the matrices of the MLPs of chosen blocks."""
+"""The matrices of the MLPs of chosen blocks: what MEND and UltraEdit edit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
