@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Understanding
 from editbench.errors import ConfigError, UnknownNameError, is_near_miss
 
 Convert = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]

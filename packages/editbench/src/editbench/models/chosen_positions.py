@@ -44,18 +44,15 @@ class Places:
         return None if len(rows) > _WORTHWHILE_FOR_MLPS * mask.numel() else cls(rows, positions)
 
 
-def find_mlp(model: EditableModel, layer: int) -> nn.Module | None:
-    """The MLP of a block; None where it is no module of its own, as in OPT."""
-    path = model.architecture.mlp_projections[layer].rpartition(".")[0]
-    if path == model.architecture.block(layer):
-        return None
-    return model.model.get_submodule(path)
-
-
 def find_mlps(model: EditableModel, layers: Iterable[int]) -> list[nn.Module]:
-    """The MLPs of those of `layers` that have them as modules."""
-    found = (find_mlp(model, layer) for layer in layers)
-    return [mlp for mlp in found if mlp is not None]
+    """The MLPs of those of `layers` that have them as modules; OPT's have not."""
+    architecture = model.architecture
+    paths = {layer: architecture.mlp_projections[layer].rpartition(".")[0] for layer in layers}
+    return [
+        model.model.get_submodule(path)
+        for layer, path in paths.items()
+        if path != architecture.block(layer)
+    ]
 
 
 def find_position_wise(model: EditableModel, layer: int) -> list[nn.Module]:

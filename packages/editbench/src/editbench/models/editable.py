@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,8 @@ from editbench.models.memory_budget import MemoryBudget
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
@@ -252,6 +254,27 @@ class EditableModel:
             arguments["position_ids"] = positions
         return arguments
 
+    def batch_behind(
+        self,
+        mask: torch.Tensor,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        side: Literal["right", "left"] = "right",
+    ) -> dict[str, torch.Tensor]:
+        """`batch` of rows' further tokens, of which the first ones are in a cache.
+
+        Args:
+            mask: Which places of the cache are no padding, `[n_rows, n_cached]`.
+            rows: The further tokens of each row.
+            starts: How many tokens each row has in the cache.
+            side: On which side of the further tokens padding stands.
+        """
+        inputs = self.batch(rows, side)
+        if "position_ids" in inputs:
+            inputs["position_ids"] += torch.tensor(starts, device=self.device)[:, None]
+        inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+        return inputs
+
     def check_lengths(self, sequences: Iterable[Sequence[int]]) -> None:
         """`check_length` of token ids.
 
@@ -277,6 +300,24 @@ class EditableModel:
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
                 f"{text!r}; expected at most {self.max_positions}. Shorten the text."
             )
+
+
+def of_unedited(operation: str) -> Callable[[Function], Function]:
+    """Make a decorator of functions of a model, for whose length all edits are off it.
+
+    Args:
+        operation: What the function does, for the message where that is not the unedited model.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def run(model: EditableModel, /, *args: Any, **kwargs: Any) -> Any:
+            with model.unedited(operation):
+                return function(model, *args, **kwargs)
+
+        return cast(Function, run)
+
+    return decorate
 
 
 def _keep_weights(model: PreTrainedModel) -> None:

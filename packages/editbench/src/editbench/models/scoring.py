@@ -139,12 +139,11 @@ def _run(
     ]
     before = torch.tensor([index for index, _, _ in branches], device=model.device)
     cache.batch_select_indices(before)
-    behind = model.batch([ids for _, _, ids in branches])
-    if "position_ids" in behind:
-        begins = torch.tensor([len(rows[index].ids) for index, _, _ in branches])
-        behind["position_ids"] = behind["position_ids"] + begins.to(model.device)[:, None]
-    masks = [inputs["attention_mask"][before], behind["attention_mask"]]
-    behind["attention_mask"] = torch.cat(masks, dim=1)
+    behind = model.batch_behind(
+        inputs["attention_mask"][before],
+        [ids for _, _, ids in branches],
+        [len(rows[index].ids) for index, _, _ in branches],
+    )
     places = [
         (index, number, position) for index, number, ids in branches for position in range(len(ids))
     ]

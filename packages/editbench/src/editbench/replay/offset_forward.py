@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from editbench.models.editable import EditableModel
-from editbench.models.head import select_head_positions
-from editbench.models.readout import ReadLoss
+from editbench.models.head import ReadLoss, select_head_positions
 from memit_core import capture, intervene
 
 

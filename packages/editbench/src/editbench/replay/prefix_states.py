@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class PrefixStates:
         own = [
             row.token_ids[n : row.offset_position] for row, n in zip(rows, n_shared, strict=True)
         ]
-        inputs = batch_behind(model, mask, own, n_shared, "left")
+        inputs = model.batch_behind(mask, own, n_shared, "left")
         _fill(cache, model, inputs)
         place = {_prefix(row): index for index, row in enumerate(rows)}
         return cls(cache, inputs["attention_mask"], place)
@@ -190,35 +190,11 @@ class ContextStates:
         for cache_layer, latest in zip(cache.layers, self._latest, strict=True):
             latest.hand_out(cache_layer, rows=index)
         starts = [len(context) for context in contexts]
-        inputs = batch_behind(model, self._mask[index], rows, starts)
+        inputs = model.batch_behind(self._mask[index], rows, starts)
         arguments = {**inputs, "past_key_values": cache, "use_cache": True}
         return BlockCalls.record(
             model, lambda: model.model.base_model(**arguments), first=first, last=last, stop=True
         )
-
-
-def batch_behind(
-    model: EditableModel,
-    mask: Tensor,
-    rows: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    side: Literal["left", "right"] = "right",
-) -> dict[str, Tensor]:
-    """The arguments of a forward of rows' further tokens, of which the first ones are in a cache.
-
-    Args:
-        model: The model; where it takes positions, these count on.
-        mask: Which places of the cache are no padding, `[n_rows, n_cached]`.
-        rows: The further tokens of each row.
-        starts: How many tokens each row has in the cache.
-        side: On which side of the further tokens padding stands.
-    """
-    inputs = model.batch(rows, side)
-    if "position_ids" in inputs:
-        offset = torch.tensor(starts, device=inputs["position_ids"].device)
-        inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
-    inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
-    return inputs
 
 
 def count_shared(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -12,8 +12,8 @@ from editbench.errors import ModelError
 from editbench.models.agreement import relative_error, tolerated_error
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
+from editbench.models.head import ReadLoss, apply_head, find_losses
 from editbench.models.lean_modules import find_wasteful, made_lean
-from editbench.models.readout import ReadLoss, apply_head, find_losses
 from editbench.models.token_states import by_row
 from editbench.replay.block_calls import BlockCalls, ReplayMismatchError
 from editbench.replay.offset_forward import (
@@ -22,7 +22,7 @@ from editbench.replay.offset_forward import (
     OffsetRow,
     OffsetSite,
 )
-from editbench.replay.prefix_states import PrefixStates, batch_behind
+from editbench.replay.prefix_states import PrefixStates
 from editbench.replay.reach import Reach
 from memit_core import intervene
 
@@ -73,7 +73,7 @@ class SuffixReplay(OffsetForward):
         self.prefixes = PrefixStates.run(model, rows) if held is None else held.taken(rows)
         starts = [row.offset_position for row in rows]
         suffixes = [row.token_ids[row.offset_position :] for row in rows]
-        suffix = batch_behind(model, self.prefixes.mask, suffixes, starts)
+        suffix = model.batch_behind(self.prefixes.mask, suffixes, starts)
         suffix_mask = suffix["attention_mask"][:, self.prefixes.mask.shape[1] :]
         cache = self.prefixes.frozen_cache(suffix_mask.shape[1])
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}

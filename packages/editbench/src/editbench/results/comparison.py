@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from editbench.errors import RunError, UnknownNameError
+from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
-from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
 from editbench.results.quantities import find_quantities, take_logarithms

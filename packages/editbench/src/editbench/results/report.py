@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from editbench.estimates import Estimate, estimate_mean
+from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
-from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
