@@ -126,14 +126,8 @@ def load_outline(
 
     A short name of a model that is made in memory gives that model, weights and all. The device
     that work is planned for goes into `EditableModel.planned_device`, unless such a model is there.
-
-    Args:
-        name_or_path: As for `load_model`; of a hub repository no weights are downloaded.
-        specs: The short names.
-        dtype: As for `load_model`; ``auto`` is what the configuration says.
-        device: Where the model would run; it need not exist here.
-        trust_remote_code: As for `load_model`.
-        revision: As for `load_model`.
+    Other arguments are those of `load_model`; `device` need not exist here, and of a hub repository
+    no weights are downloaded.
 
     Raises:
         ModelError: As for `load_model`.
