@@ -85,11 +85,7 @@ class BatchSource:
         self._index_of = {subject.name: index for index, subject in enumerate(world.subjects)}
 
     def epoch(self, *, among: Collection[str] | None = None) -> Iterator[TrainingBatch]:
-        """Yield the full batches of one epoch.
-
-        Args:
-            among: Names of the subjects to write about; None is everyone.
-        """
+        """Yield the full batches of one epoch; `among` names its subjects, None is everyone."""
         documents = list(self._world.documents(self._rng, among=among))
         rows = list(self._pack(documents))
         self._rng.shuffle(rows)

@@ -59,11 +59,6 @@ def build_training_cases(
     Cases about one fact contradict each other, so that they are not all to be written at once.
     Neighbors and reference texts come from the other bystanders; a fact that has no neighbor is
     left out.
-
-    Args:
-        bystanders: Whom no case of another split edits, in order.
-        facts_of: The facts of each subject, by name.
-        seed: The world's.
     """
     facts = [fact for subject in bystanders for fact in facts_of[subject.name]]
     holders = _find_holders(facts)

@@ -36,14 +36,9 @@ _VALIDATION_SHARE = 0.1
 class World:
     """A synthetic world that is fully determined by its arguments.
 
-    The same arguments give the same world in every process and on every platform.
-
-    Args:
-        seed: Seeds names, facts, and the choice of cases.
-        n_people: How many people there are; likewise the other kinds.
-        n_places: How many places.
-        n_companies: How many companies.
-        n_works: How many works.
+    The same arguments give the same world in every process and on every platform. `seed` seeds
+    names, facts and the choice of cases; the other arguments say how many subjects of each kind
+    there are.
 
     Attributes:
         subjects: Everyone and everything, by kind.

@@ -110,13 +110,10 @@ class FileDataset(Dataset):
     def __init__(
         self, path: Path | None, cache: Path, *, report_progress: ReportProgress | None = None
     ) -> None:
-        """Say where the data are.
+        """Say where the data are; see `Dataset`.
 
-        Args:
-            path: The user's own file; None to use the original, downloaded if need be.
-            cache: Folder for downloads, made when it is needed.
-            report_progress: Told about a download; by default a bar is drawn if stderr is a
-                terminal.
+        `report_progress` is told about a download; by default a bar is drawn if stderr is a
+        terminal.
         """
         super().__init__(path, cache)
         self.report_progress = report_progress

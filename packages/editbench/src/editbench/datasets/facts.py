@@ -182,10 +182,6 @@ def cut_out(prompt: str, subject: str, start: int) -> str:
 def template_of(record: Record, subject: str) -> tuple[str, bool]:
     """The `prompt` of a record with ``{}`` where the subject goes.
 
-    Args:
-        record: A record with a prompt that has ``{}``, or the subject itself, exactly once.
-        subject: Its subject.
-
     Returns:
         The template, and whether the subject was written out.
 

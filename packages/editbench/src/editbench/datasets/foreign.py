@@ -202,13 +202,9 @@ def as_fact(
     understanding: Understanding,
     readings: Mapping[str, Reading] = FOREIGN,
 ) -> Record:
-    """Read the fields of another tool as those of a facts file.
+    """Read the fields of another tool as those of a facts file, of which `known` are the names.
 
-    Args:
-        record: A record of a facts file, or of another tool, or with fields of both.
-        known: The fields of a facts file.
-        understanding: Told what was read as what, and what was not read.
-        readings: How fields of other tools are read.
+    `understanding` is told what was read as what, and what was not read.
 
     Returns:
         A record with fields of a facts file; its errors name the fields as `record` has them.
@@ -261,13 +257,7 @@ def as_fact(
 def ignorable(
     names: Collection[str], known: Collection[str], readings: Mapping[str, Reading] = FOREIGN
 ) -> list[str]:
-    """The unknown ones of `names` that may be ignored: in a record of another tool, and no slip.
-
-    Args:
-        names: Names of a record's fields.
-        known: The fields of a facts file.
-        readings: The fields of other tools that are read.
-    """
+    """The unknown ones of `names` that may be ignored: in a record of another tool, and no slip."""
     if not _is_foreign(names, known, readings):
         return []
     listed = [*known, *readings, *_ANSWERS, *IGNORED]

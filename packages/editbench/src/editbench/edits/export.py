@@ -175,10 +175,7 @@ class _Writer:
     def write(self, folder: Path, load: Loader, computed: DTypeName) -> Export:
         """Write the folder, and load it once to see that it is what was meant.
 
-        Args:
-            folder: Where to.
-            load: Loads a model from a folder.
-            computed: The precision in which the source has the fingerprint.
+        The source has the edit's fingerprint where it is loaded in the precision `computed`.
         """
         fingerprint = self.fingerprint
         with warnings.catch_warnings():

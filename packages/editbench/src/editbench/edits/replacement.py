@@ -46,12 +46,6 @@ def find_replacement(
     Updates are added to what the checkpoint holds, in float64, and cast once, whatever precision
     the model was loaded in.
 
-    Args:
-        edit: The edit.
-        model: The model that it was computed for, unedited.
-        checkpoint: The tensors that the model was loaded from.
-        precision: In which they are written.
-
     Raises:
         EditError: The edit is for another model; a parameter cannot be found in the checkpoint; or
             a number is too large for the precision.

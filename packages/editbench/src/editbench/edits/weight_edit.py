@@ -260,12 +260,6 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
 
     Always a copy: results of a matrix product can depend on how its operands are aligned in
     memory, and numbers from a file lie elsewhere than freshly computed ones.
-
-    Args:
-        model: The model that holds the weight.
-        name: The parameter's name.
-        parameter: The parameter.
-        update: Δ, ``[d_out, d_in]``.
     """
     device = find_device(model.model, name) if parameter.is_meta else parameter.device
     device = find_float64_device(device)

@@ -74,12 +74,6 @@ def read_texts(
     than the model takes is read in windows of that length, each of which begins with the last token
     of the one before (and with what the tokenizer puts before any text).
 
-    Args:
-        model: The model as it stands.
-        questions: Distinct questions.
-        token_budget: At most how many tokens one forward pass holds.
-        report: Called with the number of questions that have been answered since.
-
     Raises:
         RequestError: A text has no token that another one comes before.
     """

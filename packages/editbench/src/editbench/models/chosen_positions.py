@@ -35,11 +35,7 @@ class Places:
 
     @classmethod
     def without_padding(cls, mask: Tensor) -> "Places | None":
-        """All places that are no padding; None if there is too little of it to matter.
-
-        Args:
-            mask: 1 for a token, 0 for padding, `[n_rows, width]`.
-        """
+        """The places where a mask `[n_rows, width]` is 1; None if too few are 0 to matter."""
         rows, positions = mask.nonzero(as_tuple=True)
         return None if len(rows) > _WORTHWHILE_FOR_MLPS * mask.numel() else cls(rows, positions)
 
@@ -111,9 +107,7 @@ def only_at(modules: Sequence[nn.Module], places: Places | None) -> Iterator[Non
     One that is handed more than its input (BLOOM's MLP adds the residual by itself, RWKV's looks
     at the token before), or whose input is not laid out in rows, is left alone.
 
-    Args:
-        modules: MLPs and linear maps, none inside of another one.
-        places: Where they work; None is everywhere.
+    The modules are MLPs and linear maps, none inside of another one; `places` None is everywhere.
     """
     with ExitStack() as hooks:
         for module in modules if places is not None else ():

@@ -86,10 +86,6 @@ def free_on_host(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     That is what the machine has available, or less where a limit of the process' control group or
     of a group above it leaves less: beyond such a limit the kernel kills, however much memory the
     machine has.
-
-    Args:
-        proc: Where the kernel tells of processes.
-        cgroups: Where control groups are mounted.
     """
     return min(_available(proc), *_left_in_groups(proc, cgroups), 2**63)
 

@@ -60,12 +60,6 @@ class EditableModel:
     ) -> None:
         """Wrap a model that is in memory.
 
-        Args:
-            model: A causal language model of transformers.
-            tokenizer: Its fast tokenizer.
-            name: What to call it.
-            spec: Where it was loaded by a short name: that name's entry.
-
         Raises:
             ModelError: The architecture is unsupported, or the tokenizer is slow or has ids that
                 the embedding lacks.
@@ -169,11 +163,8 @@ class EditableModel:
     def unedited(self, operation: str) -> Iterator[None]:
         """Take all edits off for the length of a ``with`` body, then put the same bits on again.
 
-        Args:
-            operation: What needs the unedited model, for the message.
-
         Raises:
-            ModelError: Taking edits off does not make it the unedited model.
+            ModelError: Taking edits off does not make it the unedited model; names the `operation`.
         """
         state = self.state
         if state == self.fingerprint:
@@ -191,9 +182,6 @@ class EditableModel:
     def check_unedited(self, operation: str) -> None:
         """Refuse weights that are not those of the unedited model.
 
-        Args:
-            operation: What needs the unedited model, for the message.
-
         Raises:
             ModelError: An edit is on the model, or something else has written to its weights.
         """
@@ -208,9 +196,6 @@ class EditableModel:
 
     def check_known(self, operation: str) -> None:
         """Refuse weights that something else than an edit has changed, where no edit is on.
-
-        Args:
-            operation: What would give wrong numbers, for the message.
 
         Raises:
             ModelError: The weights are not those of the unedited model.
@@ -288,9 +273,7 @@ class EditableModel:
     def check_length(self, n_tokens: int, text: str) -> None:
         """Refuse a sequence that is longer than the model takes; nothing is ever cut silently.
 
-        Args:
-            n_tokens: Its length.
-            text: How it begins, for the message.
+        The message quotes `text`, its beginning.
 
         Raises:
             RequestError: It is too long.
@@ -305,8 +288,7 @@ class EditableModel:
 def of_unedited(operation: str) -> Callable[[Function], Function]:
     """Make a decorator of functions of a model, for whose length all edits are off it.
 
-    Args:
-        operation: What the function does, for the message where that is not the unedited model.
+    Errors name the `operation`.
     """
 
     def decorate(function: Function) -> Function:

@@ -220,10 +220,7 @@ def _advance(arguments: dict[str, torch.Tensor], new_ids: torch.Tensor) -> dict[
 def _sample(logits: torch.Tensor, draws: torch.Tensor, top_k: int) -> torch.Tensor:
     """Choose one token a row by inverting the cumulative distribution of the k most likely.
 
-    Args:
-        logits: ``[n, vocab]``.
-        draws: Uniform in [0, 1), float64, ``[n]``.
-        top_k: How many tokens take part.
+    Of logits `[n, vocab]`, by draws that are uniform in [0, 1), float64, `[n]`.
     """
     values, tokens = logits.float().topk(min(top_k, logits.shape[1]), dim=1)
     cumulative = values.double().softmax(dim=1).cumsum(dim=1)

@@ -60,17 +60,11 @@ def select_head_positions(model: EditableModel, rows: Tensor, positions: Tensor)
 
 
 def apply_head(model: EditableModel, hidden: Tensor) -> Tensor:
-    """Final norm, output head and, where the architecture caps its logits, the cap.
+    """Logits `[n, vocabulary]` of states that left a decoder block, `[n, d_model]`.
 
-    Architectures that do more than this between their last block and their logits are told apart
-    by comparing with their own forward (`SuffixReplay` does).
-
-    Args:
-        model: The model.
-        hidden: States that left a decoder block, `[n, d_model]`.
-
-    Returns:
-        Logits, `[n, vocabulary]`, on the model's device: where its own forward puts them.
+    By final norm, output head and, where the architecture caps its logits, the cap; on the model's
+    device, where its own forward puts them. Architectures that do more than this between their last
+    block and their logits are told apart by comparing with their own forward (`SuffixReplay` does).
 
     Raises:
         ModelError: Something else stands between the last block and the head.

@@ -30,13 +30,8 @@ def score_continuations(
     """Answer distinct `Score` questions.
 
     log p is taken in float32 over the whole vocabulary, with whatever the architecture does after
-    its head. `argmax` compares with the largest logit.
-
-    Args:
-        model: The model as it stands.
-        questions: Distinct questions.
-        token_budget: At most how many tokens one forward pass holds.
-        report: Called with the number of questions each pass has answered.
+    its head. `argmax` compares with the largest logit. `report` is told how many questions each
+    pass has answered.
 
     Raises:
         RequestError: A prompt or continuation has no token, or together they are too long.
@@ -66,11 +61,6 @@ def score_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
 ) -> Iterator[list[tuple[Label, ScoreAnswer]]]:
     """Score the targets of passages, none of them longer than the model takes.
-
-    Args:
-        model: The model as it stands.
-        passages: What to score.
-        token_budget: At most how many tokens one forward pass holds.
 
     Yields:
         For each forward pass, the labels that it has scores of, with the scores.

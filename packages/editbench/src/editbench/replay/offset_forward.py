@@ -51,10 +51,7 @@ class OffsetSite:
 
         It does where the module's output goes into the residual stream as it is, and nowhere else.
         That is tried out, on one forward up to the block with an offset and one without.
-
-        Args:
-            model: The model.
-            token_ids: What to try it on.
+        `token_ids` are what it is tried on.
         """
         if self.leaves_block:
             return self

@@ -105,13 +105,10 @@ class PrefixStates:
         return PrefixStates(cache, self.mask[index], place)
 
     def frozen_cache(self, width: int) -> DynamicCache:
-        """A cache whose layers hand out what they hold plus new states, and keep nothing.
+        """A cache whose layers hand out what they hold plus `width` new states, and keep nothing.
 
         What a layer hands out holds until the next time, so that gradients can be taken of the
         latest forward, and of no earlier one.
-
-        Args:
-            width: How many new states there will be in a row, each time.
         """
         cache = _copy(self._cache)
         layers: list[Any] = self._cache.layers
@@ -178,11 +175,7 @@ class ContextStates:
     ) -> BlockCalls:
         """Run rows up to block `first`; the calls see the latest keys and values of contexts.
 
-        Args:
-            contexts: What each row begins with.
-            rows: The tokens of each row behind that.
-            first: Index of the first block to record.
-            last: Index of the last one.
+        `rows` are the tokens of each row behind what it begins with, its context.
         """
         model = self._model
         index = torch.tensor([self._place[context] for context in contexts], device=model.device)

@@ -36,14 +36,9 @@ class SuffixReplay(OffsetForward):
     alone and reads logits where they are asked for. For a site inside of block L, that block is
     replayed, too. The result is exact.
 
-    Args:
-        model: See `OffsetForward`, as for the others.
-        site: Where the offsets are added.
-        rows: The batch.
-        read_layer: The block that is read out.
-        reach: What an earlier replay of this model and site found out; None finds it out, and
-            compares with the model's own forward.
-        known: What is known of prefixes: of those that hold all rows', none is run again.
+    Other arguments are those of `OffsetForward`. `reach` is what an earlier replay of this model
+    and site found out; None finds it out, and compares with the model's own forward. Of prefixes
+    that are `known`, those that hold all rows', none is run again.
 
     Attributes:
         prefixes: What stands before the offsets.
@@ -201,10 +196,8 @@ class UnmovedMaps:
     In the block behind an offset, queries, keys and values of all later positions are what they
     were; where attention and MLP stand side by side (GPT-J, GPT-NeoX), so is all of the MLP.
 
-    Args:
-        modules: Modules that see each position's own state alone (`Reach.unmoved`).
-        run: Sends hidden states `[n_rows, width, d_model]` through their block.
-        states: The states that enter it without an offset.
+    The modules are those of `Reach.unmoved`, `run` sends hidden states `[n_rows, width, d_model]`
+    through their block, and `states` enter it without an offset.
     """
 
     def __init__(
