@@ -181,7 +181,14 @@ def _read_from_cache(
         logits = model.model(**arguments, past_key_values=cache, use_cache=True).logits[0]
     yield logits
     while True:
-        arguments = _advance(arguments, written[-1])
+        mask = arguments["attention_mask"]
+        advanced = {
+            "input_ids": written[-1].to(mask.device)[:, None],
+            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
+        }
+        if "position_ids" in arguments:
+            advanced["position_ids"] = arguments["position_ids"][:, -1:] + 1
+        arguments = advanced
         output = model.model(**arguments, past_key_values=cache, use_cache=True)
         yield output.logits[:, -1]
 
@@ -203,18 +210,6 @@ def _read_whole_rows(
         yield logits
         for row, token in zip(whole, written[-1].tolist(), strict=True):
             row.append(token)
-
-
-def _advance(arguments: dict[str, torch.Tensor], new_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The arguments of the next step, whose past is in the cache."""
-    mask = arguments["attention_mask"]
-    advanced = {
-        "input_ids": new_ids.to(mask.device)[:, None],
-        "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
-    }
-    if "position_ids" in arguments:
-        advanced["position_ids"] = arguments["position_ids"][:, -1:] + 1
-    return advanced
 
 
 def _sample(logits: torch.Tensor, draws: torch.Tensor, top_k: int) -> torch.Tensor:
