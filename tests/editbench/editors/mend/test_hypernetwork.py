@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from editbench.editors.mend.gradients import GradientTerms, decompose_gradients
+from editbench.editors.mend.gradients import (
+    GradientTerms,
+    Matrix,
+    decompose_gradients,
+    find_matrices,
+)
 from editbench.editors.mend.hypernetwork import Hypernetwork, RunningStatistics
-from editbench.editors.mend.matrices import Matrix, find_matrices
 
 MATRICES = (
     Matrix("h.0.up.weight", "h.0.up", 3, 5),

@@ -1,18 +1,78 @@
-"""Gradients of edits as sums of rank-1 terms, one a token (Mitchell et al., 2021, section 3.2)."""
+"""The weights that MEND edits, and their gradients as sums of rank-1 terms, one a token.
+
+Mitchell et al., 2021, section 3.2.
+"""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from editbench.editors.mend.matrices import Matrix
 from editbench.editors.training.target_likelihood import TargetBatch
+from editbench.models.architecture import input_width, weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.models.token_states import by_row
 from editbench.requests import EditRequest
+
+_N_BLOCKS = 3  # the last three, as published for every model
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One weight that is edited.
+
+    Attributes:
+        name: The parameter, as in the model's ``named_parameters``.
+        module: Path of the linear module that it belongs to.
+        d_in: Width of the module's input.
+        d_out: Width of its output.
+    """
+
+    name: str
+    module: str
+    d_in: int
+    d_out: int
+
+    @classmethod
+    def of(cls, model: EditableModel, module: str) -> "Matrix":
+        """Describe the weight of a linear module."""
+        linear = model.model.get_submodule(module)
+        axis = 1 if weight_is_transposed(linear) else 0
+        d_out = int(linear.get_parameter("weight").shape[axis])
+        name = model.architecture.weight_name(module)
+        return cls(name, module, input_width(linear), d_out)
+
+
+def find_matrices(model: EditableModel, blocks: Sequence[int] | None = None) -> tuple[Matrix, ...]:
+    """Find all linear maps of the MLPs of some blocks, in the order of the blocks and modules.
+
+    They are two for a plain MLP and three for a gated one: gate, up and down. What the MLP is, is
+    told by its output projection: everything that lies beside it. Where that is the block itself
+    (OPT), only the block's own linear maps count, not those of the attention inside of it. Without
+    `blocks` it is the last three.
+
+    Raises:
+        ModelError: The model has no such block.
+    """
+    n_layers = model.architecture.n_layers
+    chosen = range(max(0, n_layers - _N_BLOCKS), n_layers) if blocks is None else blocks
+    return tuple(
+        Matrix.of(model, module) for block in chosen for module in _mlp_modules(model, block)
+    )
+
+
+def _mlp_modules(model: EditableModel, block: int) -> list[str]:
+    block_path = model.architecture.block(block)
+    mlp_path = model.architecture.mlp_projections[block].rpartition(".")[0]
+    mlp = model.model.get_submodule(mlp_path)
+    parts = mlp.named_children() if mlp_path == block_path else mlp.named_modules()
+    return [f"{mlp_path}.{name}" for name, part in parts if isinstance(part, nn.Linear | Conv1D)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +106,23 @@ def gather_gradients(
     halving: Halving,
 ) -> dict[str, GradientTerms]:
     """`decompose_gradients` of all edits, which run in parts if memory does not suffice for all."""
-    parts: list[dict[str, GradientTerms]] = []
-    starts = [0]
 
     def decompose(some: Sequence[EditRequest]) -> tuple[dict[str, GradientTerms], int]:
         return decompose_gradients(model, matrices, some)[0], len(some)
 
-    for terms, n_edits in halving.run(requests, decompose):
-        parts.append(terms)
-        starts.append(starts[-1] + n_edits)
+    parts, sizes = zip(*halving.run(requests, decompose), strict=True)
     if len(parts) == 1:
         return parts[0]
-    return {
-        matrix.name: GradientTerms(
-            torch.cat([terms[matrix.name].inputs for terms in parts]),
-            torch.cat([terms[matrix.name].gradients for terms in parts]),
-            torch.cat(
-                [
-                    terms[matrix.name].edits + start
-                    for terms, start in zip(parts, starts, strict=False)
-                ]
-            ),
+
+    def join(own: Sequence[GradientTerms]) -> GradientTerms:
+        starts = accumulate(sizes, initial=0)
+        return GradientTerms(
+            torch.cat([each.inputs for each in own]),
+            torch.cat([each.gradients for each in own]),
+            torch.cat([each.edits + start for each, start in zip(own, starts, strict=False)]),
         )
-        for matrix in matrices
-    }
+
+    return {matrix.name: join([terms[matrix.name] for terms in parts]) for matrix in matrices}
 
 
 def decompose_gradients(
@@ -80,28 +133,17 @@ def decompose_gradients(
     The loss of an edit is the mean of −log p over its target's tokens, behind the prompt; the
     losses are added up. So what an edit contributes does not depend on what it runs with.
 
-    Args:
-        model: The model.
-        matrices: The weights.
-        requests: The edits.
-
     Returns:
         The terms for each weight by its name, and the mean loss of the edits.
     """
     batch = TargetBatch(model, requests, "teacher-forced")
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks, torch.enable_grad():
         for matrix in matrices:
             module = model.model.get_submodule(matrix.module)
-            handles.append(module.register_forward_hook(_make_tap(matrix.name, seen)))
-        with torch.enable_grad():
-            loss = batch.loss() * len(requests)
-            taps = [seen[matrix.name][1] for matrix in matrices]
-            found = torch.autograd.grad(loss, taps)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.enter_context(module.register_forward_hook(_make_tap(matrix.name, seen)))
+        loss = batch.loss() * len(requests)
+        found = torch.autograd.grad(loss, [seen[matrix.name][1] for matrix in matrices])
     terms = {
         matrix.name: _collect_terms(seen[matrix.name][0], gradient, len(requests), model.device)
         for matrix, gradient in zip(matrices, found, strict=True)
