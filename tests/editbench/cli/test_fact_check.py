@@ -1,4 +1,4 @@
-"""``edit --check`` says which facts failed and how the model goes on; facts about one subject."""
+"""``edit --check`` and ``--side-by-side``: what the model says; facts about one subject."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from ast import literal_eval
 import pytest
 import torch
 
+from editbench.edits.weight_edit import WeightEdit
 from editbench.testing import tiny_model
 
 
@@ -20,8 +21,8 @@ def edit(invoke, model_folder, tmp_path):
     return call
 
 
-def greedy(prompt, n_tokens):
-    model = tiny_model()
+def greedy(prompt, n_tokens, model=None):
+    model = model or tiny_model()
     ids = torch.tensor([model.tokens.encode(prompt)])
     with torch.no_grad():
         for _ in range(n_tokens):
@@ -66,3 +67,38 @@ def test_several_facts_about_one_subject_get_a_hint(edit, memit_options):
     shared = edit(facts, *options, "--set", "memit.share_subjects=true", editor="memit")
     assert "share_subjects" not in shared.stdout
     assert "share_subjects" not in edit(facts[:1], *options, editor="memit").stdout
+
+
+def test_side_by_side_shows_what_a_user_gets_before_and_after(edit, memit_options, tmp_path):
+    facts = [
+        {
+            **FACTS[i],
+            "paraphrases": [f"The work of Ana {'AB'[i]} is"],
+            "neighbors": [{"prompt": "Ana Z works as a", "target": "cook"}],
+        }
+        for i in range(2)
+    ]
+    result = edit(facts, *memit_options, "--no-cache", "--side-by-side", editor="memit")
+    assert result.exit_code == 0, result.output
+    rows = re.findall(r"^│(.+?)│(.+?)│(.+?)│(.+?)│$", result.stdout, re.M)
+    said = {prompt.strip(): (before.strip(), after.strip()) for _, prompt, before, after in rows}
+    prompts = {f"Ana {name} works as a" for name in "ABZ"}
+    assert set(said) == prompts | {f"The work of Ana {name} is" for name in "AB"}
+    kinds = [kind.strip() for kind, *_ in rows]
+    assert kinds == 2 * ["fact", "paraphrase", "neighbor"]
+    model = tiny_model()
+    with WeightEdit.load(tmp_path / "e.safetensors").applied(model):
+        for prompt, (_, after) in said.items():
+            assert after == first_line(greedy(prompt, 8, model)[len(prompt) :])
+    for prompt, (before, _) in said.items():
+        assert before == first_line(greedy(prompt, 8)[len(prompt) :])
+    n_right = sum(said[prompt][1].startswith("poet") for prompt in prompts - {"Ana Z works as a"})
+    assert f"facts with the expected text: 0 of 2 before, {n_right} after\n" in result.stdout
+    n_same = 2 * (said["Ana Z works as a"][0] == said["Ana Z works as a"][1])
+    assert re.search(
+        rf"^neighbors with .* 2 before, \d after; {n_same} unchanged$", result.stdout, re.M
+    )
+
+
+def first_line(text):
+    return text.rstrip("\ufffd").strip().partition("\n")[0].strip()

@@ -66,7 +66,7 @@ def test_cases_are_chosen_once(nudge, monkeypatch, options):
 
 def test_the_text_of_second_moments_is_spoken_of_where_they_are_needed(invoke, nudge, on_facts):
     assert "embedded text" not in nudge("--plan").output
-    assert "embedded text 'atlas'" in invoke("run", *on_facts, "--plan").output
+    assert "embedded text 'prose'" in invoke("run", *on_facts, "--plan").output
 
 
 def test_report_has_what_the_contract_says(invoke, nudge):

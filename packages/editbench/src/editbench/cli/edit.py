@@ -15,10 +15,11 @@ from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
-from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig, Inputs
@@ -67,11 +68,24 @@ _N_SHOWN_CHARACTERS = 60
 @options.skip_invalid()
 @options.seed()
 @click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the facts N at a time, in their order, each batch into what those before it left; "
+    "the edit file holds the sum. By default all at once.",
+)
+@click.option(
     "--check/--no-check",
     "check_targets",
     default=False,
     help="Let the model go on from every prompt before and after, always with the likeliest token; "
     "say how often its text is the target, and what it says instead of the others.",
+)
+@click.option(
+    "--side-by-side",
+    is_flag=True,
+    help="Print what the model writes before and after: to every fact, its paraphrases and its "
+    "neighbors.",
 )
 @plan_option()
 @options.inputs()
@@ -90,7 +104,9 @@ def edit(
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
     seed: int,
+    batch_size: int | None,
     check_targets: bool,
+    side_by_side: bool,
     only_plan: bool,
     inputs: "Inputs",
     cache: Path | None,
@@ -101,6 +117,7 @@ def edit(
 
     The model itself is left as it is: 'editbench apply' puts the edit on it.
     """
+    from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.tracing.facts import facts_of_cases
 
@@ -136,13 +153,19 @@ def edit(
         if advice := advise_sharing(editor, config, requests):
             display.say(advice)
         resources = complete_inputs(inputs, editable).resources(seed, cache, display)
-        work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
+        batches = cut_batches(requests, batch_size)
+        work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
         if not only_plan:
             announce(work, resources.cache, display)
-            result = chosen.edit(editable, requests, resources)
+            stream = chosen.edit_stream(editable, batches, resources)
+            for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
+                if done < len(batches):
+                    display.say(f"Wrote batch {done} of {len(batches)}.")
             result.save(out)
             if check_targets:
                 said = _check_facts(editable, requests, result, display)
+            if side_by_side:
+                comparison = compare_texts(editable, cases, result)
     if only_plan:
         show_plan(work, resources.cache)
         return
@@ -150,6 +173,8 @@ def edit(
     if check_targets:
         for line in describe_check(requests, *said):
             click.echo(line)
+    if side_by_side:
+        click.echo(lay_out(*comparison).rstrip("\n"))
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CORPUS_SOURCES = (
-    "a text file with one text a line; 'atlas', the embedded world's text; or a dataset of the "
-    "Hugging Face hub, hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]."
+    "a text file with one text a line; 'prose', an embedded English text; 'atlas', that of the "
+    "embedded world; or a dataset of the Hugging Face hub, hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]."
 )
 
 out_path = click.Path(path_type=Path)
@@ -275,7 +275,7 @@ def inputs() -> Decorator:
         corpus(
             help="Ordinary text to collect second moments from, where no file of them is given: "
             f"{CORPUS_SOURCES} By default what the model's settings name (Wikipedia for the "
-            "published ones), or 'atlas'."
+            "published ones), or 'prose'."
         ),
     )
     return lambda command: gathered(cache()(command))

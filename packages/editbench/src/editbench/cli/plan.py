@@ -157,7 +157,7 @@ def work_of_trials(
 def work_of_edit(
     editor: "Editor",
     model: "EditableModel",
-    requests: "Sequence[EditRequest]",
+    batches: "Sequence[Sequence[EditRequest]]",
     resources: "Resources",
     *,
     with_check: bool,
@@ -168,9 +168,12 @@ def work_of_edit(
     from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    stages = _ask(
-        editor.name, partial(editor.estimate, model, requests, resources, ExpectedCache())
-    )
+    known, requests = ExpectedCache(), [request for batch in batches for request in batch]
+    stages = [
+        stage
+        for batch in batches
+        for stage in _ask(editor.name, partial(editor.estimate, model, batch, resources, known))
+    ]
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]

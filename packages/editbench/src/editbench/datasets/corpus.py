@@ -57,6 +57,15 @@ def text_file_corpus(path: Path) -> Corpus:
     return Corpus(f"text:{path.name}", digest.hexdigest(), read_lines)
 
 
+def prose_corpus() -> Corpus:
+    """The embedded text: 26,000 words of this project's documentation, as it once was.
+
+    Enough for the second moments of a small model, and plain English; not what a large model's
+    should rest on.
+    """
+    return text_file_corpus(Path(__file__).with_name("prose.txt"))
+
+
 def hub_corpus(name: str) -> Corpus:
     """A dataset of the Hugging Face hub, or a local folder in its format, streamed.
 

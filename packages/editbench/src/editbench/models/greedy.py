@@ -68,10 +68,47 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
         prompt, expected = model.tokens.encode_question(question)
         wanted = model.tokens.decode([*prompt, *expected])
         text = texts[continuation].text
-        # The last character may lack some of its bytes.
-        own = text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
-        said[question] = Said(text.startswith(wanted), own)
+        said[question] = Said(text.startswith(wanted), _cut_prompt(model, prompt, text))
     return [said[question] for question in questions]
+
+
+def write_greedily(model: EditableModel, questions: Sequence[Score], n_tokens: int) -> list[str]:
+    """How a model goes on after prompts, always with the likeliest token, as users would read it.
+
+    Args:
+        model: The model as it stands.
+        questions: Prompts; what they ask for is not looked at.
+        n_tokens: How many tokens it writes; fewer where it ends its text, or takes no more.
+
+    Returns:
+        What it writes after each.
+
+    Raises:
+        RequestError: A prompt has no token, or is longer than the model takes.
+    """
+    prompts = [model.tokens.encode_question(question)[0] for question in questions]
+    most = model.max_positions
+    asked = [
+        Generate(
+            question.prompt,
+            len(prompt) + n_tokens if most is None else min(len(prompt) + n_tokens, most),
+            question.chat,
+        )
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    texts = generate_texts(
+        model,
+        list(dict.fromkeys(asked)),
+        0,
+        model.memory.tokens,
+        _report_nothing,
+        top_k=1,
+        ends=find_ends(model),
+    )
+    return [
+        _cut_prompt(model, prompt, texts[each].text)
+        for prompt, each in zip(prompts, asked, strict=True)
+    ]
 
 
 def find_ends(model: EditableModel) -> frozenset[int]:
@@ -92,6 +129,11 @@ def go_on(model: EditableModel, question: Score) -> Generate:
     if model.max_positions is not None:
         n_tokens = min(n_tokens, model.max_positions)
     return Generate(question.prompt, n_tokens, question.chat)
+
+
+def _cut_prompt(model: EditableModel, prompt: Sequence[int], text: str) -> str:
+    # The last character may lack some of its bytes.
+    return text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
 
 
 def _report_nothing(_: int) -> None:

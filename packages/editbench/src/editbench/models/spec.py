@@ -27,8 +27,8 @@ class ModelSpec:
             fields that are left out take the editor's own defaults.
         defaults_source: Where `defaults` come from; goes into a run's provenance.
         sources: The same for single editors, where these differ.
-        corpus: Text to collect second moments from, as ``--corpus`` names it; empty for the
-            embedded one.
+        corpus: Text to collect second moments from, as ``--corpus`` names it; empty for
+            the embedded prose.
     """
 
     name: str

@@ -163,4 +163,5 @@ ATLAS = ModelSpec(
         }
     ),
     defaults_source="chosen on the validation split of the world 'atlas'",
+    corpus="atlas",
 )

@@ -43,30 +43,31 @@ def validation_of(source: str, plugins: PluginManager) -> str:
 
 
 def open_corpus(source: str) -> "Corpus":
-    """Find texts: a file with one a line, ``atlas``, or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
+    """Find texts: a file, ``prose``, ``atlas``, or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
 
     Raises:
         DataError: The file cannot be read or holds no text.
         ConfigError: The hub's name is malformed, or the extra ``editbench[hub]`` is missing.
     """
-    from editbench.datasets.corpus import HUB_PREFIX, hub_corpus, text_file_corpus
+    from editbench.datasets.corpus import HUB_PREFIX, hub_corpus, prose_corpus, text_file_corpus
     from editbench.plugins.atlas import atlas_corpus
 
     if source.startswith(HUB_PREFIX):
         return hub_corpus(source)
-    return atlas_corpus() if source == "atlas" else text_file_corpus(Path(source).expanduser())
+    embedded = {"prose": prose_corpus, "atlas": atlas_corpus}
+    return embedded[source]() if source in embedded else text_file_corpus(Path(source).expanduser())
 
 
 def complete_inputs(inputs: "Inputs", model: "EditableModel") -> "Inputs":
     """The inputs with the text that second moments of a model are collected from, if any are.
 
-    Where nobody chose one it is what the model's settings name, or else Atlas. On a model without
-    weights nothing is collected.
+    Where nobody chose one it is what the model's settings name, or else the embedded prose. On a
+    model without weights nothing is collected.
     """
     if inputs.second_moments is not None or model.planned_device is not None:
         return replace(inputs, corpus=None)
     spec = model.spec
-    default = spec.corpus if spec is not None and spec.corpus else "atlas"
+    default = spec.corpus if spec is not None and spec.corpus else "prose"
     return replace(inputs, corpus=inputs.corpus or open_corpus(default))
 
 
@@ -75,6 +76,6 @@ def describe_default_corpus(inputs: "Inputs", model: "EditableModel") -> str | N
     if inputs.second_moments or inputs.corpus or model.spec:
         return None
     return (
-        f"Second moments of '{model.name}' are collected from the embedded text 'atlas', since "
-        "neither a file of them nor a corpus is given. For results that count, give ordinary text."
+        f"Second moments of '{model.name}' are collected from the embedded text 'prose', since "
+        "neither a file of them nor a corpus is given. For results that count, give more text."
     )

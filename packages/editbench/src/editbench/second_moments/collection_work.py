@@ -133,7 +133,9 @@ def estimate_collection(
     widened = min(n_together * d_key, _WIDENED) * torch.float64.itemsize
     looked_at = 0 if work.stop is None else _LOOK_MATRICES * d_key**2 * torch.float64.itemsize
     while_running = forward.n_peak_bytes + keys + widened
-    n_peak = max(while_running, looked_at) + (matrices if is_on_device else 0)
+    written = 2 * matrices if work.device.type == "cpu" else 0  # means, and their bytes
+    n_peak = max(while_running, looked_at, written if is_on_device else 0)
+    n_peak += matrices if is_on_device else 0
     place = "" if is_on_device else ", matrices in main memory"
     until = "" if work.stop is None else f", until sampling costs little: {work.n_tokens:,} at most"
     return replace(

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from editbench.models.chosen_positions import Places, only_at
 from editbench.models.editable import EditableModel
+from editbench.models.head import apply_head
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.readout import apply_head
 from editbench.replay.block_calls import BlockCalls, forwards_replaced
 from editbench.replay.reach import Reach
 from editbench.tracing.block_replay import ReplayArguments

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources, TrainedEditor
-from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
@@ -23,12 +22,14 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.references import cite
 from editbench.editors.search_space import SearchSpace
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
 )
+from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
@@ -99,6 +100,8 @@ class Mend(TrainedEditor):
     """
 
     name: ClassVar[str] = "mend"
+    good_for: ClassVar[str] = "edits in one step, by a network that was trained for the model"
+    citation: ClassVar[str] = cite("mitchell2022mend")
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     config: MendConfig
 

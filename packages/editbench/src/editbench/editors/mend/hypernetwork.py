@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from editbench.editors.mend.gradients import GradientTerms, Matrix
+from editbench.editors.training.gradients import GradientTerms
+from editbench.editors.training.matrices import Matrix
 
 
 class RunningStatistics(nn.Module):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from editbench.editors.mend.examples import Example, ExampleRow
-from editbench.editors.mend.gradients import GradientTerms, Matrix, gather_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
+from editbench.editors.training.gradients import GradientTerms, gather_gradients
+from editbench.editors.training.matrices import Matrix
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.out_of_memory import Halving

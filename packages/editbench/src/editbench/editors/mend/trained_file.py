@@ -14,9 +14,9 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from editbench.editors.mend.gradients import Matrix
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import Matrix
 from editbench.errors import EditError
 from editbench.files.seals import checksum_file
 from editbench.files.tensor_files import DamagedError, TensorFile, write_tensors

@@ -17,11 +17,11 @@ from editbench.editors.mend.examples import (
     draw_example,
     select_trainable,
 )
-from editbench.editors.mend.gradients import find_matrices
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
 from editbench.editors.mend.trained_file import TrainingRecord, read_state, write_state
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import find_matrices
 from editbench.edits.card import package_versions
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel

@@ -1,7 +1,4 @@
-"""The weights that MEND edits, and their gradients as sums of rank-1 terms, one a token.
-
-Mitchell et al., 2021, section 3.2.
-"""
+"""Gradients of edits as sums of rank-1 terms, one a token (Mitchell et al., 2021, section 3.2)."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,68 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from editbench.editors.training.matrices import Matrix
 from editbench.editors.training.target_likelihood import TargetBatch
-from editbench.models.architecture import input_width, weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.models.token_states import by_row
 from editbench.requests import EditRequest
-
-_N_BLOCKS = 3  # the last three, as published for every model
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One weight that is edited.
-
-    Attributes:
-        name: The parameter, as in the model's ``named_parameters``.
-        module: Path of the linear module that it belongs to.
-        d_in: Width of the module's input.
-        d_out: Width of its output.
-    """
-
-    name: str
-    module: str
-    d_in: int
-    d_out: int
-
-    @classmethod
-    def of(cls, model: EditableModel, module: str) -> "Matrix":
-        """Describe the weight of a linear module."""
-        linear = model.model.get_submodule(module)
-        axis = 1 if weight_is_transposed(linear) else 0
-        d_out = int(linear.get_parameter("weight").shape[axis])
-        name = model.architecture.weight_name(module)
-        return cls(name, module, input_width(linear), d_out)
-
-
-def find_matrices(model: EditableModel, blocks: Sequence[int] | None = None) -> tuple[Matrix, ...]:
-    """Find all linear maps of the MLPs of some blocks, in the order of the blocks and modules.
-
-    They are two for a plain MLP and three for a gated one: gate, up and down. What the MLP is, is
-    told by its output projection: everything that lies beside it. Where that is the block itself
-    (OPT), only the block's own linear maps count, not those of the attention inside of it. Without
-    `blocks` it is the last three.
-
-    Raises:
-        ModelError: The model has no such block.
-    """
-    n_layers = model.architecture.n_layers
-    chosen = range(max(0, n_layers - _N_BLOCKS), n_layers) if blocks is None else blocks
-    return tuple(
-        Matrix.of(model, module) for block in chosen for module in _mlp_modules(model, block)
-    )
-
-
-def _mlp_modules(model: EditableModel, block: int) -> list[str]:
-    block_path = model.architecture.block(block)
-    mlp_path = model.architecture.mlp_projections[block].rpartition(".")[0]
-    mlp = model.model.get_submodule(mlp_path)
-    parts = mlp.named_children() if mlp_path == block_path else mlp.named_modules()
-    return [f"{mlp_path}.{name}" for name, part in parts if isinstance(part, nn.Linear | Conv1D)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +27,33 @@ class GradientTerms:
         inputs: u, what goes into the weight's module, ``[n_tokens, d_in]``, float32.
         gradients: v = ∂L/∂(the module's output), ``[n_tokens, d_out]``, float32.
         edits: Which edit each token belongs to, ``[n_tokens]``, ascending.
+        positions: Where the token stands in the edit's prompt with its target, ``[n_tokens]``.
     """
 
     inputs: Tensor
     gradients: Tensor
     edits: Tensor
+    positions: Tensor
 
     def of(self, edits: range) -> "GradientTerms":
         """The terms of consecutive edits, numbered from 0 on."""
         chosen = (self.edits >= edits.start) & (self.edits < edits.stop)
         return GradientTerms(
-            self.inputs[chosen], self.gradients[chosen], self.edits[chosen] - edits.start
+            self.inputs[chosen],
+            self.gradients[chosen],
+            self.edits[chosen] - edits.start,
+            self.positions[chosen],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["GradientTerms"], n_edits: Sequence[int]) -> "GradientTerms":
+        """The terms of some edits after those of others, numbered on; each part has `n_edits`."""
+        starts = [0, *accumulate(n_edits)]
+        return cls(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.gradients for part in parts]),
+            torch.cat([part.edits + start for part, start in zip(parts, starts, strict=False)]),
+            torch.cat([part.positions for part in parts]),
         )
 
 
@@ -110,19 +68,14 @@ def gather_gradients(
     def decompose(some: Sequence[EditRequest]) -> tuple[dict[str, GradientTerms], int]:
         return decompose_gradients(model, matrices, some)[0], len(some)
 
-    parts, sizes = zip(*halving.run(requests, decompose), strict=True)
+    parts = list(halving.run(requests, decompose))
     if len(parts) == 1:
-        return parts[0]
-
-    def join(own: Sequence[GradientTerms]) -> GradientTerms:
-        starts = accumulate(sizes, initial=0)
-        return GradientTerms(
-            torch.cat([each.inputs for each in own]),
-            torch.cat([each.gradients for each in own]),
-            torch.cat([each.edits + start for each, start in zip(own, starts, strict=False)]),
-        )
-
-    return {matrix.name: join([terms[matrix.name] for terms in parts]) for matrix in matrices}
+        return parts[0][0]
+    counts = [n_edits for _, n_edits in parts]
+    return {
+        matrix.name: GradientTerms.joined([terms[matrix.name] for terms, _ in parts], counts)
+        for matrix in matrices
+    }
 
 
 def decompose_gradients(
@@ -169,4 +122,4 @@ def _collect_terms(
         by_row(each, n_edits).to(device, torch.float32) for each in (inputs, gradients)
     )
     edits, positions = gradients.ne(0).any(dim=-1).nonzero(as_tuple=True)
-    return GradientTerms(inputs[edits, positions], gradients[edits, positions], edits)
+    return GradientTerms(inputs[edits, positions], gradients[edits, positions], edits, positions)
