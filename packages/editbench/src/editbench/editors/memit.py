@@ -291,6 +291,13 @@ class ReviveConfig(MemitConfig):
         default="revive",
         description="what is done to Δ: the weight's main directions are taken out",
     )
+    protected_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="τ: the protected directions hold this share of the weight's energy; a small "
+        "model needs more of them to write in than a large one",
+    )
 
 
 class Revive(Memit):
