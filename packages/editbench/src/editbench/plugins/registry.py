@@ -71,11 +71,6 @@ class Registration:
 def register(kind: Kind, values: object, plugin: str) -> list[Registration]:
     """Check what one plugin's hook returned.
 
-    Args:
-        kind: What the hook registers.
-        values: What it returned.
-        plugin: The plugin's name.
-
     Raises:
         PluginError: It is not a list or tuple of things of this kind with well-formed names.
     """

@@ -112,10 +112,6 @@ class Hypernetwork(nn.Module):
     def forward(self, matrix: Matrix, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """The terms of one weight's update.
 
-        Args:
-            matrix: The weight.
-            terms: Its gradient.
-
         Returns:
             −α ṽ ``[n_tokens, d_out]`` and ũ ``[n_tokens, d_in]``: Δ is the sum over tokens of the
             outer products of their rows.

@@ -1,6 +1,7 @@
 """Gradients of edits as sums of rank-1 terms, one a token (Mitchell et al., 2021, section 3.2)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -85,28 +86,17 @@ def decompose_gradients(
     The loss of an edit is the mean of −log p over its target's tokens, behind the prompt; the
     losses are added up. So what an edit contributes does not depend on what it runs with.
 
-    Args:
-        model: The model.
-        matrices: The weights.
-        requests: The edits.
-
     Returns:
         The terms for each weight by its name, and the mean loss of the edits.
     """
     batch = TargetBatch(model, requests, "teacher-forced")
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks, torch.enable_grad():
         for matrix in matrices:
             module = model.model.get_submodule(matrix.module)
-            handles.append(module.register_forward_hook(_make_tap(matrix.name, seen)))
-        with torch.enable_grad():
-            loss = batch.loss() * len(requests)
-            taps = [seen[matrix.name][1] for matrix in matrices]
-            found = torch.autograd.grad(loss, taps)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.enter_context(module.register_forward_hook(_make_tap(matrix.name, seen)))
+        loss = batch.loss() * len(requests)
+        found = torch.autograd.grad(loss, [seen[matrix.name][1] for matrix in matrices])
     terms = {
         matrix.name: _collect_terms(seen[matrix.name][0], gradient, len(requests), model.device)
         for matrix, gradient in zip(matrices, found, strict=True)
