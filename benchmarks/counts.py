@@ -39,7 +39,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from editbench.datasets.corpus import Corpus
-from editbench.editors.base import Resources
 from editbench.editors.context_prefixes import expect_prefixes, sample_context_prefixes
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.memit import MemitConfig
@@ -185,7 +184,7 @@ def count_keys(name: str, n: int) -> list[dict[str, Any]]:
     config = random_model.make_config(shape)
     requests = random_model.make_requests(shape, n)
     lengths = (config.context_prefix_length,)
-    prefixes = expect_prefixes(model.tokens, Resources(0), config.n_context_prefixes, lengths)
+    prefixes = expect_prefixes(model.tokens, None, config.n_context_prefixes, lengths)
 
     def plan(layers: Sequence[int]) -> float:
         keys, _ = estimate_insertion(model, requests, prefixes, config.key_weighting, layers)

@@ -34,7 +34,7 @@ from editbench.editors.base import Editor
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
-from editbench.experiments.comparisons import MIN_CASES, scaling_sizes
+from editbench.experiments.comparisons import MIN_CASES, SCALING, scaling_sizes
 from editbench.experiments.setup import Setup
 from editbench.metrics.probes import Accuracy, Success
 from editbench.models.editable import EditableModel
@@ -97,7 +97,9 @@ def make_editors(tap: int, preservation_weight: float, moment_tokens: int) -> li
         second_moment_tokens=moment_tokens,
         **z,
     )
-    rome = RomeConfig(layer=tap - 1, n_context_prefixes=2, second_moment_tokens=moment_tokens, **z)
+    rome = RomeConfig(
+        critical_layers=(tap - 1,), n_context_prefixes=2, second_moment_tokens=moment_tokens, **z
+    )
     return [Memit(memit), FineTune(FineTuneConfig(layer=tap, learning_rate=0.005)), Rome(rome)]
 
 
@@ -184,14 +186,13 @@ def main() -> None:
             logger.error("%s: %s", trial.label, reason)
         return time.perf_counter() - began
 
+    scaling = replace(SCALING, metrics=("success", "accuracy"))
     validation = set_up("validation", args.n_validation)
     write_record()
     seconds["choosing λ"] = 0.0
     for weight in map(float, args.weights.split(",")):
         memit = make_editors(recipe.tap, weight, moment_tokens)[:1]
-        trials = validation.trials(
-            memit, ["success", "accuracy"], [validation.limit(args.n_validation)]
-        )
+        trials = validation.trials(scaling, [validation.limit(args.n_validation)], memit)
         folder = args.out / f"lambda-{weight:g}"
         seconds["choosing λ"] += run(trials, folder, "lambda")
         found = [
@@ -210,10 +211,10 @@ def main() -> None:
         recipe.tap, max(scores, key=lambda weight: scores[weight]), moment_tokens
     )
     few = [size for size in sizes if size <= args.largest_rome]
-    metrics, min_cases = ["success", "accuracy"], 1 if args.tiny else MIN_CASES
+    min_cases = 1 if args.tiny else MIN_CASES
     trials = [
-        *test.trials([memit, tuned], metrics, sorted(sizes), min_cases=min_cases),
-        *test.trials([rome], metrics, sorted(few), min_cases=min_cases),
+        *test.trials(scaling, sorted(sizes), [memit, tuned], min_cases=min_cases),
+        *test.trials(scaling, sorted(few), [rome], min_cases=min_cases),
     ]
     distinct = {trial.hash: trial for trial in trials}
     seconds["scaling"] = run(list(distinct.values()), args.out / "scaling", "scaling")

@@ -12,6 +12,8 @@ import pytest
 
 from editbench.plugins.atlas import AtlasValidation
 
+pytestmark = pytest.mark.thorough
+
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
 WORK = REPOSITORY.parent / "shared" / "reference" / "speed"

@@ -26,6 +26,7 @@ from editbench.cli.main import build_cli
 from editbench.cli.overrides import read_overrides
 from editbench.datasets import read_facts
 from editbench.datasets.facts import COLUMNS, FIELDS
+from editbench.editors import alphaedit, memit
 from editbench.editors.alphaedit import AlphaEditConfig
 from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import derive_closed_form_defaults
@@ -35,8 +36,9 @@ from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.rome import RomeConfig
+from editbench.editors.ultraedit import UltraEditConfig
 from editbench.edits.card import EditCard
-from editbench.plugins import PluginManager
+from editbench.plugins import PluginManager, load_plugins
 from editbench.requests import EditRequest
 from editbench.results.comparison import Difference
 from editbench.results.figures.drawing import FIGURES
@@ -137,6 +139,7 @@ class TestConfiguration:
         [
             ("ROME", RomeConfig),
             ("FT-W", FineTuneConfig),
+            ("UltraEdit", UltraEditConfig),
             ("MEND", MendConfig),
             ("Training of MEND", MendTraining),
         ],
@@ -162,6 +165,39 @@ class TestConfiguration:
             [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
             for name, field in config.model_fields.items()
             if field.default != MemitConfig.model_fields[name].default
+        ]
+        assert rows == expected
+
+    @pytest.mark.parametrize(
+        ("title", "module", "base"),
+        [
+            ("Presets of MEMIT", memit, MemitConfig),
+            ("Presets of AlphaEdit", alphaedit, AlphaEditConfig),
+        ],
+    )
+    def test_what_presets_change(self, title: str, module: Any, base: Any) -> None:
+        (rows,) = tables(section("reference/configuration.md", title))
+        kinds = [
+            kind for kind in load_plugins().editors().values() if kind.__module__ == module.__name__
+        ]
+        expected = [
+            [f"`{kind.name}`", f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
+            for kind in kinds
+            for name, field in kind.config_type.model_fields.items()
+            if not field.is_required() and field.default != base.model_fields[name].default
+        ]
+        assert rows == expected
+
+    def test_presets_by_name(self) -> None:
+        (rows,) = tables(section("reference/configuration.md", "Presets by name"))
+        expected = [
+            [
+                f"`{name}`",
+                f"`{preset}`",
+                ", ".join(f"`{field}: {json.dumps(value)}`" for field, value in values.items()),
+            ]
+            for name, kind in load_plugins().editors().items()
+            for preset, values in kind.config_type.presets.items()
         ]
         assert rows == expected
 

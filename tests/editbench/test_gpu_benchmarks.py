@@ -15,6 +15,8 @@ import torch
 from editbench.editors.subject_tokens import target_row
 from editbench.results.report import summarize
 
+pytestmark = pytest.mark.thorough
+
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 

@@ -98,5 +98,5 @@ def test_what_cannot_be_used_is_one_clear_error(model, arguments, error, says):
 
 def test_text_that_nobody_chose_is_warned_of(model, monkeypatch):
     monkeypatch.setattr(model, "spec", None)
-    with pytest.warns(UserWarning, match="For results that count, give ordinary text"):
+    with pytest.warns(UserWarning, match="For results that count, give more text"):
         eb.edit(model, FACTS[:1], **OPTIONS)

@@ -23,6 +23,8 @@ from editbench.cli.main import build_cli
 from editbench.plugins import PluginManager
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 
+pytestmark = pytest.mark.thorough
+
 N_QUICK = 36
 N_ALL = 500
 

@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.thorough
+
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     rows = [
@@ -41,4 +45,4 @@ def test_kill_at_any_point(editbench, start, report, tmp_path) -> None:
 
     assert read_rows(killed) == read_rows(whole)
     assert report(killed) == report(whole)
-    assert not [path for path in killed.rglob("*") if "partial" in path.name or "tmp" in path.name]
+    assert not [path for path in killed.rglob("*") if "unfinished" in path.name]

@@ -6,11 +6,14 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 
 def read_prompts(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("prompts/*")}
 
 
+@pytest.mark.thorough
 def test_kill_at_any_point(editbench, start, tmp_path) -> None:
     options = ["trace", "--n-facts", "12", "--device", "cpu", "--no-figures"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -123,6 +123,65 @@ def test_residuals_are_met_exactly_with_history_too(d_key: int, n_edits: int, se
     assert (written @ stiff.mT).norm() <= (written @ update.mT).norm()
 
 
+@law
+@given(st.integers(2, 12), st.lists(st.integers(1, 4), min_size=1, max_size=5), slacks, seeds)
+def test_history_that_was_worked_out_is_the_same_history(
+    d_key: int, sizes: list[int], slack: float, seed: int
+) -> None:
+    """Whether its rows come one after another, all at once, or as a part of the factors."""
+    moment, rows = draw_moment(d_key, seed), draw(sum(sizes), d_key, seed=seed + 1)
+    keys, residuals = draw(2, d_key, seed=seed + 2), draw(2, 3, seed=seed + 3)
+    basis = torch.linalg.qr(draw(d_key, max(1, d_key - 1), seed=seed + 4)).Q
+    for empty in (
+        Preservation(moment, weight=2.0, ridge=0.1),
+        Preservation(moment, weight=2.0).factorized(),
+        Preservation(None, ridge=0.7, basis=basis),
+    ):
+        grown = empty
+        for some in rows.split(sizes):
+            grown = grown.with_history(some)
+            solve(keys, residuals, grown, slack=slack)
+        expected = solve(keys, residuals, empty.with_history(rows), slack=slack)
+        assert_close(solve(keys, residuals, grown, slack=slack), expected)
+        for price in (grown.absorbed(), grown.to(torch.device("cpu"))):
+            assert_close(solve(keys, residuals, price, slack=slack), expected)
+
+
+def test_each_row_of_history_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_solved = []
+    solve_triangular = torch.linalg.solve_triangular
+
+    def note(factor: Tensor, columns: Tensor, **options: object) -> Tensor:
+        if len(factor) == 60:  # C's; the others are of systems with a row for each edit
+            n_solved.append(columns.shape[1])
+        return solve_triangular(factor, columns, **options)
+
+    price = Preservation(draw_moment(60, 0)).factorized()
+    monkeypatch.setattr(torch.linalg, "solve_triangular", note)
+    for step in range(6):
+        keys = draw(2, 60, seed=step)
+        solve(keys, draw(2, 3, seed=step + 10), price)
+        price = price.with_history(keys)
+    # A batch goes in and out; from the second one on the rows before it come in, once.
+    assert n_solved == [2, 2, *(5 * [2, 2, 2])]
+
+
+@law
+@given(st.integers(3, 10), st.integers(1, 4), st.integers(1, 4), seeds)
+def test_the_symmetric_form_is_the_authors_of_alphaedit(
+    d_key: int, n_edits: int, n_written: int, seed: int
+) -> None:
+    """Δᵀ = (P(KᵀK + H) + L₂I)⁻¹ P KᵀR, with P = UUᵀ."""
+    basis = torch.linalg.qr(draw(d_key, d_key - 1, seed=seed)).Q
+    keys, written = draw(n_edits, d_key, seed=seed + 1), draw(n_written, d_key, seed=seed + 2)
+    residuals, ridge = draw(n_edits, 3, seed=seed + 3), 0.3
+    projector, unit = basis @ basis.mT, torch.eye(d_key, dtype=torch.float64)
+    system = projector @ (keys.mT @ keys + written.mT @ written) + ridge * unit
+    expected = torch.linalg.solve(system, projector @ keys.mT @ residuals).mT
+    price = Preservation(None, ridge=ridge, basis=basis, history=written)
+    assert_close(solve(keys, residuals, price), expected)
+
+
 # Ridge
 
 

@@ -118,6 +118,7 @@ def test_a_dataset_without_probes_is_refused(refuses, model_folder, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_killed_training_goes_on_with_resume(invoke, options, model_folder, tmp_path):
     """SIGKILL, at any moment; then the file is that of a training that was never killed."""
     arguments = ["train", "mend", *options, "--max-steps", 14]

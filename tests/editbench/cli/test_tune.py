@@ -207,6 +207,7 @@ def interrupt(command, folder, how):
     return program.returncode, errors
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_what_was_found(options, memit_options, tmp_path):
     command = [*options, *memit_options, "--n-edits", 2, "--out", "k.yaml"]
     status, errors = interrupt(command, tmp_path, signal.SIGINT)
@@ -218,6 +219,7 @@ def test_ctrl_c_keeps_what_was_found(options, memit_options, tmp_path):
     MemitConfig.parse(yaml.safe_load(text), "k.yaml")
 
 
+@pytest.mark.thorough
 def test_killed_and_gone_on_with(invoke, options, memit_options, tmp_path):
     command = [*options, *memit_options, "--n-edits", 8, "--trials", 3]
     status, _ = interrupt([*command, "--out", "k.yaml"], tmp_path, signal.SIGKILL)

@@ -181,7 +181,7 @@ class TestSnippets:
     def test_streaming_does_not_depend_on_where_reads_end(
         self, write, cache, monkeypatch: pytest.MonkeyPatch, n_read: int, indent: int | None
     ) -> None:
-        monkeypatch.setattr("editbench.datasets.snippets._N_CHARACTERS_READ", n_read)
+        monkeypatch.setattr("editbench.datasets.counterfact._N_CHARACTERS_READ", n_read)
         data = write("cf.json", json.dumps([make_record()]))
         snippets = write("s.json", json.dumps(SNIPPETS, indent=indent, ensure_ascii=False) + "\n")
         (case,) = CounterFact(data, cache, snippets=snippets).cases()

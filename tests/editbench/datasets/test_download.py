@@ -20,6 +20,7 @@ import pytest
 
 from editbench.datasets import RemoteFile, ZsRE, fetch
 from editbench.errors import DataError
+from editbench.files.whole_files import UNFINISHED
 
 CONTENT = json.dumps([{"subject": f"subject {n}"} for n in range(20_000)]).encode()
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -106,7 +107,7 @@ def start_fetch(remote: RemoteFile, folder: Path, **options: object) -> subproce
 
 def wait_for_partial_file(folder: Path) -> None:
     deadline = time.monotonic() + 20
-    while not any(path.stat().st_size for path in folder.glob(".*.part")):
+    while not any(path.stat().st_size for path in folder.glob(f"{UNFINISHED}*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

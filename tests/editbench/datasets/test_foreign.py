@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editbench.datasets import CounterFact, Facts, ZsRE, read_facts
-from editbench.datasets.facts import FIELDS
+from editbench.datasets.facts import FIELDS, find_subject
 from editbench.datasets.foreign import as_fact
-from editbench.datasets.prompts import find_subject
-from editbench.datasets.records import Record
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Record, Understanding
 from editbench.errors import DataError
 from editbench.requests import EditCase, Probe
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.second_moments.factors import require_factor
 from editbench.second_moments.obtaining import LayerMoments
 from memit_core import FactorizedSecondMoment, UpdateFactors, solve_edits

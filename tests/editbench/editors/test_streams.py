@@ -12,7 +12,8 @@ import torch
 
 from editbench.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from editbench.editors.base import Editor, Resources
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.emmet import Emmet, EmmetConfig
 from editbench.editors.finetune import FineTune, FineTuneConfig
@@ -23,9 +24,10 @@ from editbench.editors.targets.optimizer import TargetOptimizer
 from editbench.editors.unedited import Unedited
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
-from editbench.edits.weight_edit import WeightEdit
+from editbench.edits.weight_edit import WeightEdit, make_dense
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
+from editbench.plugins.manager import load_plugins
 from editbench.requests import EditRequest
 from editbench.second_moments.obtaining import LayerMoments, obtain_second_moments
 from editbench.testing import check_editor, tiny_model, toy_cases, toy_corpus
@@ -369,3 +371,55 @@ def test_the_authors_files_are_read(
     config = kind.parse(translated.values, "theirs.json")
     assert config.critical_layers == (1, 2)
     assert {name: getattr(config, name) for name in ours} == ours
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [
+        Dials(weight=20, history=True),
+        Dials(weight=20, history=True, ridge=0.1),
+        Dials(weight=20, history=True, slack=0.1),
+        Dials(ridge=1.0, history=True, null_space=(0.5, "share")),
+        Dials(weight=20, history=True, ridge=1.0, error_feedback=True),
+    ],
+)
+@pytest.mark.parametrize("has_dead_axes", [False, True])
+def test_what_a_stream_keeps_is_what_there_is_from_the_start(
+    dials: Dials, has_dead_axes: bool
+) -> None:
+    """Prices that grow with every batch, and those of all earlier rows at once."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(80, 16, generator=generator, dtype=torch.float64)
+    if has_dead_axes:
+        tokens[:, 3] = 0  # some facts use it
+    moments = LayerMoments({1: lambda: tokens.T @ tokens / len(tokens)})
+    preserved, earlier = PreservedValues(moments, dials, None), []
+    for _ in range(8):
+        keys, residuals = (torch.randn(2, n, generator=generator).double() for n in (16, 4))
+        found = make_dense(preserved.solve(1, keys, residuals))
+        again = PreservedValues(moments, dials, None)
+        for rows in earlier:
+            again.add(1, rows)
+        again._asked.add(1)
+        torch.testing.assert_close(found, make_dense(again.solve(1, keys, residuals)))
+        preserved.add(1, keys)
+        earlier.append(keys)
+    assert len(earlier) * 2 > 16 // 2  # history has become a part of the factors
+
+
+@pytest.mark.parametrize("finish", ["rect", "prune", "sphere", "revive"])
+@pytest.mark.parametrize("name", ["memit-history", "alphaedit", "evoedit", "encore", "blue", "nas"])
+def test_any_finish_goes_with_any_preservation(name: str, finish: str) -> None:
+    kind = load_plugins().get_editor(name)
+    changes: dict[str, object] = {"finish": finish}
+    if finish in ("rect", "prune"):
+        changes["error_feedback"] = True
+    editor = kind(kind.config_type.parse({**_LAYERS, **changes}, "test"))
+    model = tiny_model()
+    *_, edit = write(editor, model, BATCHES[:2])
+    plain = kind(kind.config_type.parse(_LAYERS, "test"))
+    *_, other = write(plain, model, BATCHES[:2])
+    assert isinstance(edit, WeightEdit)
+    assert isinstance(other, WeightEdit)
+    assert edit.changes_something
+    assert edit.identity != other.identity

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from editbench.errors import RequestError
-from editbench.models import generation, memory_budget
+from editbench.models import memory_budget
 from editbench.models.answering import answer_questions
 from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
@@ -324,7 +324,7 @@ class TestGenerate:
     ) -> None:
         questions = [Generate(f"Once upon {n}", 12) for n in range(5)]
         expected = ask(stories, *questions)
-        monkeypatch.setattr(generation, "_MIN_CACHE_BYTES", 0)
+        monkeypatch.setattr(memory_budget, "_TEXT_CACHE_BYTES", 0)
         with count_forwards(stories) as shapes:
             assert ask(stories, *questions, token_budget=24) == expected
         assert {n_rows for n_rows, _ in shapes} == {2, 1}

@@ -41,7 +41,7 @@ def test_others(config: hf.PreTrainedConfig, expected: str, wrap) -> None:
     prompt = "The mother tongue of Danielle Darrieux is"
     passages = make_passages(model, [Score(prompt, "a long story!"), Score(prompt, "the winter.")])
     batches = batch_passages(model, passages, 500)
-    assert not any(row.branches for batch in batches for row in batch)
+    assert not any(row.branches for batch in batches for row in batch.rows)
 
 
 def test_an_encoder_that_does_not_say_so(wrap) -> None:

@@ -12,8 +12,7 @@ from editbench.edits.card import EditCard
 from editbench.edits.edit import Edit, NoEdit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError
-from editbench.models.editable import EditableModel
-from editbench.models.unedited import of_unedited
+from editbench.models.editable import EditableModel, of_unedited
 from editbench.testing import tiny_model, toy_cases
 from memit_core import UpdateFactors, updated_weights
 

@@ -101,7 +101,7 @@ def editbench_register_editors():
         broken("derived-list", derive_defaults=classmethod(lambda cls, model: ["size"])),
         broken("derived-unknown", derive_defaults=classmethod(lambda cls, model: {"depth": 1})),
         broken("construct", __init__=fail(ValueError("not today"))),
-        broken("plans", plan=lambda *_: 3),
+        broken("plans", estimate=lambda *_: 3),
     ]
 
 
@@ -383,7 +383,7 @@ def test_what_cannot_go_on_is_refused_in_one_line(run, arguments, says):
 def test_plan_goes_on_without_what_an_editor_says(run):
     result = run("--dataset", "few", "--editor", "plans", "--plan")
     assert result.exit_code == 0, result.output
-    assert f"plan() of {WHOSE}: returned the wrong thing" in " ".join(result.stdout.split())
+    assert f"estimate() of {WHOSE}: returned the wrong thing" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("editor", ["exits", "stops", "returns-none", "default-raises"])

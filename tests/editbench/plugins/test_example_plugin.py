@@ -54,9 +54,39 @@ def test_installed_plugin_is_listed_by_the_program(site):
         assert entry["plugin"] == "example"
 
 
-def test_editor_keeps_the_contract(invoke):
-    result = invoke("check", "gradient-step")
+@pytest.mark.parametrize("name", ["gradient-step", "clipped"])
+def test_editors_keep_the_contract(invoke, name):
+    result = invoke("check", name)
     assert result.exit_code == 0, result.output
+
+
+def test_an_editor_out_of_the_slots_is_short_and_writes_streams(invoke, tmp_path):
+    from editbench.editors.context_prefixes import ContextPrefixes
+    from editbench.edits.weight_edit import WeightEdit
+    from editbench.testing import tiny_model, tiny_tokenizer
+
+    source = PACKAGE / "src" / "editbench_example_plugin" / "clipped.py"
+    assert len(source.read_text().splitlines()) <= 25
+    tiny_model().model.save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    fact = {"prompt": "{} works as a", "target": "poet"}
+    facts = [{"subject": name, **fact} for name in ("Ana Lund", "Elif Sato", "Boris Sato")]
+    (tmp_path / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts))
+    (tmp_path / "prefixes.json").write_text(json.dumps(ContextPrefixes((("",),)).groups))
+    kept = {}
+    for bound in ("0.5", "1000"):
+        result = invoke(
+            "edit", "--editor", "clipped", "--model", "model", "--facts", "facts.jsonl",
+            "--batch-size", "2", "--context-prefixes", "prefixes.json",
+            "--set", f"clipped.bound={bound}", "--set", "clipped.second_moment_tokens=2000",
+            "--set", "clipped.finish=none", "--out", f"{bound}.safetensors",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        kept[bound] = WeightEdit.load(tmp_path / f"{bound}.safetensors")
+        assert [fact["status"] for fact in kept[bound].card.extra["facts"]] != []
+    sizes = [edit.card.extra["updates"] for edit in kept.values()]
+    for name in sizes[0]:
+        assert 0 < sizes[0][name]["relative_norm"] < sizes[1][name]["relative_norm"]
 
 
 def test_editor_and_metric_run(invoke, tmp_path):

@@ -14,9 +14,9 @@ from matplotlib.text import Text
 
 from editbench.results.figures import draw_figures
 from editbench.results.figures.drawing import choose_figures, guess_figure
-from editbench.results.figures.layers import write_layers
 from editbench.results.figures.panels import write_number
 from editbench.results.figures.style import choose_styles
+from editbench.results.figures.sweep import write_layers
 from editbench.results.report import summarize
 
 EXPERIMENTS = (

@@ -6,8 +6,9 @@ from scipy import stats
 
 from editbench.estimates import Estimate, estimate_mean
 from editbench.results.statistics import (
-    estimate_harmonic_mean,
+    bootstrap,
     estimate_over_draws,
+    harmonic_mean,
 )
 
 
@@ -22,7 +23,7 @@ def test_mean_worked_by_hand():
 def test_one_case_says_nothing_about_the_spread():
     for estimate in (
         estimate_mean(np.array([30.0])),
-        estimate_harmonic_mean(np.array([[30.0, 30.0]]), seed=0),
+        bootstrap(np.array([[30.0, 30.0]]), harmonic_mean, seed=0),
     ):
         assert (estimate.value, estimate.n) == (pytest.approx(30), 1)
         assert math.isnan(estimate.low)
@@ -32,20 +33,20 @@ def test_one_case_says_nothing_about_the_spread():
 
 def test_harmonic_mean_is_of_the_means_not_of_the_cases():
     values = np.array([[100.0, 0.0], [0.0, 100.0]])  # every case's own harmonic mean is 0
-    assert estimate_harmonic_mean(values, seed=0).value == pytest.approx(50)
-    assert estimate_harmonic_mean(np.array([[100.0, 50.0]] * 3), seed=0).value == pytest.approx(
+    assert bootstrap(values, harmonic_mean, seed=0).value == pytest.approx(50)
+    assert bootstrap(np.array([[100.0, 50.0]] * 3), harmonic_mean, seed=0).value == pytest.approx(
         stats.hmean([100, 50])
     )
 
 
 def test_harmonic_mean_with_a_zero_is_zero():
-    estimate = estimate_harmonic_mean(np.array([[0.0, 90.0], [0.0, 80.0]]), seed=0)
+    estimate = bootstrap(np.array([[0.0, 90.0], [0.0, 80.0]]), harmonic_mean, seed=0)
     assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
 
 
 def test_missing_values_count_neither_for_nor_against():
     values = np.array([[100.0, np.nan], [0.0, 40.0], [np.nan, 60.0], [100.0, np.nan]])
-    estimate = estimate_harmonic_mean(values, seed=0)
+    estimate = bootstrap(values, harmonic_mean, seed=0)
     assert estimate.value == pytest.approx(stats.hmean([200 / 3, 50]))
     assert estimate.low < estimate.value < estimate.high
     assert estimate.n == 4
@@ -56,7 +57,7 @@ def test_the_bootstrap_resamples_cases_whole():
     generator = np.random.default_rng(1)
     efficacy = generator.choice([0.0, 100.0], size=60, p=[0.3, 0.7])
     values = np.stack([efficacy, 100 - efficacy], axis=1)
-    ours = estimate_harmonic_mean(values, seed=3)
+    ours = bootstrap(values, harmonic_mean, seed=3)
     theirs = stats.bootstrap(
         (values[:, 0], values[:, 1]),
         lambda x, y, axis: 2 / (1 / x.mean(axis=axis) + 1 / y.mean(axis=axis)),
@@ -72,13 +73,13 @@ def test_the_bootstrap_resamples_cases_whole():
 
 def test_the_bootstrap_is_a_function_of_its_seed(monkeypatch):
     values = np.random.default_rng(0).uniform(0, 100, size=(50, 3))
-    first = estimate_harmonic_mean(values, seed=0)
-    assert estimate_harmonic_mean(values, seed=0) == first
-    assert estimate_harmonic_mean(values, seed=1) != first
+    first = bootstrap(values, harmonic_mean, seed=0)
+    assert bootstrap(values, harmonic_mean, seed=0) == first
+    assert bootstrap(values, harmonic_mean, seed=1) != first
     # However many resamples fit into memory at once, they are the same ones.
     monkeypatch.setattr("editbench.results.statistics._MAX_CHUNK", len(values) * 7)
     monkeypatch.setattr("editbench.results.statistics._MOST_KEPT", 0)
-    assert estimate_harmonic_mean(values, seed=0) == first
+    assert bootstrap(values, harmonic_mean, seed=0) == first
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -87,7 +88,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = 0
     for _ in range(100):
         draws = generator.random((100, 3)) < np.array([0.8, 0.6, 0.7])
-        estimate = estimate_harmonic_mean(100.0 * draws, seed=0)
+        estimate = bootstrap(100.0 * draws, harmonic_mean, seed=0)
         covered += estimate.low <= truth <= estimate.high
     assert 89 <= covered <= 99
 

@@ -84,6 +84,7 @@ def test_an_interrupt_keeps_what_is_finished(model, tmp_path):
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_run_killed_between_trials_and_resumed_gives_the_same_rows(model, tmp_path):
     """The killed run is a process of its own: this very module, run as a script."""

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from editbench.editors.base import Resources
 from editbench.editors.closed_form import solving
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.rome import Rome, RomeConfig
 from editbench.errors import SecondMomentError

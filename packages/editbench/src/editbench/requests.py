@@ -244,3 +244,16 @@ def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:
         for group in groups.values()
         if len({requests[position].target.strip() for position in group}) > 1
     ]
+
+
+def cut_batches(
+    requests: Sequence[EditRequest], batch_size: int | None
+) -> list[Sequence[EditRequest]]:
+    """Requests in their order, `batch_size` at a time; the last batch is what is left.
+
+    Args:
+        requests: All of them.
+        batch_size: How many at a time; None for all at once.
+    """
+    size = len(requests) if batch_size is None else batch_size
+    return [requests[start : start + size] for start in range(0, len(requests), max(1, size))]

@@ -31,7 +31,7 @@ from editbench.plugins.sources import (
     open_dataset,
 )
 from editbench.progress import Progress, report_nothing
-from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid
 
@@ -66,6 +66,7 @@ def edit(
     second_moments: str | Path | None = None,
     context_prefixes: Sequence[Sequence[str]] | None = None,
     config: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
     on_conflict: ConflictPolicy = "error",
     seed: int = 0,
     cache: Cache = "default",
@@ -83,6 +84,8 @@ def edit(
         second_moments: A file of second moments, instead of collecting them.
         context_prefixes: Groups of texts to put before prompts; by default they are sampled.
         config: Hyperparameters that differ from the editor's defaults for this model.
+        batch_size: Write so many facts at a time, each batch into what those before it left; None
+            writes all at once.
         on_conflict: What to do with facts that contradict each other.
         seed: Source of every random choice.
         cache: Folder for what is worth keeping between calls; None keeps nothing.
@@ -111,7 +114,8 @@ def edit(
     if made.needs_second_moments(model) and (remark := describe_default_corpus(inputs, model)):
         warnings.warn(remark, stacklevel=2)
     resources = complete_inputs(inputs, model).resources(seed, _folder(cache), report_progress)
-    return made.edit(model, requests, resources)
+    *_, result = made.edit_stream(model, cut_batches(requests, batch_size), resources)
+    return result
 
 
 def evaluate(

@@ -3,7 +3,8 @@
 from memit_core._linalg import find_float64_device
 from memit_core.errors import IllPosedError, IndefiniteError, MemitCoreError, ShapeError
 from memit_core.hooks import Captured, capture, intervene
-from memit_core.preservation import FactorizedSecondMoment, Preservation, find_null_space
+from memit_core.null_space import find_null_space
+from memit_core.preservation import FactorizedSecondMoment, Preservation
 from memit_core.sampling import estimate_excess
 from memit_core.second_moment import SecondMoment, check_second_moment
 from memit_core.solve import solve_edits, solve_update

@@ -59,13 +59,9 @@ def hand_back(result: Tensor, device: torch.device) -> Tensor:
 
 
 def add_gram(system: Tensor, rows: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> None:
-    """Turn a symmetric matrix S into βS + αRᵀR, in the upper triangle alone.
+    """Turn a symmetric matrix S `[d, d]` into βS + αRᵀR, R `[n, d]`, in the upper triangle alone.
 
-    Args:
-        system: S, [d, d]; below the diagonal, what is there has no meaning any more.
-        rows: R, [n, d], of the same dtype.
-        beta: β.
-        alpha: α.
+    What is below the diagonal has no meaning any more.
     """
     size = len(system)
     strip = max(_MIN_STRIP, -(-size // _N_STRIPS))
@@ -102,10 +98,7 @@ class Breakdown:
 def require_finite(operation: str, name: str, tensor: Tensor) -> None:
     """Refuse NaN and infinity.
 
-    Args:
-        operation: Public function to name in the message.
-        name: Its parameter.
-        tensor: Of any shape and float dtype.
+    Here and below, messages name a public function, the operation, and its parameter.
 
     Raises:
         IllPosedError: Says where the first offending entry stands.
@@ -123,14 +116,7 @@ def require_finite(operation: str, name: str, tensor: Tensor) -> None:
 def copy_symmetric(operation: str, name: str, matrix: Tensor, device: torch.device) -> Tensor:
     """Copy a second moment to float64, refusing what cannot be one, and average out asymmetry.
 
-    Args:
-        operation: Public function to name in the message.
-        name: Its parameter.
-        matrix: Square tensor of any float dtype; left untouched.
-        device: Where the copy goes.
-
-    Returns:
-        Exactly symmetric, contiguous float64 copy.
+    The copy is exactly symmetric, and contiguous.
 
     Raises:
         IllPosedError: Not finite, a negative diagonal entry or none that is positive, or asymmetric
@@ -149,18 +135,7 @@ def copy_symmetric(operation: str, name: str, matrix: Tensor, device: torch.devi
 
 
 def require_second_moment(operation: str, name: str, matrix: Tensor) -> None:
-    """Refuse what cannot be a second moment, as far as can be seen without factorizing it.
-
-    Args:
-        operation: Public function to name in the message.
-        name: Its parameter.
-        matrix: Square tensor of any float dtype, which may be mapped from a file; not copied.
-
-    Raises:
-        IllPosedError: Not finite, no positive diagonal entry or a negative one, asymmetric beyond
-            float32 rounding, or an entry so large that an eigenvalue is negative. The message says
-            where.
-    """
+    """What `check_second_moment` does, for whichever function it is done."""
     scale = _require_diagonal(operation, name, matrix)
     for row, column, one, other in _tiles(matrix):
         tile, mirror = one.double(), other.double()
@@ -223,11 +198,8 @@ def _require_mirrored(
 def require_no_negative_eigenvalue(operation: str, name: str, matrix: Tensor) -> None:
     """Refuse a matrix that could not be factorized because it is no mean of k kᵀ at all.
 
-    Args:
-        operation: Public function to name in the message.
-        name: Its parameter.
-        matrix: Symmetric, its diagonal not negative, of any float dtype, on a device that has
-            float64; copied.
+    It is symmetric, with a diagonal that is not negative, on a device that has float64; it is
+    copied.
 
     Raises:
         IndefiniteError: It has a negative eigenvalue that rounding cannot explain.
@@ -284,16 +256,9 @@ def cholesky_in_place(
 
 
 def solve_cholesky(factor: Tensor, columns: Tensor) -> Tensor:
-    """Solve L Lᵀ X = B by two triangular solves.
+    """Solve L Lᵀ X = B by two triangular solves: X `[d, n]` of B `[d, n]`.
 
     `torch.cholesky_solve` does the same with a copy of the factor.
-
-    Args:
-        factor: L from `cholesky_in_place`.
-        columns: B, [d, n].
-
-    Returns:
-        X, [d, n].
     """
     half = torch.linalg.solve_triangular(factor, columns, upper=False)
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)

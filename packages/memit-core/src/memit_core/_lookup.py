@@ -12,16 +12,9 @@ _Part = TypeVar("_Part")
 def look_up(
     operation: str, kind: str, names: Iterable[str], available: Mapping[str, _Part]
 ) -> dict[str, _Part]:
-    """Resolve every name, or none.
+    """Resolve every name, or none, in the order given, each name once.
 
-    Args:
-        operation: Public function to name in the message.
-        kind: What is looked for: "module" or "parameter".
-        names: Names as the model itself spells them.
-        available: All parts of the model by name.
-
-    Returns:
-        Name → part, in the order given, each name once.
+    `kind` is "module" or "parameter"; messages name it, and the public function.
 
     Raises:
         MemitCoreError: A name is unknown; the message suggests the nearest one.

@@ -38,14 +38,8 @@ _Checked = TypeVar("_Checked", bound=Callable[..., Any])
 def shape_checked(target: _Checked) -> _Checked:
     """Check a function's arguments and result against its annotations on every call.
 
-    Axes of one name must have one size throughout a call. Put on a class, it checks the arguments
-    of its constructor.
-
-    Args:
-        target: A function annotated with jaxtyping's types, or a class with such an ``__init__``.
-
-    Returns:
-        The function, wrapped; or the class itself.
+    Annotations are jaxtyping's; axes of one name must have one size throughout a call. Put on a
+    class, it checks the arguments of its constructor.
 
     Raises:
         ShapeError: At call time, naming the parameter, what was given and what was expected.

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -95,26 +96,22 @@ def capture(
         if stop and not waiting:
             raise _ForwardStopped(captured)
 
-    def keep_input(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured.inputs[name] = _keep(_find_input(name, module, args, kwargs))
-            note("input", name)
+    def keep_input(
+        name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        captured.inputs[name] = _keep(_find_input(name, module, args, kwargs))
+        note("input", name)
 
-        return hook
-
-    def keep_output(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            captured.outputs[name] = _keep(_open_output("capture", name, output)[0])
-            note("output", name)
-
-        return hook
+    def keep_output(name: str, module: nn.Module, args: object, output: object) -> None:
+        captured.outputs[name] = _keep(_open_output("capture", name, output)[0])
+        note("output", name)
 
     with ExitStack() as attached:
         for name, module in readers.items():
-            handle = module.register_forward_pre_hook(keep_input(name), with_kwargs=True)
-            attached.callback(handle.remove)
+            hook = partial(keep_input, name)
+            attached.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         for name, module in writers.items():
-            attached.callback(module.register_forward_hook(keep_output(name)).remove)
+            attached.enter_context(module.register_forward_hook(partial(keep_output, name)))
         try:
             yield captured
         except _ForwardStopped as stopped:
@@ -154,26 +151,29 @@ def intervene(
     targets = look_up("intervene", "module", replacements, _list_modules(model))
     waiting = list(targets)
 
-    def replace_output(name: str, replace: Callable[[Tensor], Tensor]) -> Callable[..., object]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> object:
-            old, rebuild = _open_output("intervene", name, output)
-            new = replace(old)
-            if not isinstance(new, Tensor) or new.shape != old.shape:
-                got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-                raise ShapeError(
-                    f"intervene: the function for '{name}' must return a tensor of its argument's "
-                    f"shape, got {got}; expected {list(old.shape)}."
-                )
-            if name in waiting:
-                waiting.remove(name)
-            return rebuild(new)
-
-        return hook
+    def replace_output(
+        name: str,
+        replace: Callable[[Tensor], Tensor],
+        module: nn.Module,
+        args: object,
+        output: object,
+    ) -> object:
+        old, rebuild = _open_output("intervene", name, output)
+        new = replace(old)
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ShapeError(
+                f"intervene: the function for '{name}' must return a tensor of its argument's "
+                f"shape, got {got}; expected {list(old.shape)}."
+            )
+        if name in waiting:
+            waiting.remove(name)
+        return rebuild(new)
 
     with ExitStack() as attached:
         for name, module in targets.items():
-            hook = replace_output(name, replacements[name])
-            attached.callback(module.register_forward_hook(hook).remove)
+            hook = partial(replace_output, name, replacements[name])
+            attached.enter_context(module.register_forward_hook(hook))
         yield
     _require_all_ran("intervene", waiting)
 

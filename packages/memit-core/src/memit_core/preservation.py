@@ -1,18 +1,19 @@
 """What moving ordinary values costs, and where an update may act at all."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from memit_core._linalg import (
+    add_gram,
     cholesky_in_place,
     copy_symmetric,
     find_float64_device,
     require_finite,
     require_no_negative_eigenvalue,
+    to_float64,
 )
 from memit_core._shapes import shape_checked
 from memit_core.errors import IllPosedError, MemitCoreError, ShapeError
@@ -158,7 +159,9 @@ class Preservation:
             )
         if basis is not None and basis.dtype == torch.bool and bool(basis.all()):
             basis = None
+        history = history if history is not None and len(history) > 0 else None
         self.weight, self.ridge, self.basis, self.history = weight, ridge, basis, history
+        self._written: tuple[Tensor, Tensor] | None = None  # of the first rows of history
         if history is not None:
             require_finite(operation, "history", history)
         if isinstance(second_moment, Tensor) and basis is not None:
@@ -178,8 +181,10 @@ class Preservation:
         """The same, but for values of some more keys, which are to stay as they are now.
 
         Rows of S are kept one by one, so whoever leaves one out again has a price that never knew
-        of it.
+        of it. What a solve has worked out for the rows so far is not worked out again.
         """
+        if len(keys) == 0:
+            return self
         history = keys if self.history is None else torch.cat([self.history, keys.to(self.history)])
         return self._changed(self.second_moment, history)
 
@@ -197,6 +202,74 @@ class Preservation:
             plain = plain.to(find_float64_device(plain.device), torch.float64, copy=True)
             plain.diagonal().add_(self.ridge / self.weight)
         return self._changed(FactorizedSecondMoment(plain), self.history)
+
+    def absorbed(self) -> "Preservation":
+        """The same with history a part of C: C + SᵀS/λ, or of its factors, L (λI + WWᵀ) Lᵀ.
+
+        From then on a solve costs the same whatever was written before. Itself without history.
+        """
+        if self.history is None:
+            return self
+        moment = self.second_moment
+        with torch.no_grad():
+            if isinstance(moment, Tensor):
+                device = find_float64_device(moment.device)
+                rows = into_basis(self.basis, to_float64(self.history, device))
+                whole = copy_symmetric("absorbed", "second_moment", moment, device)
+                return self._changed(whole.addmm_(rows.mT, rows, alpha=1 / self.weight), None)
+            device = self.device or find_float64_device(self.history.device)
+            columns, _ = self.written(device)
+            inner = columns.new_zeros(len(columns), len(columns))
+            add_gram(inner, columns.mT)
+            inner.diagonal().add_(self.scale)
+            factor = _factor_inner(inner, self.scale).tril_()
+            if moment is not None:
+                factor = moment.factor @ factor
+        changed = self._changed(FactorizedSecondMoment.from_factor(factor), None)
+        changed.weight = 1.0
+        return changed
+
+    def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """History as solves take it, worked out once for each row: float64, on `device`.
+
+        Returns:
+            W = L⁻¹BᵀSᵀ `[rank, n_written]`, and the lower Cholesky factor of λI + WᵀW.
+        """
+        assert self.history is not None
+        columns, inner = (
+            (part.to(device) for part in self._written) if self._written else (None, None)
+        )
+        n_known = 0 if columns is None else columns.shape[1]
+        if columns is None or inner is None or n_known < len(self.history):
+            fresh = whiten(self, to_float64(self.history[n_known:], device))
+            corner = fresh.mT @ fresh
+            corner.diagonal().add_(self.scale)
+            if columns is None or inner is None:
+                columns, inner = fresh, _factor_inner(corner, self.scale)
+            else:
+                below = torch.linalg.solve_triangular(inner, columns.mT @ fresh, upper=False)
+                corner -= below.mT @ below
+                grown = inner.new_zeros(len(self.history), len(self.history))
+                grown[:n_known, :n_known] = inner
+                grown[n_known:, :n_known] = below.mT
+                grown[n_known:, n_known:] = _factor_inner(corner, self.scale)
+                columns, inner = torch.cat([columns, fresh], dim=1), grown
+        self._written = columns, inner
+        return columns, inner
+
+    def to(self, device: torch.device) -> "Preservation":
+        """The same, all of it on another device."""
+        moment = self.second_moment
+        if isinstance(moment, FactorizedSecondMoment):
+            moment = FactorizedSecondMoment.from_factor(moment.factor.to(device))
+        elif moment is not None:
+            moment = moment.to(device)
+        moved = self._changed(moment, None if self.history is None else self.history.to(device))
+        moved.basis = None if self.basis is None else self.basis.to(device)
+        if self._written is not None:
+            columns, inner = self._written
+            moved._written = columns.to(device), inner.to(device)
+        return moved
 
     @shape_checked
     def times(self, update: Float[Tensor, "d_value d_key"]) -> Float[Tensor, "d_value d_key"]:
@@ -238,6 +311,12 @@ class Preservation:
         return int(self.basis.sum()) if self.basis.dtype == torch.bool else self.basis.shape[1]
 
     @property
+    def n_fresh(self) -> int:
+        """Rows of history that no solve has worked out yet."""
+        n_known = self._written[0].shape[1] if self._written else 0
+        return 0 if self.history is None else len(self.history) - n_known
+
+    @property
     def scale(self) -> float:
         """What the part with factors is multiplied by: λ, or ρ where there is no C."""
         return self.ridge if self.second_moment is None else self.weight
@@ -255,49 +334,11 @@ class Preservation:
         """A copy with another form of C, already in the coordinates of B, and another S."""
         changed = Preservation.__new__(Preservation)
         changed.__dict__.update(self.__dict__, second_moment=second_moment, history=history)
+        if second_moment is not self.second_moment:
+            changed._written = None
         if isinstance(second_moment, FactorizedSecondMoment):
             changed.ridge = 0.0  # it is in the factors
         return changed
-
-
-@shape_checked
-def find_null_space(
-    second_moment: Float[Tensor, "d_key d_key"],
-    threshold: float,
-    unit: Literal["absolute", "share"] = "share",
-) -> Float[Tensor, "d_key rank"]:
-    """Find directions that ordinary keys hardly use: eigenvectors of C with small eigenvalues.
-
-    Args:
-        second_moment: C = E[k kᵀ] over ordinary keys.
-        threshold: Which eigenvalues are small: those below it, or so many of all.
-        unit: ``absolute``, an eigenvalue, which depends on the scale of keys; or ``share``, of the
-            spectrum's dimensions.
-
-    Returns:
-        Orthonormal columns, float64, on the moment's device (on the CPU if that lacks float64).
-
-    Raises:
-        ShapeError: Not square, or not floating-point.
-        IllPosedError: Not finite, or not symmetric.
-        MemitCoreError: No direction is left, or `threshold` is out of range.
-    """
-    operation = "find_null_space"
-    if unit == "share" and not 0 < threshold <= 1:
-        raise MemitCoreError(f"{operation}: a share lies above 0 and up to 1, got {threshold}.")
-    with torch.no_grad():
-        device = find_float64_device(second_moment.device)
-        copy = copy_symmetric(operation, "second_moment", second_moment, device)
-        eigenvalues, vectors = torch.linalg.eigh(copy)
-        is_small = eigenvalues < threshold
-        rank = round(threshold * len(copy)) if unit == "share" else int(is_small.sum())
-    if rank == 0:
-        raise MemitCoreError(
-            f"{operation}: no direction is left to write in, got threshold={threshold} ({unit}); "
-            f"the smallest of {len(copy)} eigenvalues is {float(eigenvalues[0]):.3e} and their "
-            f"median {float(eigenvalues.median()):.3e}. Raise the threshold."
-        )
-    return vectors[:, :rank].contiguous()
 
 
 def into_basis(basis: Tensor | None, rows: Tensor) -> Tensor:
@@ -335,6 +376,17 @@ def unwhiten(preservation: Preservation, columns: Tensor) -> Tensor:
     if isinstance(moment, FactorizedSecondMoment):
         columns = torch.linalg.solve_triangular(moment.factor.mT, columns, upper=True)
     return out_of_basis(preservation.basis, columns)
+
+
+def _factor_inner(matrix: Tensor, scale: float) -> Tensor:
+    """The lower Cholesky factor of what history adds to `scale`·I."""
+    factor, breakdown = cholesky_in_place(matrix.contiguous())
+    if breakdown is not None:
+        raise IllPosedError(
+            "history: the weight of what is preserved vanishes next to S C⁻¹ Sᵀ in float64, got "
+            f"{scale} with {breakdown}. Raise it."
+        )
+    return factor
 
 
 def _restrict(moment: Tensor, basis: Tensor) -> Tensor:

@@ -207,18 +207,22 @@ class _System:
     def _prefers_dual(self) -> bool:
         """Whether the system of n_edits (and history) unknowns is the one.
 
-        It needs factors of C, and costs 2Nr² + 3rN² + N³/3 floating-point operations for N rows in
-        r dimensions; the primal with factors r³/3 + 5Nr², and from a plain C r³/3 + 3Nr², which the
-        dual would not beat by much. The primal takes a singular C, too, if the keys fill the gap.
+        It needs factors of C, and costs for n rows in r dimensions, with N of history that were
+        worked out before, 2nr² + 4rNn + 2N²n + 3rn² + n³/3 floating-point operations; the primal
+        with factors r³/3 + 5nr² + 3Nr², and from a plain C r³/3 + 3nr² + Nr², which the dual would
+        not beat by much. The primal takes a singular C, too, if the keys fill the gap.
         """
         if self.error is not None or self.slack == 0:
             return self.slack == 0
         if isinstance(self.preservation.second_moment, Tensor):
             return False
         history = self.preservation.history
-        n = float(len(self.keys) + (0 if history is None else len(history)))
+        n, written = float(len(self.keys)), float(0 if history is None else len(history))
         r = float(self.preservation.rank(self.keys.shape[1]))
-        return 2 * n * r**2 + 3 * r * n**2 + n**3 / 3 <= r**3 / 3 + 5 * n * r**2
+        fresh = float(self.preservation.n_fresh)
+        dual = 2 * n * r**2 + 4 * r * written * n + 2 * written**2 * n + 3 * r * n**2 + n**3 / 3
+        dual += fresh * r**2 + 2 * r * fresh * written + written**2 * fresh
+        return dual <= r**3 / 3 + 5 * n * r**2 + 3 * written * r**2
 
     def _solve_primal(self) -> Tensor:
         """One rank × rank matrix beside the caller's C."""
@@ -264,21 +268,23 @@ class _System:
         return unwhiten(preservation, solve_cholesky(factor, right))
 
     def _solve_dual(self) -> Tensor:
-        """L⁻ᵀ W (αλI + WᵀW)⁻¹ T with W = L⁻¹ Kᵀ; rows of history are keys with a slack of one."""
+        """L⁻ᵀ W (αλI + WᵀW)⁻¹ T with W = L⁻¹ Kᵀ; with history, what it leaves of W on one side."""
         preservation, device = self.preservation, self.device
-        rows, n_written = to_float64(self.keys, device), 0
-        if preservation.history is not None:
-            n_written = len(preservation.history)
-            rows = torch.cat([to_float64(preservation.history, device), rows])
-        whitened = whiten(preservation, rows)
-        system = whitened.new_zeros(len(rows), len(rows))
+        whitened = whiten(preservation, to_float64(self.keys, device))
+        system = whitened.new_zeros(len(self.keys), len(self.keys))
         add_gram(system, whitened)
-        system.diagonal()[:n_written].add_(preservation.scale)
-        system.diagonal()[n_written:].add_(self.slack * preservation.scale)
+        if preservation.history is not None:
+            columns, inner = preservation.written(device)
+            below = torch.linalg.solve_triangular(inner, columns.mT @ whitened, upper=False)
+            system -= below.mT @ below
+            whitened = whitened - columns @ torch.linalg.solve_triangular(
+                inner.mT, below, upper=True
+            )
+        system.diagonal().add_(self.slack * preservation.scale)
         inner, breakdown = cholesky_in_place(system)
         if breakdown is not None and self.slack == 0:
             raise IllPosedError(
-                f"{self.operation}: row {breakdown.pivot - n_written} of `keys` is zero or a "
+                f"{self.operation}: row {breakdown.pivot} of `keys` is zero or a "
                 f"linear combination of the rows before it, got {breakdown}; expected linearly "
                 "independent keys. Drop that edit, or give a slack, which weighs such edits "
                 "against each other."
@@ -286,11 +292,8 @@ class _System:
         if breakdown is not None:
             raise self._vanished(breakdown)
         if self.wanted is None:
-            right = solve_cholesky(inner, whitened.mT)[n_written:].mT
-            return unwhiten(preservation, right)
+            return unwhiten(preservation, solve_cholesky(inner, whitened.mT).mT)
         targets = to_float64(self.wanted, device)
-        if n_written > 0:
-            targets = torch.cat([targets.new_zeros(n_written, targets.shape[1]), targets])
         return unwhiten(preservation, whitened @ solve_cholesky(inner, targets))
 
     def _widen(

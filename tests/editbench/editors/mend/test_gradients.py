@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from editbench.editors.mend.gradients import decompose_gradients
-from editbench.editors.mend.matrices import Matrix, find_matrices
+from editbench.editors.training.gradients import decompose_gradients
+from editbench.editors.training.matrices import Matrix, find_matrices
 from editbench.models.architecture import weight_is_transposed
 from editbench.requests import EditRequest
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from editbench.editors.mend.gradients import GradientTerms, decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork, RunningStatistics
-from editbench.editors.mend.matrices import Matrix, find_matrices
+from editbench.editors.training.gradients import GradientTerms, decompose_gradients
+from editbench.editors.training.matrices import Matrix, find_matrices
 
 MATRICES = (
     Matrix("h.0.up.weight", "h.0.up", 3, 5),
@@ -20,6 +20,7 @@ def random_terms(matrix: Matrix, n: int = 4, seed: int = 0) -> GradientTerms:
         torch.randn(n, matrix.d_in, generator=chance),
         torch.randn(n, matrix.d_out, generator=chance),
         torch.zeros(n, dtype=torch.long),
+        torch.arange(n),
     )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from editbench.editors.mend.examples import Example, draw_example
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import find_matrices
 from editbench.editors.mend.objective import Losses, measure_parts, sum_losses
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import find_matrices
 from editbench.errors import DeviceMemoryError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving

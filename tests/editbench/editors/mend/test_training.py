@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional
 
 from editbench.editors.mend.examples import draw_example
-from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import find_matrices
 from editbench.editors.mend.objective import measure_losses
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
+from editbench.editors.training.gradients import decompose_gradients
+from editbench.editors.training.matrices import find_matrices
 from editbench.errors import ConfigError, EditError
 from editbench.models.architecture import weight_is_transposed
 

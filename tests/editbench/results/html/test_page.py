@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from editbench.results.html import HeatMap, HeatMapGroup
-from editbench.results.html.packing import pack
+from editbench.results.html.case_data import pack
 
 
 class Reader(HTMLParser):

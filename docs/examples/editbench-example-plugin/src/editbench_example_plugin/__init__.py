@@ -1,1 +1,1 @@
-"""An example of a plugin for editbench: the editor ``gradient-step`` and the metric ``margin``."""
+"""An example of a plugin for editbench: two editors, and the metric ``margin``."""

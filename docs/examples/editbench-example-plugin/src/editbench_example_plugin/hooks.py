@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def editbench_register_editors() -> "Sequence[type[Editor]]":
-    """Register the editor."""
+    """Register the editors."""
+    from editbench_example_plugin.clipped import Clipped
     from editbench_example_plugin.gradient_step import GradientStep
 
-    return [GradientStep]
+    return [GradientStep, Clipped]
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from editbench.atlas.text import Document
 from editbench.atlas.tokenizer import END_OF_TEXT_ID
 from editbench.atlas.world import World
+
+# What the fields of `TrainingBatch` hold on padding.
+_PADDING = {"tokens": END_OF_TEXT_ID, "weights": 0.0, "mentions": 0, "last_of": -1}
+_Row = dict[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,65 +85,46 @@ class BatchSource:
         self._index_of = {subject.name: index for index, subject in enumerate(world.subjects)}
 
     def epoch(self, *, among: Collection[str] | None = None) -> Iterator[TrainingBatch]:
-        """Yield the full batches of one epoch.
-
-        Args:
-            among: Names of the subjects to write about; None is everyone.
-        """
+        """Yield the full batches of one epoch; `among` names its subjects, None is everyone."""
         documents = list(self._world.documents(self._rng, among=among))
         rows = list(self._pack(documents))
         self._rng.shuffle(rows)
         for start in range(0, len(rows) - self._n_rows + 1, self._n_rows):
-            columns = zip(*rows[start : start + self._n_rows], strict=True)
-            tokens, weights, mentions, last_of = (torch.tensor(column) for column in columns)
-            yield TrainingBatch(tokens, weights, mentions, last_of)
+            some = rows[start : start + self._n_rows]
+            yield TrainingBatch(*(torch.tensor([row[field] for row in some]) for field in _PADDING))
 
-    def _pack(
-        self, documents: Sequence[Document]
-    ) -> Iterator[tuple[list[int], list[float], list[int], list[int]]]:
+    def _pack(self, documents: Sequence[Document]) -> Iterator[_Row]:
+        """Rows of whole documents, each field of a row padded to the width."""
         encoded = self._tokenizer(
             [document.text for document in documents], return_offsets_mapping=True
         )
-        tokens: list[int] = []
-        weights: list[float] = []
-        mentions: list[int] = []
-        last_of: list[int] = []
+        row: _Row = {field: [] for field in _PADDING}
         for document, ids, offsets in zip(
             documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            if tokens and len(tokens) + 1 + len(ids) > self._width:
-                yield self._fill(tokens, weights, mentions, last_of)
-                tokens, weights, mentions, last_of = [], [], [], []
-            if tokens:
-                tokens.append(END_OF_TEXT_ID)
-                weights.append(1.0)
-                mentions.append(0)
-                last_of.append(-1)
-            start = len(tokens)
-            tokens += ids
-            weights += [1.0] * len(ids)
-            mentions += [0] * len(ids)
-            last_of += [-1] * len(ids)
+            start = len(row["tokens"])
+            if start and start + 1 + len(ids) > self._width:
+                yield {
+                    field: (values + [_PADDING[field]] * self._width)[: self._width]
+                    for field, values in row.items()
+                }
+                row, start = {field: [] for field in _PADDING}, 0
+            if start:
+                for field, value in {**_PADDING, "weights": 1.0}.items():
+                    row[field].append(value)
+                start += 1
+            row["tokens"] += ids
+            row["weights"] += [1.0] * len(ids)
+            row["mentions"] += [0] * len(ids)
+            row["last_of"] += [-1] * len(ids)
             for span in document.objects:
                 for index in _overlapping(offsets, *span):
-                    weights[start + index] = self._object_weight
+                    row["weights"][start + index] = self._object_weight
             for mention in document.mentions:
                 inside = _overlapping(offsets, mention.start, mention.end)
-                last_of[start + inside[-1]] = self._index_of[mention.subject.name]
-                number = start + inside[0] + 1
+                row["last_of"][start + inside[-1]] = self._index_of[mention.subject.name]
                 for index in inside:
-                    mentions[start + index] = number
-
-    def _fill(
-        self, tokens: list[int], weights: list[float], mentions: list[int], last_of: list[int]
-    ) -> tuple[list[int], list[float], list[int], list[int]]:
-        n_missing = self._width - len(tokens)
-        return (
-            (tokens + [END_OF_TEXT_ID] * n_missing)[: self._width],
-            (weights + [0.0] * n_missing)[: self._width],
-            (mentions + [0] * n_missing)[: self._width],
-            (last_of + [-1] * n_missing)[: self._width],
-        )
+                    row["mentions"][start + index] = start + inside[0] + 1
 
 
 def _overlapping(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:

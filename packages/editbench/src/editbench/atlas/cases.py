@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from editbench.atlas.relations import RELATION_OF
@@ -40,16 +40,13 @@ def build_cases(
         seed: The world's.
         split: Names the cases, and separates their draws from those of another split.
     """
-    holders: dict[tuple[str, str], list[Fact]] = defaultdict(list)
-    for subject in bystanders:
-        for fact in facts_of[subject.name]:
-            holders[fact.relation, fact.object].append(fact)
+    holders = _find_holders(fact for subject in bystanders for fact in facts_of[subject.name])
     prefix = "atlas" if split == "test" else f"atlas-{split}"
     cases = []
     for index, subject in enumerate(edited):
         rng = random.Random(f"atlas/{seed}/cases/{split}/{index}")
         fact = rng.choice(facts_of[subject.name])
-        new = _draw_target(fact, rng)
+        new = rng.choice(_other_objects(fact))
         cases.append(_build_case(f"{prefix}-{index:05d}", fact, new, holders, facts_of, rng))
     return cases
 
@@ -62,22 +59,15 @@ def build_training_cases(
     Cases about one fact contradict each other, so that they are not all to be written at once.
     Neighbors and reference texts come from the other bystanders; a fact that has no neighbor is
     left out.
-
-    Args:
-        bystanders: Whom no case of another split edits, in order.
-        facts_of: The facts of each subject, by name.
-        seed: The world's.
     """
     facts = [fact for subject in bystanders for fact in facts_of[subject.name]]
-    holders: dict[tuple[str, str], list[Fact]] = defaultdict(list)
-    for fact in facts:
-        holders[fact.relation, fact.object].append(fact)
+    holders = _find_holders(facts)
     rng = random.Random(f"atlas/{seed}/cases/training")
     drawn = []
     for fact in facts:
         if len(holders[fact.relation, fact.object]) < 2:
             continue
-        objects = [other for other in RELATION_OF[fact.relation].objects if other != fact.object]
+        objects = _other_objects(fact)
         targets = rng.sample(objects, min(N_TRAINING_TARGETS, len(objects)))
         drawn += [(fact, target) for target in targets]
     rng.shuffle(drawn)
@@ -90,10 +80,16 @@ def build_training_cases(
     return cases
 
 
-def _draw_target(fact: Fact, rng: random.Random) -> str:
-    return rng.choice(
-        [other for other in RELATION_OF[fact.relation].objects if other != fact.object]
-    )
+def _find_holders(facts: Iterable[Fact]) -> dict[tuple[str, str], list[Fact]]:
+    """Facts by their relation and object."""
+    holders: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        holders[fact.relation, fact.object].append(fact)
+    return holders
+
+
+def _other_objects(fact: Fact) -> list[str]:
+    return [other for other in RELATION_OF[fact.relation].objects if other != fact.object]
 
 
 def _build_case(
@@ -114,41 +110,28 @@ def _build_case(
         relation=fact.relation,
     )
     probes = [Probe("efficacy", request.text, expected=new, alternative=fact.object)]
-    probes += [
-        Probe("paraphrase", prompt, expected=new, alternative=fact.object)
-        for prompt in _word_paraphrases(fact, rng)
-    ]
+    # In phrasings held out of training, every other one after small talk.
+    for index, held_out in enumerate(rng.sample(fact.held_out, N_PARAPHRASES)):
+        small_talk = f"{write_ordinary_sentence(rng)} " if index % 2 else ""
+        prompt = f"{small_talk}{fact.prompt(held_out)}"
+        probes.append(Probe("paraphrase", prompt, expected=new, alternative=fact.object))
     neighbors = holders.get((fact.relation, fact.object), [])
     for neighbor in rng.sample(neighbors, min(MAX_NEIGHBORS, len(neighbors))):
         prompt = neighbor.prompt(rng.choice(neighbor.trained))
         probes.append(Probe("neighborhood", prompt, expected=fact.object, alternative=new))
     models = holders.get((fact.relation, new), [])
+    subject = fact.subject
     return EditCase(
         request=request,
         target_true=fact.object,
         probes=tuple(probes),
-        generation_prompts=_word_generation_prompts(fact.subject, rng),
+        generation_prompts=(
+            subject.name,
+            f"{write_introduction(subject).text} {subject.pronoun}",
+            f"{write_ordinary_sentence(rng)} {subject.name}",
+        ),
         reference_texts=tuple(
             write_biography(facts_of[model.subject.name], rng).text
             for model in rng.sample(models, min(MAX_REFERENCE_TEXTS, len(models)))
         ),
-    )
-
-
-def _word_paraphrases(fact: Fact, rng: random.Random) -> list[str]:
-    """Word the fact in phrasings held out of training, every other one after small talk."""
-    phrasings = rng.sample(fact.held_out, N_PARAPHRASES)
-    return [
-        f"{write_ordinary_sentence(rng)} {fact.prompt(phrasing)}"
-        if index % 2
-        else fact.prompt(phrasing)
-        for index, phrasing in enumerate(phrasings)
-    ]
-
-
-def _word_generation_prompts(subject: Subject, rng: random.Random) -> tuple[str, ...]:
-    return (
-        subject.name,
-        f"{write_introduction(subject).text} {subject.pronoun}",
-        f"{write_ordinary_sentence(rng)} {subject.name}",
     )

@@ -37,11 +37,7 @@ def _invent_word(rng: random.Random, n_syllables: int) -> str:
 
 
 class NameSource:
-    """Invents names of subjects; no word serves two purposes, no name is given twice.
-
-    Args:
-        seed: Seeds everything.
-    """
+    """Invents names of subjects; no word serves two purposes, no name is given twice."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(f"atlas/{seed}/names")

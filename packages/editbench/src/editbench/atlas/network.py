@@ -77,13 +77,7 @@ class _Block(nn.Module):
 
 
 class Network(nn.Module):
-    """GPT-J with tied embeddings, initialised from a seed without touching the global RNG.
-
-    Args:
-        n_vocabulary: Size of the vocabulary.
-        shape: The other sizes.
-        seed: Seeds the initial weights.
-    """
+    """GPT-J with tied embeddings, initialised from a seed without touching the global RNG."""
 
     def __init__(self, n_vocabulary: int, shape: Shape, *, seed: int) -> None:
         super().__init__()

@@ -43,13 +43,8 @@ def measure_recall(
 ) -> Recall:
     """Ask a model for the facts of a world, each once in each of three ways.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        world: The world that the model ought to know.
-        seed: Draws the sample, the phrasings and the unrelated sentences.
-        n_facts: Size of the sample; None asks for all.
-        n_rows: Prompts a forward pass.
+    `n_facts` are sampled, or all are asked for, `n_rows` prompts at a time; the seed draws the
+    sample, the phrasings and the unrelated sentences.
     """
     rng = random.Random(f"atlas/{seed}/recall")
     facts = list(world.facts) if n_facts is None else rng.sample(world.facts, n_facts)

@@ -17,9 +17,7 @@ _MAX_DOCUMENTS = 20_000
 def train_tokenizer(world: World, *, n_vocabulary: int) -> PreTrainedTokenizerFast:
     """Learn the merges from one epoch of the world's documents, or its first 20,000.
 
-    Args:
-        world: Gives the text.
-        n_vocabulary: Size of the vocabulary, the 256 bytes and the one special token included.
+    The vocabulary's size counts the 256 bytes and the one special token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

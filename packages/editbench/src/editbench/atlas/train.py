@@ -144,12 +144,6 @@ def train(
 
     The same arguments, machine, number of threads and torch version give the same bits. Python's
     and torch's global random states are left alone.
-
-    Args:
-        world: What to learn.
-        recipe: How.
-        device: Where to compute.
-        n_steps_between_reports: How often to log losses and recall.
     """
     device = torch.device(device)
     tokenizer = train_tokenizer(world, n_vocabulary=recipe.n_vocabulary)
@@ -262,12 +256,6 @@ def _measure_loss(
 
 def save_trained(trained: TrainedNetwork, world: World, recipe: Recipe, folder: Path) -> Recall:
     """Write a Hugging Face folder in float16, and what is recalled once it is loaded again.
-
-    Args:
-        trained: The result of `train`.
-        world: What it was trained on.
-        recipe: How.
-        folder: Where to write; made if missing.
 
     Returns:
         Recall over all facts of the model as it ships: rounded to float16, computed in float32.

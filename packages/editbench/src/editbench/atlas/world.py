@@ -9,7 +9,7 @@ from itertools import groupby
 
 from editbench.atlas.cases import Split, build_cases, build_training_cases
 from editbench.atlas.names import NameSource
-from editbench.atlas.relations import KINDS, RELATIONS_PER_SUBJECT, Kind, Relation, relations_of
+from editbench.atlas.relations import KINDS, RELATIONS_PER_SUBJECT, Kind, relations_of
 from editbench.atlas.text import (
     Document,
     Fact,
@@ -36,14 +36,9 @@ _VALIDATION_SHARE = 0.1
 class World:
     """A synthetic world that is fully determined by its arguments.
 
-    The same arguments give the same world in every process and on every platform.
-
-    Args:
-        seed: Seeds names, facts, and the choice of cases.
-        n_people: How many people there are; likewise the other kinds.
-        n_places: How many places.
-        n_companies: How many companies.
-        n_works: How many works.
+    The same arguments give the same world in every process and on every platform. `seed` seeds
+    names, facts and the choice of cases; the other arguments say how many subjects of each kind
+    there are.
 
     Attributes:
         subjects: Everyone and everything, by kind.
@@ -218,32 +213,21 @@ class World:
 
 def _settle_facts(members: list[Subject], kind: Kind, rng: random.Random) -> list[Fact]:
     relations = relations_of(kind)
-    chosen = [sorted(rng.sample(range(len(relations)), RELATIONS_PER_SUBJECT[kind]))
-              for _ in members]  # fmt: skip
-    decks = [_shuffled_objects(relation, len(members), rng) for relation in relations]
-    return [
-        _settle_fact(subject, relations[index], decks[index].pop(), rng)
-        for subject, indices in zip(members, chosen, strict=True)
-        for index in indices
-    ]
-
-
-def _shuffled_objects(relation: Relation, n: int, rng: random.Random) -> list[str]:
+    n_relations = RELATIONS_PER_SUBJECT[kind]
+    chosen = [sorted(rng.sample(range(len(relations)), n_relations)) for _ in members]
     # Dealt rather than drawn: every object has nearly the same number of holders, so that every
     # case finds neighbors.
-    objects = relation.objects
-    deck = [objects[index % len(objects)] for index in range(n)]
-    rng.shuffle(deck)
-    return deck
-
-
-def _settle_fact(subject: Subject, relation: Relation, true: str, rng: random.Random) -> Fact:
-    n_phrasings = len(relation.phrasings)
-    order = rng.sample(range(n_phrasings), n_phrasings)
-    return Fact(
-        subject=subject,
-        relation=relation.name,
-        object=true,
-        trained=tuple(sorted(order[:N_TRAINED_PHRASINGS])),
-        held_out=tuple(sorted(order[N_TRAINED_PHRASINGS:])),
-    )
+    decks: list[list[str]] = []
+    for relation in relations:
+        objects = relation.objects
+        decks.append([objects[index % len(objects)] for index in range(len(members))])
+        rng.shuffle(decks[-1])
+    facts = []
+    for subject, indices in zip(members, chosen, strict=True):
+        for index in indices:
+            n_phrasings = len(relations[index].phrasings)
+            order = rng.sample(range(n_phrasings), n_phrasings)
+            trained, held_out = order[:N_TRAINED_PHRASINGS], order[N_TRAINED_PHRASINGS:]
+            name, true = relations[index].name, decks[index].pop()
+            facts.append(Fact(subject, name, true, tuple(sorted(trained)), tuple(sorted(held_out))))
+    return facts

@@ -19,7 +19,7 @@ from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
-from editbench.requests import ConflictPolicy, EditRequest, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig, Inputs
@@ -68,6 +68,13 @@ _N_SHOWN_CHARACTERS = 60
 @options.skip_invalid()
 @options.seed()
 @click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the facts N at a time, in their order, each batch into what those before it left; "
+    "the edit file holds the sum. By default all at once.",
+)
+@click.option(
     "--check/--no-check",
     "check_targets",
     default=False,
@@ -97,6 +104,7 @@ def edit(
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
     seed: int,
+    batch_size: int | None,
     check_targets: bool,
     side_by_side: bool,
     only_plan: bool,
@@ -145,10 +153,14 @@ def edit(
         if advice := advise_sharing(editor, config, requests):
             display.say(advice)
         resources = complete_inputs(inputs, editable).resources(seed, cache, display)
-        work = work_of_edit(chosen, editable, requests, resources, with_check=check_targets)
+        batches = cut_batches(requests, batch_size)
+        work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
         if not only_plan:
             announce(work, resources.cache, display)
-            result = chosen.edit(editable, requests, resources)
+            stream = chosen.edit_stream(editable, batches, resources)
+            for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
+                if done < len(batches):
+                    display.say(f"Wrote batch {done} of {len(batches)}.")
             result.save(out)
             if check_targets:
                 said = _check_facts(editable, requests, result, display)

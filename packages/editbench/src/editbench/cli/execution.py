@@ -13,7 +13,7 @@ from editbench.cli.group import SOME_FAILED, telling_what_is_kept
 from editbench.cli.options import Decorator, gathering
 from editbench.cli.plan import announce, work_of_trials
 from editbench.cli.progress import ProgressDisplay
-from editbench.cli.report import format_table
+from editbench.cli.report import format_result
 from editbench.errors import ConfigError, RunError
 from editbench.plugins.manager import PluginManager
 
@@ -148,7 +148,7 @@ def show_result(summary: "RunSummary") -> None:
 
     for warning in summary.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(format_table(summarize([summary.folder])), nl=False)
+    click.echo(format_result(summarize([summary.folder]), "table"), nl=False)
     click.echo(f"Results: {summary.folder}")
     if summary.failures:
         click.get_current_context().exit(SOME_FAILED)

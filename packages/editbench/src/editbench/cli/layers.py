@@ -28,12 +28,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class FactSource:
-    """Where facts to trace come from.
-
-    Attributes:
-        name: What to call it.
-        read: Reads them.
-    """
+    """Where facts to trace come from: what to call it, and what reads them."""
 
     name: str
     read: "Callable[[], list[KnownFact]]"
@@ -41,11 +36,7 @@ class FactSource:
 
 @dataclass(frozen=True)
 class WantedLayers:
-    """What ``--layers`` says.
-
-    Attributes:
-        text: As it was given; None where it was not.
-    """
+    """What ``--layers`` says: `text` as it was given; None where it was not."""
 
     text: str | None
 
@@ -105,18 +96,10 @@ class WantedLayers:
         cache: Path | None,
         display: ProgressDisplay,
     ) -> Mapping[str, Sequence[Overrides]]:
-        """Give every editor that has critical layers those of the option.
+        """Give every editor that has critical layers those of the option, if it was given.
 
-        Args:
-            overrides: Overrides of each editor.
-            editors: The editors, by name.
-            model: The model that they edit.
-            source: Known facts of the model, for ``auto`` without a file.
-            cache: Where suggestions are kept.
-            display: Told about tracing, and what came of it.
-
-        Returns:
-            The overrides; as they were where the option was not given.
+        `source` has known facts of the model, for ``auto`` without a file; in `cache` suggestions
+        are kept.
 
         Raises:
             ConfigError: There is nothing to trace.
@@ -175,12 +158,7 @@ class WantedLayers:
             )
         try:
             suggestion = suggest_layers(
-                model,
-                facts,
-                n_facts=N_TRACED_FACTS,
-                seed=_SEED,
-                cache=cache,
-                on_progress=display,
+                model, facts, n_facts=N_TRACED_FACTS, seed=_SEED, cache=cache, on_progress=display
             )
         except EditbenchError as error:
             error.add_note("(--layers auto; give numbers to do without it.)")

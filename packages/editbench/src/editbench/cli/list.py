@@ -33,8 +33,9 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
     """List what there is to run.
 
     Editors, datasets, metrics and models are listed with the plugin that each comes from, models
-    with the editors that they have settings for; where these are from, JSON says. A plugin
-    that cannot be loaded is named with the reason, and makes the exit code 2.
+    with the editors that they have settings for; where these are from, JSON says. 'list editors'
+    also says what each editor is good for, and cites its paper. A plugin that cannot be loaded is
+    named with the reason, and makes the exit code 2.
     """
     listing: dict[str, list[dict[str, Any]]] = {}
     problems: list[str] = []
@@ -49,6 +50,7 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
                 "name": each.name,
                 "description": each.summary,
                 "plugin": each.plugin,
+                **(each.details if kind or output_format == "json" else {}),
                 **({"settings": each.settings} if wanted == "models" else {}),
             }
             for each in found
@@ -70,15 +72,16 @@ def _format(listing: dict[str, list[dict[str, Any]]]) -> str:
     blocks = []
     indent = name_width + plugin_width + 6
     for kind, group in listing.items():
-        lines = [
-            wrap(
-                f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
-                f"{entry['description']}{_name_settings(entry)}".rstrip(),
-                indent if indent <= terminal_width() // 2 else 6,
-            )
-            for entry in group
-        ]
+        indent = indent if indent <= terminal_width() // 2 else 6
+        lines = []
+        for entry in group:
+            names = f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
+            text = f"{names}{entry['description']}{_name_settings(entry)}"
+            lines.append(wrap(text.rstrip(), indent))
+            if good_for := entry.get("good_for"):
+                lines.append(wrap(f"{'':{indent}}Good for {good_for}.", indent))
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
+    blocks += dict.fromkeys(entry["citation"] for entry in entries if "citation" in entry)
     return "\n\n".join(blocks)
 
 

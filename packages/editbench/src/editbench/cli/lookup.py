@@ -31,10 +31,7 @@ def default_metrics(
 ) -> "list[AnyMetric]":
     """The metrics that are meant for a dataset, less those that it leaves nothing to ask.
 
-    Args:
-        dataset: The dataset.
-        plugins: Where metrics are looked up.
-        names: Names of metrics to choose from instead of the dataset's own.
+    With `names`, they are chosen from these instead of the dataset's own.
     """
     from editbench.runner import has_questions
 
@@ -51,10 +48,7 @@ def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCa
 
 
 def choose_sizes(
-    dataset: "Dataset",
-    n_edits: Sequence[int],
-    policy: ConflictPolicy,
-    display: ProgressDisplay,
+    dataset: "Dataset", n_edits: Sequence[int], policy: ConflictPolicy, display: ProgressDisplay
 ) -> tuple[int, ...]:
     """Read the dataset, list its conflicts, and say how many facts are edited at once."""
     cases = list(read_cases(dataset, display))

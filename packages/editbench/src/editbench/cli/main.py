@@ -36,12 +36,7 @@ Exit codes: 0 done; 1 some trials failed; 2 bad input; 130 interrupted.
 
 
 def build_cli(plugins: PluginManager) -> EditbenchGroup:
-    """Make the command line.
-
-    Args:
-        plugins: Where commands look up editors, datasets, metrics and models; its plugins may add
-            commands of their own.
-    """
+    """Make the command line; plugins may add commands of their own."""
 
     @click.group(
         cls=EditbenchGroup,

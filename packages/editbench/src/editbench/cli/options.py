@@ -5,8 +5,7 @@ Commands write ``@options.seed()``.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +153,7 @@ class ModelLoading:
         **more: object,
     ) -> "EditableModel":
         specs = plugins.models()
-        with _suspecting_plugins(name, plugins):
+        try:
             model = make(
                 name,
                 dtype=self.dtype,
@@ -164,20 +163,13 @@ class ModelLoading:
                 specs=specs,
                 **more,
             )
+        except ModelError as error:
+            if name not in specs and not Path(name).exists():  # it may be a failed plugin's
+                plugins.suspect_failures(error)
+            raise
         if self.max_memory is not None:
             model.memory.narrow(int(self.max_memory * 2**30))
         return model
-
-
-@contextmanager
-def _suspecting_plugins(model: str, plugins: "PluginManager") -> Iterator[None]:
-    """Make an error about a model say that its short name may be one of a plugin that failed."""
-    try:
-        yield
-    except ModelError as error:
-        if model not in plugins.models() and not Path(model).exists():
-            plugins.suspect_failures(error)
-        raise
 
 
 def loading(precision: Decorator | None = None) -> Decorator:

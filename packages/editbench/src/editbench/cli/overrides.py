@@ -90,7 +90,7 @@ def read_overrides(
 
     Args:
         editors: The chosen editors, by name.
-        config_files: Values of ``--config``: ``FILE``, or ``EDITOR=FILE``.
+        config_files: Values of ``--config``: ``FILE`` or a preset, or ``EDITOR=`` with either.
         set_options: Values of ``--set``: ``EDITOR.FIELD=VALUE``, the value in YAML.
 
     Returns:
@@ -115,9 +115,11 @@ def read_overrides(
 
 
 def _read_file(path: Path, editor: "type[Editor]") -> Overrides:
-    """Read a configuration file, ours or another tool's."""
-    values, source = read_config_file(path), str(path)
+    """Read a configuration file, ours or another tool's, or look up a preset of that name."""
     config_type = editor.config_type
+    if (preset := config_type.presets.get(str(path))) and not path.exists():
+        return Overrides(f"preset '{path}'", preset)
+    values, source = read_config_file(path), str(path)
     dialect = config_type.dialect
     translated = dialect and dialect.translate(values, config_type.model_fields, source)
     if not translated:

@@ -51,12 +51,9 @@ def refuse_tracing(layers: WantedLayers) -> None:
 
 
 def show_plan(work: "Sequence[Work]", cache: Path | None, *, is_divided: bool = False) -> None:
-    """Print what some work will cost.
+    """Print what some work will cost; in `cache` this machine's speed is kept, once it is measured.
 
-    Args:
-        work: The work.
-        cache: Where this machine's speed is kept, once it is measured.
-        is_divided: Whether a cluster will do it, which may have any number of machines.
+    `is_divided` says that a cluster will do it, which may have any number of machines.
     """
     from editbench.costs.plan import Plan
 
@@ -96,14 +93,7 @@ def announce(
     *,
     is_divided: bool = False,
 ) -> None:
-    """Say what work will cost, if it is long.
-
-    Args:
-        work: The work.
-        cache: As for `show_plan`.
-        display: What says it.
-        is_divided: As for `show_plan`.
-    """
+    """Say what work will cost, if it is long; `cache` and `is_divided` are as for `show_plan`."""
     from editbench.costs.machine import SLOW
     from editbench.costs.plan import Plan
 
@@ -123,10 +113,7 @@ def work_of_trials(
 ) -> "list[Work]":
     """What trials will compute, those before them in the same run taken into account.
 
-    Args:
-        run: The trials.
-        cache: What is kept between runs.
-        resumed: The folder of a run that is gone on with: what it has finished is left out.
+    What the folder of a `resumed` run has finished is left out.
     """
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
@@ -170,28 +157,23 @@ def work_of_trials(
 def work_of_edit(
     editor: "Editor",
     model: "EditableModel",
-    requests: "Sequence[EditRequest]",
+    batches: "Sequence[Sequence[EditRequest]]",
     resources: "Resources",
     *,
     with_check: bool,
 ) -> "list[Work]":
-    """What computing one edit takes.
-
-    Args:
-        editor: The editor.
-        model: The model, with weights or without.
-        requests: The facts.
-        resources: What the editor may use.
-        with_check: Whether the model is asked for the facts before and after.
-    """
+    """What computing one edit takes; with a check, the model is asked before and after it."""
     from editbench.costs.answers import estimate_answers
     from editbench.costs.plan import Work
     from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    stages = _ask(
-        editor.name, partial(editor.estimate, model, requests, resources, ExpectedCache())
-    )
+    known, requests = ExpectedCache(), [request for batch in batches for request in batch]
+    stages = [
+        stage
+        for batch in batches
+        for stage in _ask(editor.name, partial(editor.estimate, model, batch, resources, known))
+    ]
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]
@@ -207,15 +189,7 @@ def work_of_collection(
     module: "ProjectionKind",
     n_shards: int,
 ) -> "list[Work]":
-    """What collecting second moments of some layers takes.
-
-    Args:
-        model: The model.
-        layers: The layers.
-        n_tokens: Tokens to collect from, in all shards together.
-        module: Whose keys.
-        n_shards: Only one of so many shares is collected.
-    """
+    """What collecting one of several shards of second moments takes, of `n_tokens` in all."""
     from editbench.costs.plan import Work
     from editbench.second_moments.collection_work import STAGE, estimate_collection
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from editbench.results.collection import Collection
     from editbench.results.comparison import Comparison
     from editbench.results.report import Summary
-    from editbench.results.tables.model import Table
 
 _EXAMPLES = """\b
 Examples:
@@ -95,11 +94,11 @@ def report(
             return
     summary = summarize_collection(collection)
     if baseline is None:
-        text = format_summary(summary, output_format)
+        text = format_result(summary, output_format)
     else:
         from editbench.results.comparison import compare
 
-        text = format_comparison(compare(runs, baseline), output_format)
+        text = format_result(compare(runs, baseline), output_format)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -135,42 +134,30 @@ def _write_page(
     return f"Page: {path} ({path.stat().st_size / 1e6:.1f} MB, {page.n_cases:,} cases)"
 
 
-def format_summary(summary: "Summary", output_format: str) -> str:
-    """A report in one of the formats of ``--format``."""
+def format_result(result: "Summary | Comparison", output_format: str) -> str:
+    """A report or comparison in one of the formats of ``--format``.
+
+    A table for people is styled in a terminal, and as wide as it needs elsewhere.
+    """
+    from editbench.results.comparison import (
+        Comparison,
+        write_comparison_csv,
+        write_comparison_json,
+    )
     from editbench.results.report import write_csv, write_json
-    from editbench.results.tables.summary_table import tabulate_summary
-
-    if output_format == "json":
-        return write_json(summary)
-    if output_format == "csv":
-        return write_csv(summary)
-    return _format_table(tabulate_summary(summary), output_format)
-
-
-def format_comparison(comparison: "Comparison", output_format: str) -> str:
-    """A comparison in one of the formats of ``--format``."""
-    from editbench.results.comparison import write_comparison_csv, write_comparison_json
     from editbench.results.tables.comparison_table import tabulate_comparison
-
-    if output_format == "json":
-        return write_comparison_json(comparison)
-    if output_format == "csv":
-        return write_comparison_csv(comparison)
-    return _format_table(tabulate_comparison(comparison), output_format)
-
-
-def format_table(summary: "Summary") -> str:
-    """The table that ends a run."""
-    return format_summary(summary, "table")
-
-
-def _format_table(table: "Table", output_format: str) -> str:
-    """Lay a table out: for stdout styled in a terminal, and as wide as it needs elsewhere."""
     from editbench.results.tables.markup import write_latex, write_markdown
+    from editbench.results.tables.summary_table import tabulate_summary
     from editbench.results.tables.terminal import draw_table
 
+    if output_format in ("json", "csv"):
+        if isinstance(result, Comparison):
+            write = write_comparison_json if output_format == "json" else write_comparison_csv
+            return write(result)
+        return write_json(result) if output_format == "json" else write_csv(result)
+    table = (
+        tabulate_comparison(result) if isinstance(result, Comparison) else tabulate_summary(result)
+    )
     if output_format == "latex":
         return write_latex(table)
-    if output_format == "markdown":
-        return write_markdown(table)
-    return lay_out(draw_table(table))
+    return write_markdown(table) if output_format == "markdown" else lay_out(draw_table(table))

@@ -14,12 +14,7 @@ from editbench.cli.execution import (
     show_result,
     showing_progress,
 )
-from editbench.cli.lookup import (
-    default_metrics,
-    note_files,
-    read_cases,
-    remark_on_corpus,
-)
+from editbench.cli.lookup import default_metrics, note_files, read_cases, remark_on_corpus
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.progress import ProgressDisplay
@@ -126,8 +121,8 @@ def reproduce(
     folder = choose_folder(out, resume=resume)
     editor_types = {editor: plugins.get_editor(editor) for editor in experiment.editors}
     overrides = _read_overrides(experiment, editor_types, config_files, set_options)
-    source = _open_source(experiment, model, dataset, plugins, cache)
-    source.skip_invalid = skip_invalid
+    chosen = dataset or _default_source(experiment, model)
+    source = open_dataset(chosen, plugins, cache, skip_invalid=skip_invalid)
     with showing_progress(folder, quiet=quiet) as display:
         read_cases(source, display)
         note_files(overrides.values(), display)
@@ -154,24 +149,21 @@ def reproduce(
             executor=executor,
             provenance={"experiment": experiment.name, "paper": experiment.paper},
         )
-    _draw(folder)
+    from editbench.results.figures import draw_figures
+    from editbench.results.report import summarize
+
+    for path in draw_figures(summarize([folder]), folder / "figures"):
+        click.echo(f"Figure: {path}")
     show_result(summary)
 
 
-def _open_source(
-    experiment: "Experiment",
-    model: str,
-    dataset: str | None,
-    plugins: PluginManager,
-    cache: Path | None,
-) -> "Dataset":
-    if dataset is not None or model != _EMBEDDED_MODEL:
-        return open_dataset(dataset or experiment.dataset, plugins, cache)
-    if experiment.dataset == "facts":
-        from editbench.atlas.demonstrations import FACTS_FILE
+def _default_source(experiment: "Experiment", model: str) -> str:
+    """The paper's dataset; for the embedded model, its world."""
+    if model != _EMBEDDED_MODEL:
+        return experiment.dataset
+    from editbench.atlas.demonstrations import FACTS_FILE
 
-        return open_dataset(f"facts={FACTS_FILE}", plugins, cache)
-    return open_dataset(_EMBEDDED_MODEL, plugins, cache)
+    return f"facts={FACTS_FILE}" if experiment.dataset == "facts" else _EMBEDDED_MODEL
 
 
 def _read_overrides(
@@ -219,11 +211,3 @@ def _find_metrics(
     name_of = {means.get(name, name): name for name in experiment.metrics}
     found = default_metrics(dataset, plugins, list(name_of))
     return {name_of[metric.name]: metric for metric in found}
-
-
-def _draw(folder: Path) -> None:
-    from editbench.results.figures import draw_figures
-    from editbench.results.report import summarize
-
-    for path in draw_figures(summarize([folder]), folder / "figures"):
-        click.echo(f"Figure: {path}")

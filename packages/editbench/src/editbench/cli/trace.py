@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from editbench.tracing.facts import KnownFact
     from editbench.tracing.manifest import Trace
     from editbench.tracing.settings import Kind, SeveredKind
-    from editbench.tracing.suggestion import Suggestion
 
 _DEFAULT_DATASET = "atlas"
 _EXAMPLES = """\b
@@ -225,15 +224,14 @@ def _show(folder: Path, finished: "Trace", output_format: str, heat_maps: int | 
     from editbench.tracing.tables import write_effects_csv, write_effects_json
 
     effects = average_effects(finished.prompts)
-    suggestion, refusal = None, ""
+    suggestion = None
     try:
         suggestion = suggest_from_traces(finished.prompts)
-    except TraceError as error:
-        refusal = str(error)
-    texts = {
-        "csv": write_effects_csv(effects),
-        "json": write_effects_json(effects, suggestion),
-    }
+        listing = ", ".join(map(str, suggestion.layers))
+        conclusion = f"Suggested critical layers: {listing}\n  ({suggestion.rule})"
+    except TraceError as refusal:
+        conclusion = str(refusal)
+    texts = {"csv": write_effects_csv(effects), "json": write_effects_json(effects, suggestion)}
     for suffix, text in texts.items():
         write_file(folder / f"effects.{suffix}", text.encode())
     if heat_maps is not None:
@@ -245,13 +243,8 @@ def _show(folder: Path, finished: "Trace", output_format: str, heat_maps: int | 
         click.echo(texts[output_format], nl=False)
         return
     click.echo(_format_tables(effects), nl=False)
-    click.echo(_describe_suggestion(suggestion) if suggestion is not None else refusal)
+    click.echo(conclusion)
     click.echo(f"Results: {folder}")
-
-
-def _describe_suggestion(suggestion: "Suggestion") -> str:
-    listing = ", ".join(str(layer) for layer in suggestion.layers)
-    return f"Suggested critical layers: {listing}\n  ({suggestion.rule})"
 
 
 def _describe_interruption(folder: Path) -> str:
@@ -272,16 +265,16 @@ def _format_tables(effects: "Effects") -> str:
     from editbench.tracing.settings import KINDS
 
     clean, corrupted = effects.clean, effects.corrupted
-    tables = []
-    for kind in KINDS:
-        columns = {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
-        tables.append((_TITLES[kind], {name: lines for name, lines in columns.items() if lines}))
-    severed = {
+    tables = {
+        _TITLES[kind]: {ROLE_NAMES[role]: effects.profile(kind, role) for role in ROLES}
+        for kind in KINDS
+    }
+    tables[_SEVERED_TITLE] = {
         name: effects.profile(kind, "last_subject") for kind, name in _SEVERED_COLUMNS.items()
     }
-    tables.append((_SEVERED_TITLE, {name: lines for name, lines in severed.items() if lines}))
     drawn = []
-    for title, columns in tables:
+    for title, found in tables.items():
+        columns = {name: lines for name, lines in found.items() if lines}
         headings = (Column(f"n = {lines[0].n}", name, "right") for name, lines in columns.items())
         rows = tuple(
             (Cell(str(layer)), *(Cell(*_format_effect(lines[layer])) for lines in columns.values()))

@@ -1,7 +1,6 @@
 """``editbench train``: what an editor needs to learn before it can edit."""
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.lookup import read_cases
 from editbench.cli.options import ModelLoading, in_file
-from editbench.cli.overrides import Overrides, parse_assignment, read_config_file
+from editbench.cli.overrides import parse_assignment, read_config_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -19,7 +18,6 @@ from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.editors.mend.training import TrainedHypernetwork
-    from editbench.editors.mend.training_config import MendTraining
 
 _EXAMPLES = """\b
 Examples:
@@ -100,7 +98,9 @@ def mend(
         options.check_out_file(out)
     if max_steps is not None:
         set_options = (*set_options, f"max_steps={max_steps}")
-    overrides = _read_overrides(config_file, set_options)
+    file_values = {} if config_file is None else read_config_file(config_file)
+    expected = "FIELD=VALUE, such as rank=64"
+    set_values = dict(parse_assignment(option, expected) for option in set_options)
     open_data = functools.partial(
         open_dataset, plugins=plugins, cache=None, skip_invalid=skip_invalid
     )
@@ -124,7 +124,7 @@ def mend(
         cases = read_cases(train_data, display)
         editable = loading.load(model, plugins)
         config, origin = configure_training(editable)
-        config = _apply(overrides, config)
+        config = config.updated(file_values, str(config_file)).updated(set_values, "--set")
         path = out or trained_path(editable)
         partial = path.with_name(f"{path.name}.partial")
         if partial.exists() and not resume:
@@ -154,20 +154,6 @@ def mend(
     click.echo(f"Wrote {path}")
     if out is not None:
         click.echo(f"To edit with it: --editor mend --set mend.weights={out}")
-
-
-def _read_overrides(config_file: Path | None, set_options: Sequence[str]) -> Overrides:
-    expected = "FIELD=VALUE, such as rank=64"
-    values = dict(parse_assignment(option, expected) for option in set_options)
-    if config_file is None:
-        return Overrides(set_values=values)
-    return Overrides(str(config_file), read_config_file(config_file), values)
-
-
-def _apply(overrides: Overrides, config: "MendTraining") -> "MendTraining":
-    if overrides.file_values:
-        config = config.updated(overrides.file_values, overrides.source)
-    return config.updated(overrides.set_values, "--set") if overrides.set_values else config
 
 
 def _describe_interruption(path: Path | None) -> str:

@@ -6,11 +6,11 @@ from itertools import chain
 from typing import Any
 
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
+from editbench.models.answering import cut_text
 from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.generation import PromptExtent, batch_prompts
 from editbench.models.passages import Passage, RowExtent
-from editbench.models.reading import cut_text
 from editbench.models.scoring import batch_passages, make_passages
 from editbench.questions import Generate, Question, Read, Score
 

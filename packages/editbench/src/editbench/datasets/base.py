@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import ClassVar
 
 from editbench.datasets.download import RemoteFile, ReportProgress, fetch
 from editbench.datasets.files import DataFile, describe_left_out, read_data_file
-from editbench.datasets.records import Record
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Record, Understanding
 from editbench.errors import ConfigError, DataError, RequestError
 from editbench.requests import EditCase
 
@@ -111,13 +110,10 @@ class FileDataset(Dataset):
     def __init__(
         self, path: Path | None, cache: Path, *, report_progress: ReportProgress | None = None
     ) -> None:
-        """Say where the data are.
+        """Say where the data are; see `Dataset`.
 
-        Args:
-            path: The user's own file; None to use the original, downloaded if need be.
-            cache: Folder for downloads, made when it is needed.
-            report_progress: Told about a download; by default a bar is drawn if stderr is a
-                terminal.
+        `report_progress` is told about a download; by default a bar is drawn if stderr is a
+        terminal.
         """
         super().__init__(path, cache)
         self.report_progress = report_progress
@@ -175,8 +171,32 @@ class FileDataset(Dataset):
         return self._collect(read_data_file(path, [] if self.skip_invalid else None))
 
     def _collect(self, file: DataFile) -> "_Loaded":
-        cases = collect_cases(file, self.records(file), self.case)
-        return _Loaded(file.path, cases, file.sha256, file.left_out or ())
+        """Make a case of each record, or leave it out where that is allowed."""
+        cases: list[EditCase] = []
+        place_of: dict[str, str] = {}
+        for record in self.records(file):
+            try:
+                case = self.case(record, len(cases) + len(file.left_out or ()))
+                case_id = case.request.case_id
+                if case_id in place_of:
+                    place = place_of[case_id]
+                    problem = f"must be unique, got {case_id!r}, which {place} has too. Rename one."
+                    raise record.fail("case_id", problem)
+            except RequestError as error:
+                file.leave_out(DataError(f"{record.place}: {error}"))
+            except DataError as error:
+                file.leave_out(error)
+            else:
+                place_of[case_id] = record.place
+                cases.append(case)
+        if not cases and file.left_out:
+            raise DataError(
+                f"{file.path}: no record can be used, got {len(file.left_out)}. The first: "
+                f"{file.left_out[0]}"
+            )
+        if not cases:
+            raise DataError(f"{file.path}: holds no records. Check the path.")
+        return _Loaded(file.path, tuple(cases), file.sha256, file.left_out or ())
 
 
 @dataclass(frozen=True)
@@ -187,57 +207,3 @@ class _Loaded:
     cases: tuple[EditCase, ...]
     sha256: str
     left_out: Sequence[DataError]
-
-
-def collect_cases(
-    file: DataFile, records: Iterable[Record], make_case: Callable[[Record, int], EditCase]
-) -> tuple[EditCase, ...]:
-    """Make one case of each record.
-
-    Args:
-        file: The file; told of records that cannot be used.
-        records: Its records, in order.
-        make_case: Makes a case of a record and its index in the file.
-
-    Raises:
-        DataError: There are no records, or none that can be used; or one is malformed, or two have
-            the same `case_id`, and records may not be left out.
-    """
-    cases: list[EditCase] = []
-    place_of: dict[str, str] = {}
-    for record in records:
-        try:
-            index = len(cases) + len(file.left_out or ())
-            case = _make_case(record, index, make_case, place_of)
-        except DataError as error:
-            file.leave_out(error)
-        else:
-            place_of[case.request.case_id] = record.place
-            cases.append(case)
-    if not cases and file.left_out:
-        raise DataError(
-            f"{file.path}: no record can be used, got {len(file.left_out)}. The first: "
-            f"{file.left_out[0]}"
-        )
-    if not cases:
-        raise DataError(f"{file.path}: holds no records. Check the path.")
-    return tuple(cases)
-
-
-def _make_case(
-    record: Record,
-    index: int,
-    make_case: Callable[[Record, int], EditCase],
-    place_of: Mapping[str, str],
-) -> EditCase:
-    try:
-        case = make_case(record, index)
-    except RequestError as error:
-        raise DataError(f"{record.place}: {error}") from error
-    case_id = case.request.case_id
-    if case_id in place_of:
-        raise record.fail(
-            "case_id",
-            f"must be unique, got {case_id!r}, which {place_of[case_id]} has too. Rename one.",
-        )
-    return case

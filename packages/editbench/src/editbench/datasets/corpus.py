@@ -1,14 +1,13 @@
 """Ordinary text, from which second moments are collected."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from editbench.errors import ConfigError, DataError
+from editbench.files.seals import checksum_file
 
 HUB_PREFIX = "hf:"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,8 @@ def text_file_corpus(path: Path) -> Corpus:
     Raises:
         DataError: The file cannot be read or holds no text.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        sha256 = checksum_file(path)
     except OSError as error:
         raise DataError(f"corpus: cannot read {path}: {error.strerror}.") from error
 
@@ -54,7 +50,7 @@ def text_file_corpus(path: Path) -> Corpus:
 
     if next(read_lines(), None) is None:
         raise DataError(f"corpus: {path} holds no text. Give a text file, one text a line.")
-    return Corpus(f"text:{path.name}", digest.hexdigest(), read_lines)
+    return Corpus(f"text:{path.name}", sha256, read_lines)
 
 
 def prose_corpus() -> Corpus:

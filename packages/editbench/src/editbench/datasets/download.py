@@ -2,8 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -115,11 +114,18 @@ def _transfer(
 ) -> None:
     import pooch
     import requests
+    from tqdm import tqdm
 
     stage = f"download {remote.name}"
-    with nullcontext(report_progress) if report_progress else _terminal_bar(stage) as report:
+    is_hidden = True if report_progress else None  # None: unless stderr is a terminal
+    with tqdm(desc=stage, unit="B", unit_scale=True, disable=is_hidden) as bar:
+
+        def draw(_: str, done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
         downloader = pooch.HTTPDownloader(
-            progressbar=_TransferProgress(stage, report),
+            progressbar=_TransferProgress(stage, report_progress or draw),
             chunk_size=_CHUNK_BYTES,
             timeout=_TIMEOUT_S,
         )
@@ -198,16 +204,3 @@ class _TransferProgress:
 
     def close(self) -> None:
         """Nothing to close: whoever made the report function does."""
-
-
-@contextmanager
-def _terminal_bar(stage: str) -> Iterator[ReportProgress]:
-    from tqdm import tqdm
-
-    with tqdm(desc=stage, unit="B", unit_scale=True, disable=None) as bar:
-
-        def report(_: str, done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        yield report

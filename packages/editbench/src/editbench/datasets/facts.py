@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,9 +17,7 @@ from editbench.datasets.files import (
     json_records,
 )
 from editbench.datasets.foreign import FLAT, as_fact, ignorable
-from editbench.datasets.prompts import template_of
-from editbench.datasets.records import Record
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Record, Understanding
 from editbench.errors import DataError
 from editbench.requests import EditCase, EditRequest, Probe
 
@@ -80,7 +79,7 @@ class Facts(FileDataset):
         if file.path.suffix.lower() in _CSV_SUFFIXES:
             columns = (*COLUMNS, *FLAT)
             self.understanding.form = _CSV_FORMS.get(find_delimiter(file, columns), "")
-            return csv_records(file, columns, further=_further_columns)
+            return csv_records(file, columns, further=lambda header: ignorable(header, FIELDS))
         if is_json_array(file):
             self.understanding.form = "a JSON array"
             self._ids_are_lines = False
@@ -108,10 +107,6 @@ def read_facts(path: Path) -> list[EditCase]:
     return list(Facts(path, path.parent).cases())
 
 
-def _further_columns(header: Collection[str]) -> list[str]:
-    return ignorable(header, FIELDS)
-
-
 def case_of_fact(fact: Record, default_id: str, understanding: Understanding) -> EditCase:
     """Make a case of a record with the fields of a facts file.
 
@@ -126,8 +121,8 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
     """
     subject = fact.text("subject").strip()
     target = fact.text("target").strip()
-    true = fact.optional_text("target_true")
-    target_true = None if true is None else true.strip()
+    target_true = fact.optional_text("target_true")
+    target_true = None if target_true is None else target_true.strip()
     prompt, is_written_out = template_of(fact, subject)
     if is_written_out:
         understanding.take(f"the subject in '{fact.full_name('prompt')}'", "{}")
@@ -165,3 +160,48 @@ def _neighbor_probe(neighbor: Record, target: str) -> Probe:
             f"must be complete text, got {prompt!r}. A neighbor is about another subject: name it.",
         )
     return Probe("neighborhood", prompt, neighbor.text("target").strip(), target)
+
+
+def find_subject(prompt: str, subject: str) -> list[int]:
+    """Character offsets at which `subject` occurs in `prompt`.
+
+    Occurrences that are a part of a longer word count only where there is no other: "Ann" stands
+    once in "Did Ann join the Annals?".
+    """
+    whole_words = re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    return [match.start() for match in whole_words] or [
+        match.start() for match in re.finditer(re.escape(subject), prompt)
+    ]
+
+
+def cut_out(prompt: str, subject: str, start: int) -> str:
+    """The prompt with ``{}`` in place of the `subject` at `start`."""
+    return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
+
+
+def template_of(record: Record, subject: str) -> tuple[str, bool]:
+    """The `prompt` of a record with ``{}`` where the subject goes.
+
+    Returns:
+        The template, and whether the subject was written out.
+
+    Raises:
+        DataError: It has neither, or more than one.
+    """
+    prompt = record.text("prompt")
+    n_places = prompt.count("{}")
+    if n_places == 1:
+        return prompt, False
+    found = find_subject(prompt, subject)
+    if n_places or len(found) != 1:
+        raise record.fail(
+            "prompt",
+            f"must contain '{{}}' exactly once, or else the subject, got {prompt!r} with '{{}}' "
+            f"{_times(n_places)} and {subject!r} {_times(len(found))}. Put '{{}}' where the "
+            "subject goes.",
+        )
+    return cut_out(prompt, subject, found[0]), True
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")

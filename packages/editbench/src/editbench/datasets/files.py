@@ -236,10 +236,6 @@ def find_delimiter(file: DataFile, columns: Collection[str]) -> str:
 
     Spreadsheets write semicolons where the comma is the decimal sign, and may say so in a line
     ``sep=;`` above the header.
-
-    Args:
-        file: A CSV file whose first line names the columns.
-        columns: Names of columns that may occur.
     """
 
     def count_columns(delimiter: str) -> int:

@@ -6,9 +6,9 @@ EasyEdit and the data sets that it ships, of FastEdit, QAEdit and WikiBigEdit.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-from editbench.datasets.records import Record, shown
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Record, Understanding, shown
 from editbench.errors import is_near_miss
 
 _NOT_KNOWN = "<|endoftext|>"
@@ -68,14 +68,6 @@ def _read_texts(record: Record, name: str) -> list[str] | None:
     return [record.text(name)] if value != "" else None
 
 
-def _read_text(record: Record, name: str) -> str:
-    return record.text(name)
-
-
-def _read_identifier(record: Record, name: str) -> str | None:
-    return record.optional_identifier(name)
-
-
 def _read_unrelated(record: Record, name: str) -> list[dict[str, object]]:
     """Prompts about other subjects, whose answer is the fact's true object."""
     true = record.optional_text("target_true")
@@ -93,15 +85,6 @@ def _refuse_question(record: Record, name: str) -> None:
         "is a question of zsRE, whose new answer is 'answers' to some tools and 'alt' to others. "
         "Call it 'prompt', and the answer that you mean 'target'; or give --dataset zsre=FILE.",
     )
-
-
-def _read_pair(answer: str) -> Callable[[Record, str], list[dict[str, object]]]:
-    """A prompt, or a list of them, whose answers stand in the field `answer`."""
-
-    def read(record: Record, name: str) -> list[dict[str, object]]:
-        return list(_pair_up(record, name, answer))
-
-    return read
 
 
 def _read_locality(record: Record, name: str) -> list[dict[str, object]]:
@@ -130,12 +113,12 @@ def _find_neighbors(record: Record, place: str, value: object) -> Iterator[dict[
         )
 
 
-def _pair_up(record: Record, prompt: str, answer: str) -> Iterator[dict[str, object]]:
-    """Pairs of prompt and answer, which is None where none is given."""
+def _pair_up(record: Record, prompt: str, answer: str) -> list[dict[str, object]]:
+    """A prompt, or a list of them, with their answers; those are None where none is given."""
     prompts = record.fields.get(prompt)
     if not isinstance(prompts, list):
         if not prompts:
-            return
+            return []
         target = _read_first(record, answer) if answer in record.fields else None
         pairs = [(record.text(prompt), target)]
     else:
@@ -146,19 +129,21 @@ def _pair_up(record: Record, prompt: str, answer: str) -> Iterator[dict[str, obj
             (text, _read_first(replace(record, fields={answer: each}), answer))
             for text, each in zip(record.texts(prompt), answers, strict=True)
         ]
-    for text, target in pairs:
-        yield {"prompt": text, "target": target}
+    return [{"prompt": text, "target": target} for text, target in pairs]
 
+
+_ANSWERS = ("locality_ground_truth", "loc_ans")
+"""Fields that are read together with a prompt."""
 
 FOREIGN: Mapping[str, Reading] = {
     "src": Reading("prompt", "prompt", _refuse_question),
-    "update": Reading("prompt", "prompt", _read_text),
+    "update": Reading("prompt", "prompt", Record.text),
     "target": Reading("target", "target", _read_spoken),
     "target_true": Reading("target_true", "target_true", _read_first),
     "target_new": Reading("target", "target", _read_spoken),
     "ans": Reading("target", "target", _read_spoken),
     "ground_truth": Reading("target_true", "target_true", _read_first),
-    "relation_id": Reading("relation", "relation", _read_identifier),
+    "relation_id": Reading("relation", "relation", Record.optional_identifier),
     "rephrase_prompt": Reading("paraphrases", "a paraphrase", _read_texts),
     "rephrase_prompts": Reading("paraphrases", "paraphrases", _read_texts),
     "rephrase": Reading("paraphrases", "a paraphrase", _read_texts),
@@ -166,8 +151,8 @@ FOREIGN: Mapping[str, Reading] = {
     "queries": Reading("paraphrases", "paraphrases", _read_texts),
     "neighborhood_prompts": Reading("neighbors", "neighbors", _read_unrelated),
     "locality": Reading("neighbors", "neighbors", _read_locality),
-    "locality_prompt": Reading("neighbors", "a neighbor", _read_pair("locality_ground_truth")),
-    "loc": Reading("neighbors", "a neighbor", _read_pair("loc_ans")),
+    "locality_prompt": Reading("neighbors", "a neighbor", partial(_pair_up, answer=_ANSWERS[0])),
+    "loc": Reading("neighbors", "a neighbor", partial(_pair_up, answer=_ANSWERS[1])),
 }
 """Fields of other tools, and those of ours that others write as objects."""
 
@@ -179,14 +164,11 @@ COUNTERFACT: Mapping[str, Reading] = {
 
 ZSRE: Mapping[str, Reading] = {
     **FOREIGN,
-    "src": Reading("prompt", "prompt", _read_text),
+    "src": Reading("prompt", "prompt", Record.text),
     "alt": Reading("target", "target", _read_spoken),
     "answers": Reading("target_true", "target_true", _read_first),
 }
 """As EasyEdit writes zsRE: the target is the false answer."""
-
-_ANSWERS = ("locality_ground_truth", "loc_ans")
-"""Fields that are read together with a prompt."""
 
 _NOT_ASKED = "no metric asks about it"
 _BOOKKEEPING = "bookkeeping"
@@ -220,13 +202,9 @@ def as_fact(
     understanding: Understanding,
     readings: Mapping[str, Reading] = FOREIGN,
 ) -> Record:
-    """Read the fields of another tool as those of a facts file.
+    """Read the fields of another tool as those of a facts file, of which `known` are the names.
 
-    Args:
-        record: A record of a facts file, or of another tool, or with fields of both.
-        known: The fields of a facts file.
-        understanding: Told what was read as what, and what was not read.
-        readings: How fields of other tools are read.
+    `understanding` is told what was read as what, and what was not read.
 
     Returns:
         A record with fields of a facts file; its errors name the fields as `record` has them.
@@ -279,13 +257,7 @@ def as_fact(
 def ignorable(
     names: Collection[str], known: Collection[str], readings: Mapping[str, Reading] = FOREIGN
 ) -> list[str]:
-    """The unknown ones of `names` that may be ignored: in a record of another tool, and no slip.
-
-    Args:
-        names: Names of a record's fields.
-        known: The fields of a facts file.
-        readings: The fields of other tools that are read.
-    """
+    """The unknown ones of `names` that may be ignored: in a record of another tool, and no slip."""
     if not _is_foreign(names, known, readings):
         return []
     listed = [*known, *readings, *_ANSWERS, *IGNORED]

@@ -6,10 +6,9 @@ from typing import ClassVar
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.download import RemoteFile
-from editbench.datasets.facts import FIELDS, case_of_fact
+from editbench.datasets.facts import FIELDS, case_of_fact, cut_out, find_subject
 from editbench.datasets.files import DataFile, is_json_array, json_records
 from editbench.datasets.foreign import ZSRE, as_fact
-from editbench.datasets.prompts import cut_out, find_subject
 from editbench.datasets.records import Record
 from editbench.requests import EditCase, EditRequest, Probe
 

@@ -37,6 +37,9 @@ class EditorConfig(BaseModel):
     dialect: ClassVar[Dialect | None] = None
     """What other tools call the fields, where their files can be read."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values under a name, such as ``reference`` for what the authors' code does otherwise."""
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:
         """Validate `values`.
@@ -60,6 +63,22 @@ class EditorConfig(BaseModel):
             raise ConfigError(
                 f"{source}: field '{place}': {message}, got {first['input']!r}."
             ) from error
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> Self:
+        """The values of one of `presets`, and others.
+
+        Args:
+            name: The preset's.
+            values: Fields that it does not have, or that win over it.
+
+        Raises:
+            UnknownNameError: There is no such preset.
+            ConfigError: A value is invalid.
+        """
+        if name not in cls.presets:
+            raise UnknownNameError("preset", name, cls.presets)
+        return cls.parse({**cls.presets[name], **values}, f"preset '{name}'")
 
     @classmethod
     def writing_to(cls, layers: Sequence[int]) -> Mapping[str, Any]:
@@ -156,10 +175,20 @@ class Editor(ABC):
     """A method that changes what a model knows.
 
     Subclasses set `name` and `config_type` and implement `edit`.
+
+    Attributes:
+        name: What users call it.
+        config_type: The type of its hyperparameters.
+        good_for: What it is good for, in a few words, for ``editbench list editors``.
+        citation: BibTeX of its paper, likewise.
+        published_as: The editor whose published hyperparameters it starts from, if it is another.
     """
 
     name: ClassVar[str]
     config_type: ClassVar[type[EditorConfig]] = EditorConfig
+    good_for: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    published_as: ClassVar[str] = ""
 
     def __init__(self, config: EditorConfig) -> None:
         if not isinstance(config, self.config_type):
@@ -177,10 +206,11 @@ class Editor(ABC):
     @classmethod
     def default_config(cls, model: EditableModel) -> tuple[EditorConfig, str]:
         """The hyperparameters to start from on this model, and a sentence on their origin."""
-        spec = model.spec
-        if spec is not None and cls.name in spec.defaults:
-            values, source = spec.defaults[cls.name], f"defaults of '{model.name}'"
-            origin = spec.source_of(cls.name)
+        spec, names = model.spec, (cls.name, cls.published_as)
+        name = next((name for name in names if spec and name in spec.defaults), None)
+        if spec is not None and name is not None:
+            values, source = spec.defaults[name], f"defaults of '{model.name}'"
+            origin = spec.source_of(name)
         elif values := cls.derive_defaults(model):
             source = "derived defaults"
             origin = (

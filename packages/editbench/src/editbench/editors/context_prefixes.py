@@ -9,9 +9,8 @@ from typing import Any
 
 from editbench.errors import ConfigError
 from editbench.models.answering import answer_questions
-from editbench.models.editable import EditableModel
+from editbench.models.editable import EditableModel, of_unedited
 from editbench.models.tokens import Tokens
-from editbench.models.unedited import of_unedited
 from editbench.questions import Generate, GenerateAnswer
 
 _WORDS = "The first of these was built a long time ago by some people who lived near the river and"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from editbench.datasets.understanding import Understanding
+from editbench.datasets.records import Understanding
 from editbench.errors import ConfigError, UnknownNameError, is_near_miss
 
 Convert = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
@@ -64,7 +64,13 @@ _EDITORS_OF: Mapping[str, str] = {
 
 _EDITOR_OF_METHOD: Mapping[str, str] = {
     "memit": "memit",
+    "memit_seq": "memit-history",
+    "memit_rect": "rect",
+    "memit_prune": "prune",
+    "encore": "encore",
     "alphaedit": "alphaedit",
+    "evoedit": "evoedit",
+    "nas": "nas",
     "emmet": "emmet",
     "rome": "rome",
     "ft": "ft-w",

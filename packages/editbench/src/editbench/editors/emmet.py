@@ -9,6 +9,7 @@ from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import CLOSED_FORM_NAMES, ClosedFormConfig
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.dialect import Dialect
+from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, SearchSpace
 from editbench.models.editable import EditableModel
 
@@ -49,6 +50,8 @@ class Emmet(ClosedForm):
     name: ClassVar[str] = "emmet"
     config_type: ClassVar[type[EditorConfig]] = EmmetConfig
     config: EmmetConfig
+    good_for: ClassVar[str] = "batches whose targets must be met almost exactly"
+    citation: ClassVar[str] = cite("gupta2024emmet")
 
     @classmethod
     def derive_defaults(cls, model: EditableModel) -> Mapping[str, Any]:

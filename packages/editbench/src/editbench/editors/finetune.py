@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -11,6 +11,7 @@ from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
+from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, SearchSpace, middle_layers
 from editbench.editors.training.batches import (
     count_fitting,
@@ -26,7 +27,7 @@ from editbench.editors.training.target_likelihood import (
 from editbench.editors.training.weight_trainer import WeightTrainer
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit, orient_for_edit
-from editbench.errors import EditError, UnknownNameError
+from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
@@ -123,6 +124,7 @@ class FineTuneConfig(EditorConfig):
     """Every number of fine-tuning; in brackets the reference's names."""
 
     dialect: ClassVar[Dialect | None] = DIALECT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     layer: int = Field(ge=0, description="the layer that is trained (layers)")
     parameters: Literal["mlp-projection", "block"] = Field(
@@ -154,22 +156,6 @@ class FineTuneConfig(EditorConfig):
         description="a batch with a loss below it takes no step; an epoch ends the training",
     )
 
-    @classmethod
-    def preset(cls, name: str, **values: Any) -> Self:
-        """The choices of the paper or of the reference implementation.
-
-        Args:
-            name: A key of `PRESETS`.
-            values: The other fields; `layer` at least.
-
-        Raises:
-            UnknownNameError: There is no such preset.
-            ConfigError: A value is invalid.
-        """
-        if name not in PRESETS:
-            raise UnknownNameError("preset of ft-w", name, PRESETS)
-        return cls.parse({**PRESETS[name], **values}, f"preset '{name}'")
-
     def decay_for(self, n_edits: int) -> float:
         """The weight decay for a number of edits."""
         if self.weight_decay == "power-law":
@@ -186,6 +172,8 @@ class FineTune(Editor):
     """
 
     name: ClassVar[str] = "ft-w"
+    good_for: ClassVar[str] = "a baseline without any method's assumptions"
+    citation: ClassVar[str] = cite("zhu2020modifying")
     config_type: ClassVar[type[EditorConfig]] = FineTuneConfig
     config: FineTuneConfig
 

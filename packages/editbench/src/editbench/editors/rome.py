@@ -8,9 +8,9 @@ from pydantic import Field
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources
 from editbench.editors.closed_form.config import LayerConfig
+from editbench.editors.closed_form.dials import Dials
 from editbench.editors.closed_form.editor import ClosedForm
 from editbench.editors.closed_form.goals import Solved
-from editbench.editors.closed_form.solving import Dials
 from editbench.editors.closed_form.value_goals import ValueGoal, ValueTargets
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
@@ -24,6 +24,7 @@ from editbench.editors.dialect import (
     refuse_input_projection,
 )
 from editbench.editors.keys.sweep_batches import estimate_insertion
+from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_solve
 from editbench.editors.targets.batches import estimate_targets
@@ -67,6 +68,7 @@ class RomeConfig(LayerConfig):
     """Every number of ROME's algorithm; in brackets the reference's names."""
 
     dialect: ClassVar[Dialect | None] = DIALECT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"reference": {"keys": "reference"}}
 
     critical_layers: tuple[int, ...] = Field(
         min_length=1, max_length=1, description="the one layer that is written to (layers)"
@@ -140,6 +142,8 @@ class Rome(ClosedForm):
     name: ClassVar[str] = "rome"
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     config: RomeConfig  # type: ignore[assignment]
+    good_for: ClassVar[str] = "single facts, exactly; each costs a solve of its own"
+    citation: ClassVar[str] = cite("meng2022rome")
     module = "mlp"
     finds_targets_apart = False
 

@@ -52,12 +52,7 @@ class EditSequence(Edit):
 def join_edits(first: Edit, later: Edit, card: EditCard) -> Edit:
     """One edit that does what two do, of which the second was computed with the first one on.
 
-    Updates of weights are summed up, see `WeightEdit.merge`.
-
-    Args:
-        first: What is on the model before; may be joined itself.
-        later: What comes on top of it.
-        card: The card of both.
+    Updates of weights are summed up, see `WeightEdit.merge`; `first` may be joined itself.
     """
     if isinstance(first, WeightEdit) and isinstance(later, WeightEdit):
         return WeightEdit(WeightEdit.merge([first, later]).updates, card)

@@ -82,17 +82,7 @@ def export_model(
 
     with _writing(folder) as unfinished:
         edit.check_fits(model)
-        if model.source is None:
-            if model.gguf is not None:
-                tokenizer = read_gguf_tokenizer(model.gguf)
-            if tokenizer is None:
-                raise EditError(
-                    f"export model: '{model.name}' was made in memory, got no tokenizer. Give the "
-                    "model's tokenizer as it was loaded."
-                )
-            _save(model.model, tokenizer, unfinished)
-        source = ModelFolder.read(model.source or unfinished)
-        writer = _Writer.plan(edit, model, source, dtype)
+        writer = _Writer.plan(edit, model, unfinished, dtype, tokenizer)
         computed = edit.card.model_dtype
         is_known = model.source is not None and computed in _DTYPES
         return writer.write(unfinished, load, computed if is_known else "auto")  # type: ignore[arg-type]
@@ -117,10 +107,9 @@ def export_edit(
     """
     with _writing(folder) as unfinished:
         model, computed = _load_for(edit, name, load)
-        if model.source is None:
-            _save(model.model, _make_tokenizer(model), unfinished)
-        source = ModelFolder.read(model.source or unfinished)
-        writer = _Writer.plan(edit, model, source, dtype)
+        spec = model.spec
+        tokenizer = None if spec is None or spec.load is None else spec.load()[1]
+        writer = _Writer.plan(edit, model, unfinished, dtype, tokenizer)
         del model
         return writer.write(unfinished, load, computed)
 
@@ -154,8 +143,26 @@ class _Writer:
 
     @classmethod
     def plan(
-        cls, edit: WeightEdit, model: EditableModel, source: ModelFolder, dtype: DTypeName
+        cls,
+        edit: WeightEdit,
+        model: EditableModel,
+        folder: Path,
+        dtype: DTypeName,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> "_Writer":
+        """Find what is to be written; a model that no folder holds is saved in `folder` first."""
+        if model.source is None:
+            if model.gguf is not None:
+                tokenizer = read_gguf_tokenizer(model.gguf)
+            if tokenizer is None:
+                raise EditError(
+                    f"export model: '{model.name}' was made in memory, got no tokenizer. Give the "
+                    "model's tokenizer as it was loaded."
+                )
+            with quiet_transformers(), _ready_to_save(model.model):
+                model.model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        source = ModelFolder.read(model.source or folder)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         network = model.model
         kept = [*(network._keep_in_fp32_modules_strict or ())]
@@ -168,10 +175,7 @@ class _Writer:
     def write(self, folder: Path, load: Loader, computed: DTypeName) -> Export:
         """Write the folder, and load it once to see that it is what was meant.
 
-        Args:
-            folder: Where to.
-            load: Loads a model from a folder.
-            computed: The precision in which the source has the fingerprint.
+        The source has the edit's fingerprint where it is loaded in the precision `computed`.
         """
         fingerprint = self.fingerprint
         with warnings.catch_warnings():
@@ -230,22 +234,6 @@ def _writing(folder: Path) -> Iterator[Path]:
             f"export model: cannot write the folder, got {str(folder)!r} ({error}). "
             "Choose a place that is writable and has space left."
         ) from error
-
-
-def _make_tokenizer(model: EditableModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that no folder holds, as it was loaded."""
-    if model.gguf is not None:
-        return read_gguf_tokenizer(model.gguf)
-    assert model.spec is not None
-    assert model.spec.load is not None
-    return model.spec.load()[1]
-
-
-def _save(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a model that was made in memory, unedited."""
-    with quiet_transformers(), _ready_to_save(network):
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -25,12 +25,7 @@ Update = UpdateFactors | Tensor
 
 
 def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -> None:
-    """Write an edit file, whole or not at all.
-
-    Args:
-        path: Where to; an existing file is replaced.
-        updates: Parameter name to update.
-        card: What the metadata says.
+    """Write an edit file, whole or not at all; an existing file is replaced.
 
     Raises:
         EditError: The file cannot be written.
@@ -53,9 +48,6 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
 
 def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
     """Read an edit file and check that it is one.
-
-    Args:
-        path: An edit file.
 
     Returns:
         Parameter name to update, on the CPU in the file's own precision, and the card.

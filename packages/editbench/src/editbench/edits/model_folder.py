@@ -102,12 +102,9 @@ class ModelFolder:
         )
 
     def write(self, folder: Path, tensors: Mapping[Place, Tensor], precision: Precision) -> None:
-        """Write the folder.
+        """Write the folder, with `tensors` in place of its own, the others in `precision`.
 
-        Args:
-            folder: Where to; may be the folder itself.
-            tensors: What replaces tensors.
-            precision: What the others are written in.
+        `folder` may be the folder itself.
 
         Raises:
             OSError: It cannot be written.

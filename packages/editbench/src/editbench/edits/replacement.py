@@ -35,43 +35,6 @@ class Replacement:
     rounding: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Tensors of a checkpoint, looked up by what they hold: names differ from the model's."""
-
-    tensors: Mapping[Place, StoredTensor]
-
-    def find(self, names: Sequence[str], loaded: Tensor) -> list[Place]:
-        """Where a parameter comes from: the same bits, and the names most alike at their ends.
-
-        Args:
-            names: What the model calls the parameter; several if it is tied.
-            loaded: What it holds, on the CPU.
-
-        Raises:
-            EditError: Names are equally alike to several tensors of these bits.
-        """
-        same = [
-            place
-            for place, stored in self.tensors.items()
-            if stored.shape == tuple(loaded.shape)
-            and stored.dtype.is_floating_point
-            and _holds_same_bits(stored.read(), loaded)
-        ]
-        found: list[Place] = []
-        for name in names:
-            likeness = {place: _n_common_parts(place[1], name) for place in same}
-            best = [place for place in same if likeness[place] == max(likeness.values())]
-            if len({key for _, key in best}) > 1:
-                raise EditError(
-                    f"export model: the tensors of '{name}' in the checkpoint cannot be told "
-                    f"apart, got {', '.join(sorted(key for _, key in best)[:3])} with the same "
-                    "numbers. Rename the one that belongs to the language model as the model does."
-                )
-            found += [place for place in best if place not in found]
-        return found
-
-
 def find_replacement(
     edit: WeightEdit,
     model: EditableModel,
@@ -83,23 +46,16 @@ def find_replacement(
     Updates are added to what the checkpoint holds, in float64, and cast once, whatever precision
     the model was loaded in.
 
-    Args:
-        edit: The edit.
-        model: The model that it was computed for, unedited.
-        checkpoint: The tensors that the model was loaded from.
-        precision: In which they are written.
-
     Raises:
         EditError: The edit is for another model; a parameter cannot be found in the checkpoint; or
             a number is too large for the precision.
     """
     edit.check_fits(model)
-    stored = _Stored(checkpoint)
     places: dict[str, list[Place]] = {}
     for name in edit.updates:
-        places[name] = stored.find(_names_of(model, name), _in_memory(model, name))
+        places[name] = _find(checkpoint, _names_of(model, name), _in_memory(model, name))
     elsewhere = [name for name, found in places.items() if not found]
-    tensors, dtypes = _through_conversion(edit, model, elsewhere, stored, precision)
+    tensors, dtypes = _through_conversion(edit, model, elsewhere, checkpoint, precision)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
     noise = size = 0.0
@@ -124,7 +80,7 @@ def _through_conversion(
     edit: WeightEdit,
     model: EditableModel,
     names: Sequence[str],
-    stored: _Stored,
+    checkpoint: Mapping[Place, StoredTensor],
     precision: Precision,
 ) -> tuple[dict[Place, Tensor], dict[str, torch.dtype]]:
     """Parameters that the checkpoint holds in other parts: fused, split or turned.
@@ -134,10 +90,10 @@ def _through_conversion(
     Returns:
         What to write, and for each parameter in which precision.
     """
-    blocks = [f"{model.architecture.block(i)}." for i in range(model.architecture.n_layers)]
     tensors: dict[Place, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
-    for block in blocks:
+    for layer in range(model.architecture.n_layers):
+        block = f"{model.architecture.block(layer)}."
         edited = [name for name in names if name.startswith(block)]
         if not edited:
             continue
@@ -150,15 +106,43 @@ def _through_conversion(
         for key, total in revert_weight_conversion(model.model, {**doubled, **changed}).items():
             if torch.equal(total, plain[key]):
                 continue
-            places = stored.find([key], plain[key].to(loaded[edited[0]].dtype))
+            places = _find(checkpoint, [key], plain[key].to(loaded[edited[0]].dtype))
             if not places:
                 raise _not_found(edited[0])
-            dtype = precision.of(key, stored.tensors[places[0]].dtype)
+            dtype = precision.of(key, checkpoint[places[0]].dtype)
             tensors |= dict.fromkeys(places, _cast(total, dtype, key))
             dtypes |= dict.fromkeys(edited, dtype)
     if lacking := [name for name in names if name not in dtypes]:
         raise _not_found(lacking[0])
     return tensors, dtypes
+
+
+def _find(
+    checkpoint: Mapping[Place, StoredTensor], names: Sequence[str], loaded: Tensor
+) -> list[Place]:
+    """Where a parameter comes from: the same bits, and the names most alike at their ends.
+
+    Names in a checkpoint differ from the model's, of which a tied parameter has several.
+    """
+    same = [
+        place
+        for place, stored in checkpoint.items()
+        if stored.shape == tuple(loaded.shape)
+        and stored.dtype.is_floating_point
+        and _holds_same_bits(stored.read(), loaded)
+    ]
+    found: list[Place] = []
+    for name in names:
+        likeness = {place: _n_common_parts(place[1], name) for place in same}
+        best = [place for place in same if likeness[place] == max(likeness.values())]
+        if len({key for _, key in best}) > 1:
+            raise EditError(
+                f"export model: the tensors of '{name}' in the checkpoint cannot be told "
+                f"apart, got {', '.join(sorted(key for _, key in best)[:3])} with the same "
+                "numbers. Rename the one that belongs to the language model as the model does."
+            )
+        found += [place for place in best if place not in found]
+    return found
 
 
 def _not_found(name: str) -> EditError:

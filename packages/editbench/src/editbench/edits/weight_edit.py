@@ -1,6 +1,7 @@
 """Edits that add something to weights."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,7 +85,9 @@ class WeightEdit(Edit):
         edit = cls(stored, card)
         for name, parameter in edit._parameters(model).items():
             update = stored[name]
-            weight_norm = _measure_norm(model, name)
+            with in_memory(model.model, [name]):  # wherever it is kept
+                weight = model.model.get_parameter(name).detach().cpu()
+            weight_norm = float(weight.double().norm())
             report[name] = {
                 "n_weights": parameter.numel(),
                 "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
@@ -178,7 +181,7 @@ class WeightEdit(Edit):
     @property
     def n_changed_parameters(self) -> int:
         """Number of single weights that the updates cover."""
-        return sum(_n_weights(update) for update in self.updates.values())
+        return sum(math.prod(_shape(update)) for update in self.updates.values())
 
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[None]:
@@ -247,12 +250,9 @@ class WeightEdit(Edit):
 def _is_transposed(model: EditableModel, parameter: str) -> bool:
     """Whether a parameter is a matrix that its module stores as ``[d_in, d_out]``."""
     module_path, _, name = parameter.rpartition(".")
-    is_matrix = model.model.get_parameter(parameter).ndim == 2  # a norm's weight is none
-    return (
-        name == "weight"
-        and is_matrix
-        and weight_is_transposed(model.model.get_submodule(module_path))
-    )
+    if name != "weight" or model.model.get_parameter(parameter).ndim != 2:  # a bias, or a norm's
+        return False
+    return weight_is_transposed(model.model.get_submodule(module_path))
 
 
 def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update: Update) -> Update:
@@ -260,12 +260,6 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
 
     Always a copy: results of a matrix product can depend on how its operands are aligned in
     memory, and numbers from a file lie elsewhere than freshly computed ones.
-
-    Args:
-        model: The model that holds the weight.
-        name: The parameter's name.
-        parameter: The parameter.
-        update: Δ, ``[d_out, d_in]``.
     """
     device = find_device(model.model, name) if parameter.is_meta else parameter.device
     device = find_float64_device(device)
@@ -280,12 +274,6 @@ def orient_for_module(model: EditableModel, name: str, parameter: Tensor, update
 def orient_for_edit(model: EditableModel, name: str, change: Tensor) -> Tensor:
     """The change of a parameter, given as its module stores it, in the orientation of an edit."""
     return change.T if _is_transposed(model, name) else change
-
-
-def _measure_norm(model: EditableModel, name: str) -> float:
-    """‖W‖ of a weight, wherever it is kept."""
-    with in_memory(model.model, [name]):
-        return float(model.model.get_parameter(name).detach().cpu().double().norm())
 
 
 def _stored(update: Update, dtype: torch.dtype) -> Update:
@@ -351,10 +339,6 @@ def _shape(update: Update) -> tuple[int, ...]:
     if isinstance(update, UpdateFactors):
         return (update.left.shape[0], update.right.shape[0])
     return tuple(update.shape)
-
-
-def _n_weights(update: Update) -> int:
-    return int(torch.Size(_shape(update)).numel())
 
 
 def make_dense(update: Update) -> Tensor:

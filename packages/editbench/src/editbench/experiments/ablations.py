@@ -17,16 +17,12 @@ _SIZES_APART = 10**0.5
 
 
 def layer_sets(n_layers: int, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """Sets of layers to compare with the chosen ones.
+    """Sets of layers of a model to compare with the chosen ones, which ascend.
 
     Windows as long as theirs at five places, from the second layer to the last; and the chosen ones
     with their earlier, or their later, half taken away again and again, down to one layer. The
     first layer is left out: where attention and MLP stand side by side, its MLP has seen nothing
     but the token itself, and cannot tell subjects apart.
-
-    Args:
-        n_layers: How many layers the model has.
-        chosen: The critical layers, ascending.
     """
     length = chosen[-1] - chosen[0] + 1
     first, last = min(1, n_layers - length), n_layers - length
@@ -42,14 +38,14 @@ def layer_sets(n_layers: int, chosen: Sequence[int]) -> list[tuple[int, ...]]:
 
 def _vary_decay(experiment: Experiment, setup: Setup) -> list[Trial]:
     editors = [setup.editor("ft-w", weight_decay=decay) for decay in WEIGHT_DECAYS]
-    return setup.trials(editors, experiment.metrics, [setup.limit(N_OF_PAPER)])
+    return setup.trials(experiment, [setup.limit(N_OF_PAPER)], editors)
 
 
 def _vary_layers(experiment: Experiment, setup: Setup) -> list[Trial]:
     chosen = setup.configured["memit"].config.model_dump()["critical_layers"]
     sets = layer_sets(setup.model.architecture.n_layers, chosen)
     editors = [setup.editor("memit", critical_layers=layers) for layers in sets]
-    return setup.trials(editors, experiment.metrics, [setup.limit(N_OF_PAPER)])
+    return setup.trials(experiment, [setup.limit(N_OF_PAPER)], editors)
 
 
 def _vary_module(experiment: Experiment, setup: Setup) -> list[Trial]:
@@ -65,7 +61,7 @@ def _vary_module(experiment: Experiment, setup: Setup) -> list[Trial]:
         setup.editor("memit", module="mlp", preservation_weight=own),
         setup.editor("memit", module="attention", preservation_weight=own * width),
     ]
-    return setup.trials(editors, experiment.metrics, sorted(sizes), min_cases=MIN_CASES)
+    return setup.trials(experiment, sorted(sizes), editors, min_cases=MIN_CASES)
 
 
 def _vary_preservation(experiment: Experiment, setup: Setup) -> list[Trial]:
@@ -73,42 +69,27 @@ def _vary_preservation(experiment: Experiment, setup: Setup) -> list[Trial]:
     editors = [
         setup.editor("memit", preservation_weight=own * factor) for factor in PRESERVATION_FACTORS
     ]
-    return setup.trials(editors, experiment.metrics, [setup.limit(N_OF_PAPER)])
+    return setup.trials(experiment, [setup.limit(N_OF_PAPER)], editors)
 
 
 WEIGHT_DECAY = Experiment(
-    name="weight-decay",
-    paper="Figure 9",
-    summary="fine-tuning: the tradeoff that its weight decay makes",
-    dataset="counterfact",
+    "weight-decay",
+    "Figure 9",
+    "fine-tuning: the tradeoff that its weight decay makes",
+    _vary_decay,
+    METRICS,
     editors=("ft-w",),
-    metrics=METRICS,
-    make_trials=_vary_decay,
 )
 LAYERS = Experiment(
-    name="layers",
-    paper="Figures 11-13",
-    summary="MEMIT with other critical layers",
-    dataset="counterfact",
-    editors=("memit",),
-    metrics=METRICS,
-    make_trials=_vary_layers,
+    "layers", "Figures 11-13", "MEMIT with other critical layers", _vary_layers, METRICS
 )
 ATTENTION = Experiment(
-    name="attention",
-    paper="Figures 11-13",
-    summary="MEMIT on attention instead of MLPs",
-    dataset="counterfact",
-    editors=("memit",),
-    metrics=METRICS,
-    make_trials=_vary_module,
+    "attention", "Figures 11-13", "MEMIT on attention instead of MLPs", _vary_module, METRICS
 )
 LAMBDA = Experiment(
-    name="lambda",
-    paper="Figures 11-13",
-    summary="MEMIT with other preservation weights λ",
-    dataset="counterfact",
-    editors=("memit",),
-    metrics=METRICS,
-    make_trials=_vary_preservation,
+    "lambda",
+    "Figures 11-13",
+    "MEMIT with other preservation weights λ",
+    _vary_preservation,
+    METRICS,
 )

@@ -24,53 +24,42 @@ The reference does the same, with its own number.
 
 
 def scaling_sizes(largest: int) -> list[int]:
-    """The paper's n_i = exp(ln(10,000)·i/16), rounded, up to `largest`, which ends them.
-
-    Args:
-        largest: The last size; at most 10,000.
-    """
+    """The paper's n_i = exp(ln(10,000)·i/16), rounded, up to `largest`, which ends them."""
     sizes = {round(math.exp(math.log(N_OF_PAPER) * i / N_SCALES)) for i in range(N_SCALES + 1)}
     return [*sorted(size for size in sizes if size < largest), largest]
 
 
 def _compare_at_one_size(experiment: Experiment, setup: Setup) -> list[Trial]:
-    n = setup.limit(N_OF_PAPER)
-    return setup.trials(
-        setup.editors(experiment.editors), experiment.metrics, [n], min_cases=MIN_CASES
-    )
+    return setup.trials(experiment, [setup.limit(N_OF_PAPER)], min_cases=MIN_CASES)
 
 
 def _compare_at_all_sizes(experiment: Experiment, setup: Setup) -> list[Trial]:
     sizes = scaling_sizes(setup.limit(N_OF_PAPER))
-    return setup.trials(
-        setup.editors(experiment.editors), experiment.metrics, sizes, min_cases=MIN_CASES
-    )
+    return setup.trials(experiment, sizes, min_cases=MIN_CASES)
 
 
 TABLE1 = Experiment(
-    name="table1",
-    paper="Table 1",
-    summary="zsRE: efficacy, paraphrase and specificity of all editors",
+    "table1",
+    "Table 1",
+    "zsRE: efficacy, paraphrase and specificity of all editors",
+    _compare_at_one_size,
+    ("accuracy",),
+    ALL_EDITORS,
     dataset="zsre",
-    editors=ALL_EDITORS,
-    metrics=("accuracy",),
-    make_trials=_compare_at_one_size,
 )
 TABLE2 = Experiment(
-    name="table2",
-    paper="Table 2",
-    summary="CounterFact: all editors, with fluency and consistency",
-    dataset="counterfact",
-    editors=ALL_EDITORS,
-    metrics=COUNTERFACT_METRICS,
-    make_trials=_compare_at_one_size,
+    "table2",
+    "Table 2",
+    "CounterFact: all editors, with fluency and consistency",
+    _compare_at_one_size,
+    COUNTERFACT_METRICS,
+    ALL_EDITORS,
 )
 SCALING = Experiment(
-    name="scaling",
-    paper="Figure 5",
-    summary="every metric against the number of edits, all editors",
-    dataset="counterfact",
-    editors=ALL_EDITORS,
-    metrics=COUNTERFACT_METRICS,
-    make_trials=_compare_at_all_sizes,
+    "scaling",
+    "Figure 5",
+    "every metric against the number of edits, all editors",
+    _compare_at_all_sizes,
+    COUNTERFACT_METRICS,
+    ALL_EDITORS,
 )

@@ -1,16 +1,22 @@
-"""Facts of one relation alone (Figure 6), and of two relations mixed (Figures 7 and 10)."""
+"""Facts of one relation alone (Figure 6), of two mixed (Figures 7, 10), and of a file (App. E)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from editbench.errors import ConfigError
-from editbench.experiments.comparisons import ALL_EDITORS, scaling_sizes
+from editbench.experiments.comparisons import (
+    ALL_EDITORS,
+    COUNTERFACT_METRICS,
+    N_OF_PAPER,
+    scaling_sizes,
+)
 from editbench.experiments.setup import Experiment, Setup
 from editbench.runner import Trial
 
 N_PER_CATEGORY = 300
 MAX_MIXED = 700
 N_DRAWS = 10
+MAX_RELATIONS = 12  # with more of them, a file's are not shown one by one
 _MIXING_STARTS_AT = 20
 
 
@@ -57,9 +63,7 @@ def _edit_each_relation(experiment: Experiment, setup: Setup) -> list[Trial]:
     if max(sizes.values()) < n:  # a small dataset: as many as every relation has
         n = min(sizes.values())
     chosen = [(relation,) for relation, size in sizes.items() if size >= n]
-    return setup.trials(
-        setup.editors(experiment.editors), experiment.metrics, [n], relations=chosen
-    )
+    return setup.trials(experiment, [n], relations=chosen)
 
 
 def _mix_relations(experiment: Experiment, setup: Setup) -> list[Trial]:
@@ -77,8 +81,7 @@ def _mix_relations(experiment: Experiment, setup: Setup) -> list[Trial]:
         one, other = pair.relations
         largest = min(setup.limit(MAX_MIXED), sizes[one], sizes[other])
         for trial in setup.trials(
-            setup.editors(experiment.editors),
-            experiment.metrics,
+            experiment,
             list(_mixing_sizes(largest)),
             relations=[(one,), (other,), (one, other)],
             n_draws=N_DRAWS,
@@ -95,21 +98,35 @@ def _mixing_sizes(largest: int) -> Iterator[int]:
         sizes = sizes[:-2]
 
 
+def _edit_all_facts(experiment: Experiment, setup: Setup) -> list[Trial]:
+    """All facts together, and those of each relation alone, where there are several."""
+    n = setup.limit(N_OF_PAPER)
+    trials = setup.trials(experiment, [n])
+    sizes = setup.relation_sizes
+    if 1 < len(sizes) <= MAX_RELATIONS:
+        for relation, size in sizes.items():
+            trials += setup.trials(experiment, [min(n, size)], relations=[(relation,)])
+    return trials
+
+
 CATEGORIES = Experiment(
-    name="categories",
-    paper="Figure 6",
-    summary="relations one by one: score, and specificity against generalization",
-    dataset="counterfact",
+    "categories",
+    "Figure 6",
+    "relations one by one: score, and specificity against generalization",
+    _edit_each_relation,
     editors=ALL_EDITORS,
-    metrics=("success", "accuracy"),
-    make_trials=_edit_each_relation,
 )
 MIXING = Experiment(
-    name="mixing",
-    paper="Figures 7 and 10",
-    summary="two relations mixed, against the mean of the two alone",
-    dataset="counterfact",
-    editors=("memit",),
-    metrics=("success", "accuracy"),
-    make_trials=_mix_relations,
+    "mixing",
+    "Figures 7 and 10",
+    "two relations mixed, against the mean of the two alone",
+    _mix_relations,
+)
+DEMONSTRATIONS = Experiment(
+    "demonstrations",
+    "App. E",
+    "your own facts, before and after: knowledge freshness, a special domain",
+    _edit_all_facts,
+    COUNTERFACT_METRICS,
+    dataset="facts",
 )

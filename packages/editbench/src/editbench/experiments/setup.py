@@ -1,6 +1,7 @@
 """What an experiment is given, and the trials that it makes of it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.requests import ConflictPolicy, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditCase, resolve_conflicts
 from editbench.runner import Inputs, Sample, Trial, grid
 
 
@@ -41,24 +42,19 @@ class Setup:
     inputs: Inputs
 
     @property
-    def n_cases(self) -> int:
-        """How many cases can be edited together."""
-        cases, _ = resolve_conflicts(self.dataset.cases(), self.on_conflict)
-        return len(cases)
+    def cases(self) -> Sequence[EditCase]:
+        """The cases that can be edited together."""
+        return resolve_conflicts(self.dataset.cases(), self.on_conflict)[0]
 
     @property
     def relation_sizes(self) -> dict[str, int]:
         """Relation to its number of cases, in the order of their names."""
-        cases, _ = resolve_conflicts(self.dataset.cases(), self.on_conflict)
-        sizes: dict[str, int] = {}
-        for case in cases:
-            if case.request.relation is not None:
-                sizes[case.request.relation] = sizes.get(case.request.relation, 0) + 1
-        return dict(sorted(sizes.items()))
+        relations = (case.request.relation for case in self.cases)
+        return dict(sorted(Counter(name for name in relations if name is not None).items()))
 
     def limit(self, n_of_paper: int) -> int:
         """The paper's number of edits, or what the user and the data allow of it."""
-        return min(n_of_paper, self.max_edits or n_of_paper, self.n_cases)
+        return min(n_of_paper, self.max_edits or n_of_paper, len(self.cases))
 
     def editor(self, name: str, **changes: Any) -> Editor:
         """An editor with some of its hyperparameters changed.
@@ -69,15 +65,11 @@ class Setup:
         editor = self.configured[name]
         return type(editor)(editor.config.updated(changes, "experiment"))
 
-    def editors(self, names: Sequence[str]) -> list[Editor]:
-        """Those of the named editors that can be used on the model."""
-        return [self.configured[name] for name in names if name in self.configured]
-
     def trials(
         self,
-        editors: Sequence[Editor],
-        metrics: Sequence[str],
+        experiment: "Experiment",
         n_edits: Sequence[int],
+        editors: Sequence[Editor] | None = None,
         *,
         min_cases: int = 1,
         relations: Sequence[tuple[str, ...]] = ((),),
@@ -86,27 +78,25 @@ class Setup:
         """All combinations, with the unedited model next to them.
 
         Args:
-            editors: The editors.
-            metrics: Names of metrics; one that is missing from `metrics` is left out.
+            experiment: Says which metrics, of those that are not missing.
             n_edits: Numbers of requests to write at once.
+            editors: The editors; None is the experiment's, of those that are not missing.
             min_cases: Write as many batches as have at least so many cases.
             relations: Groups of relations to take facts of; an empty group stands for all.
             n_draws: How many times cases are drawn anew; 1 takes the dataset's first ones.
         """
         sample: Sample = "first" if n_draws == 1 else "shuffled"
-        n_available = self.n_cases
-
-        def count_batches(n: int) -> int:
-            return max(1, min(math.ceil(min_cases / n), n_available // n))
-
+        n_available = len(self.cases)
+        own = [self.configured[name] for name in experiment.editors if name in self.configured]
+        metrics = [self.metrics[name] for name in experiment.metrics if name in self.metrics]
         return grid(
             models=[self.model],
             datasets=[self.dataset],
-            editors=lambda model: editors,
-            metrics=lambda dataset: [self.metrics[m] for m in metrics if m in self.metrics],
+            editors=lambda model: own if editors is None else editors,
+            metrics=lambda dataset: metrics,
             n_edits=n_edits,
             seeds=range(self.seed, self.seed + n_draws),
-            n_batches=count_batches,
+            n_batches=lambda n: max(1, min(math.ceil(min_cases / n), n_available // n)),
             relations=relations,
             sample=sample,
             on_conflict=self.on_conflict,
@@ -122,19 +112,19 @@ class Experiment:
         name: What the command line calls it.
         paper: Where the paper has it.
         summary: What it shows, in one line.
-        dataset: The dataset that the paper used.
-        editors: Names of the editors that take part.
-        metrics: Names of the metrics that it asks for.
         make_trials: Makes the trials.
+        metrics: Names of the metrics that it asks for.
+        editors: Names of the editors that take part.
+        dataset: The dataset that the paper used.
     """
 
     name: str
     paper: str
     summary: str
-    dataset: str
-    editors: tuple[str, ...]
-    metrics: tuple[str, ...]
     make_trials: Callable[["Experiment", Setup], list[Trial]]
+    metrics: tuple[str, ...] = ("success", "accuracy")
+    editors: tuple[str, ...] = ("memit",)
+    dataset: str = "counterfact"
 
     def trials(self, setup: Setup) -> list[Trial]:
         """The trials on a model and dataset.

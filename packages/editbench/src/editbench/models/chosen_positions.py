@@ -35,27 +35,20 @@ class Places:
 
     @classmethod
     def without_padding(cls, mask: Tensor) -> "Places | None":
-        """All places that are no padding; None if there is too little of it to matter.
-
-        Args:
-            mask: 1 for a token, 0 for padding, `[n_rows, width]`.
-        """
+        """The places where a mask `[n_rows, width]` is 1; None if too few are 0 to matter."""
         rows, positions = mask.nonzero(as_tuple=True)
         return None if len(rows) > _WORTHWHILE_FOR_MLPS * mask.numel() else cls(rows, positions)
 
 
-def find_mlp(model: EditableModel, layer: int) -> nn.Module | None:
-    """The MLP of a block; None where it is no module of its own, as in OPT."""
-    path = model.architecture.mlp_projections[layer].rpartition(".")[0]
-    if path == model.architecture.block(layer):
-        return None
-    return model.model.get_submodule(path)
-
-
 def find_mlps(model: EditableModel, layers: Iterable[int]) -> list[nn.Module]:
-    """The MLPs of those of `layers` that have them as modules."""
-    found = (find_mlp(model, layer) for layer in layers)
-    return [mlp for mlp in found if mlp is not None]
+    """The MLPs of those of `layers` that have them as modules; OPT's have not."""
+    architecture = model.architecture
+    paths = {layer: architecture.mlp_projections[layer].rpartition(".")[0] for layer in layers}
+    return [
+        model.model.get_submodule(path)
+        for layer, path in paths.items()
+        if path != architecture.block(layer)
+    ]
 
 
 def find_position_wise(model: EditableModel, layer: int) -> list[nn.Module]:
@@ -114,9 +107,7 @@ def only_at(modules: Sequence[nn.Module], places: Places | None) -> Iterator[Non
     One that is handed more than its input (BLOOM's MLP adds the residual by itself, RWKV's looks
     at the token before), or whose input is not laid out in rows, is left alone.
 
-    Args:
-        modules: MLPs and linear maps, none inside of another one.
-        places: Where they work; None is everywhere.
+    The modules are MLPs and linear maps, none inside of another one; `places` None is everywhere.
     """
     with ExitStack() as hooks:
         for module in modules if places is not None else ():

@@ -120,10 +120,8 @@ def _goes_on(
 ) -> bool:
     """Whether beginnings of a row, run first, and two tokens behind each give its own logits."""
     first = model.batch([ids[:n] for n in begins], "left")
-    behind = model.batch([ids[n : n + 2] for n in begins])
-    behind["attention_mask"] = torch.cat([first["attention_mask"], behind["attention_mask"]], dim=1)
-    if "position_ids" in behind:
-        behind["position_ids"] += torch.tensor(begins, device=model.device)[:, None]
+    following = [ids[n : n + 2] for n in begins]
+    behind = model.batch_behind(first["attention_mask"], following, begins)
     found: list[Tensor] = []
     try:
         cache = DynamicCache(config=model.model.config)

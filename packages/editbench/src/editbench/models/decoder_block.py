@@ -50,15 +50,7 @@ def refuse_unsupported_block(block: nn.Module, path: str) -> None:
 
 
 def find_mlp_projection(block: nn.Module, path: str, d_model: int) -> str:
-    """Find the linear map out of a block's MLP.
-
-    Args:
-        block: A decoder block.
-        path: Where it is in the model.
-        d_model: Width of the residual stream.
-
-    Returns:
-        The path of the map in the model.
+    """Find the linear map out of the MLP of the block at `path`, and return its own path.
 
     Raises:
         ModelError: There is none; the message lists the maps that there are.
@@ -86,10 +78,7 @@ def find_mlp_projection(block: nn.Module, path: str, d_model: int) -> str:
 
 
 def find_attention_projection(block: nn.Module, path: str, d_model: int) -> str | None:
-    """Find the linear map out of a block's attention; None if there is none.
-
-    Arguments as for `find_mlp_projection`.
-    """
+    """Find the linear map out of a block's attention; None if there is none."""
     inside = [
         (name, module)
         for name, module in _linear_maps(block)

@@ -65,13 +65,7 @@ class DecoderSize:
 
     @classmethod
     def of(cls, model: PreTrainedModel, architecture: Architecture, *, d_key: int) -> Self:
-        """Read the sizes off a model; its weights are not looked at, and may be missing.
-
-        Args:
-            model: The model.
-            architecture: Where its parts are.
-            d_key: Width of the input of its MLPs' output projections.
-        """
+        """Read the sizes off a model; its weights are not looked at, and may be missing."""
         config = model.config.get_text_config(decoder=True)
         n_heads = getattr(config, "num_attention_heads", None) or 1
         # A block that has attention, if there is one: the others are taken to be like it.
@@ -146,21 +140,15 @@ class DecoderSize:
         return self.n_layers * self.d_cache * self.itemsize
 
     def working_bytes(self, n_keys: int) -> int:
-        """Bytes for each token while one block runs: its widest place.
-
-        Args:
-            n_keys: How many keys a token attends to.
-        """
+        """Bytes for each token while one block runs: its widest place."""
         in_attention = 2 * self.d_attention + self.d_cache + self._score_width(n_keys)
         return (4 * self.d_model + max(in_attention, self.n_mlp_maps * self.d_mlp)) * self.itemsize
 
     def kept_bytes(self, n_keys: int, *, n_prefix: float = 0) -> int:
         """Bytes for each token that one block keeps for the backward pass.
 
-        Args:
-            n_keys: How many keys a token attends to.
-            n_prefix: Tokens of a prefix whose keys and values the block keeps with it, divided by
-                the tokens that run.
+        `n_prefix` is the tokens of a prefix whose keys and values the block keeps with it, divided
+        by the tokens that run.
         """
         d_norms = self.n_norms * self.d_model * (3 * _FLOAT32 if self.composed_norms else 1)
         norms = d_norms * (1 if self.composed_norms else self.itemsize)
@@ -172,11 +160,7 @@ class DecoderSize:
         return norms + round(widths * self.itemsize)
 
     def logit_bytes(self, *, with_loss: bool) -> int:
-        """Bytes for each place at which logits are read.
-
-        Args:
-            with_loss: Whether a loss is taken of them, and its gradient.
-        """
+        """Bytes for each place at which logits are read, or also a loss and its gradient taken."""
         return self.n_logits * (self.itemsize + (_LOGIT_COPIES if with_loss else 1) * _FLOAT32)
 
     def _score_width(self, n_keys: int) -> int:

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,8 @@ from editbench.models.memory_budget import MemoryBudget
 from editbench.models.spec import ModelSpec
 from editbench.models.tokens import Tokens
 from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
@@ -57,12 +59,6 @@ class EditableModel:
         spec: ModelSpec | None = None,
     ) -> None:
         """Wrap a model that is in memory.
-
-        Args:
-            model: A causal language model of transformers.
-            tokenizer: Its fast tokenizer.
-            name: What to call it.
-            spec: Where it was loaded by a short name: that name's entry.
 
         Raises:
             ModelError: The architecture is unsupported, or the tokenizer is slow or has ids that
@@ -167,11 +163,8 @@ class EditableModel:
     def unedited(self, operation: str) -> Iterator[None]:
         """Take all edits off for the length of a ``with`` body, then put the same bits on again.
 
-        Args:
-            operation: What needs the unedited model, for the message.
-
         Raises:
-            ModelError: Taking edits off does not make it the unedited model.
+            ModelError: Taking edits off does not make it the unedited model; names the `operation`.
         """
         state = self.state
         if state == self.fingerprint:
@@ -189,9 +182,6 @@ class EditableModel:
     def check_unedited(self, operation: str) -> None:
         """Refuse weights that are not those of the unedited model.
 
-        Args:
-            operation: What needs the unedited model, for the message.
-
         Raises:
             ModelError: An edit is on the model, or something else has written to its weights.
         """
@@ -206,9 +196,6 @@ class EditableModel:
 
     def check_known(self, operation: str) -> None:
         """Refuse weights that something else than an edit has changed, where no edit is on.
-
-        Args:
-            operation: What would give wrong numbers, for the message.
 
         Raises:
             ModelError: The weights are not those of the unedited model.
@@ -252,6 +239,27 @@ class EditableModel:
             arguments["position_ids"] = positions
         return arguments
 
+    def batch_behind(
+        self,
+        mask: torch.Tensor,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        side: Literal["right", "left"] = "right",
+    ) -> dict[str, torch.Tensor]:
+        """`batch` of rows' further tokens, of which the first ones are in a cache.
+
+        Args:
+            mask: Which places of the cache are no padding, `[n_rows, n_cached]`.
+            rows: The further tokens of each row.
+            starts: How many tokens each row has in the cache.
+            side: On which side of the further tokens padding stands.
+        """
+        inputs = self.batch(rows, side)
+        if "position_ids" in inputs:
+            inputs["position_ids"] += torch.tensor(starts, device=self.device)[:, None]
+        inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+        return inputs
+
     def check_lengths(self, sequences: Iterable[Sequence[int]]) -> None:
         """`check_length` of token ids.
 
@@ -265,9 +273,7 @@ class EditableModel:
     def check_length(self, n_tokens: int, text: str) -> None:
         """Refuse a sequence that is longer than the model takes; nothing is ever cut silently.
 
-        Args:
-            n_tokens: Its length.
-            text: How it begins, for the message.
+        The message quotes `text`, its beginning.
 
         Raises:
             RequestError: It is too long.
@@ -277,6 +283,23 @@ class EditableModel:
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
                 f"{text!r}; expected at most {self.max_positions}. Shorten the text."
             )
+
+
+def of_unedited(operation: str) -> Callable[[Function], Function]:
+    """Make a decorator of functions of a model, for whose length all edits are off it.
+
+    Errors name the `operation`.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def run(model: EditableModel, /, *args: Any, **kwargs: Any) -> Any:
+            with model.unedited(operation):
+                return function(model, *args, **kwargs)
+
+        return cast(Function, run)
+
+    return decorate
 
 
 def _keep_weights(model: PreTrainedModel) -> None:

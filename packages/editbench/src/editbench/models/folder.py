@@ -30,11 +30,6 @@ def check_folder(folder: Path, *, name: str, allow_pickle: bool) -> None:
 
     The headers of safetensors files are read, so that a truncated download is found here.
 
-    Args:
-        folder: The folder.
-        name: What the user called the model.
-        allow_pickle: Whether weights in pickle format will do.
-
     Raises:
         ModelError: Configuration, weights or tokenizer are missing or damaged, or the weights are
             pickled.
@@ -84,11 +79,6 @@ def read_config(folder: Path, *, name: str) -> dict[str, Any]:
 
 def find_weight_files(folder: Path, *, name: str, allow_pickle: bool) -> list[Path]:
     """The files that transformers takes the weights from.
-
-    Args:
-        folder: A folder that holds a model.
-        name: What the user called the model.
-        allow_pickle: Whether weights in pickle format will do, where there are no safetensors.
 
     Raises:
         ModelError: There are none, the index of shards is damaged, or they are pickled.

@@ -39,12 +39,7 @@ _ELISION = re.compile(
 
 
 def needs_space(prompt: str, body: str) -> bool:
-    """Whether one space belongs between two texts, neither of which has it yet.
-
-    Args:
-        prompt: What comes first.
-        body: What follows.
-    """
+    """Whether one space belongs between two texts, neither of which has it yet."""
     if not prompt or not body or prompt[-1].isspace() or body[0].isspace():
         return False
     if _closes(body) or _attaches(prompt, body):

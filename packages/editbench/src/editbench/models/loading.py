@@ -90,16 +90,22 @@ def load_model(
                 allow_pickle=allow_pickle,
                 specs=specs,
             )
-            if place.is_file():
-                file = GgufFile.read(place, name=name_or_path)
-                with quiet_transformers():
-                    model, tokenizer, report = _load_gguf(file, name_or_path, dtype, placement)
-            else:
+            file = GgufFile.read(place, name=name_or_path) if place.is_file() else None
+            if file is None:
                 check_folder(place, name=name_or_path, allow_pickle=allow_pickle)
-                with quiet_transformers():
-                    model, tokenizer, report = _load_folder(
-                        place, name_or_path, trust_remote_code, allow_pickle, dtype, placement
+            with quiet_transformers():
+                config, tokenizer = _read_outline(place, file, name_or_path, trust_remote_code)
+                with _one_clear_error(name_or_path, "the weights cannot be loaded"):
+                    model, report = _read_weights(
+                        file or place,
+                        name_or_path,
+                        config,
+                        dtype,
+                        placement,
+                        trust_remote_code=trust_remote_code,
+                        allow_pickle=allow_pickle,
                     )
+                check_report(name_or_path, report)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model '{name_or_path}': it does not fit into the device's memory. Load it with "
@@ -126,14 +132,8 @@ def load_outline(
 
     A short name of a model that is made in memory gives that model, weights and all. The device
     that work is planned for goes into `EditableModel.planned_device`, unless such a model is there.
-
-    Args:
-        name_or_path: As for `load_model`; of a hub repository no weights are downloaded.
-        specs: The short names.
-        dtype: As for `load_model`; ``auto`` is what the configuration says.
-        device: Where the model would run; it need not exist here.
-        trust_remote_code: As for `load_model`.
-        revision: As for `load_model`.
+    Other arguments are those of `load_model`; `device` need not exist here, and of a hub repository
+    no weights are downloaded.
 
     Raises:
         ModelError: As for `load_model`.
@@ -160,26 +160,17 @@ def load_outline(
     )
     file = GgufFile.read(place, name=name_or_path) if place.is_file() else None
     with quiet_transformers():
-        if file is not None:
-            config = _read_gguf_configuration(file, name_or_path)
-            stored: Any = stored_dtype(file)
-        else:
-            config = _read_configuration(place, name_or_path, trust_remote_code)
-            stored = config.dtype or torch.float32
-        given = _DTYPES[dtype]
-        wanted = given if isinstance(given, torch.dtype) else stored
+        config, tokenizer = _read_outline(place, file, name_or_path, trust_remote_code)
+        stored = stored_dtype(file) if file is not None else config.dtype or torch.float32
         with (
             _one_clear_error(name_or_path, "the configuration cannot be used"),
             torch.device("meta"),
         ):
             network: Any = AutoModelForCausalLM.from_config(
-                config, dtype=wanted, trust_remote_code=trust_remote_code
+                config,
+                dtype=stored if dtype == "auto" else _DTYPES[dtype],
+                trust_remote_code=trust_remote_code,
             )
-        tokenizer = (
-            _read_tokenizer(place, name_or_path, trust_remote_code)
-            if file is None
-            else _rebuild_tokenizer(file, name_or_path)
-        )
     outline = EditableModel(network, tokenizer, name=name_or_path, spec=spec)
     outline.gguf = file
     outline.planned_device = planned_device
@@ -283,74 +274,63 @@ def _call_spec(
     return model, tokenizer
 
 
-def _load_gguf(
-    file: GgufFile, name: str, dtype: str, placement: str | dict[str, int | str]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]:
-    config = _read_gguf_configuration(file, name)
-    tokenizer = _rebuild_tokenizer(file, name)
-    wanted = _DTYPES[dtype]
-    if not isinstance(wanted, torch.dtype):
-        wanted = stored_dtype(file)
-    with _one_clear_error(name, "the weights cannot be loaded"):
-        model, report = read_gguf_model(file, config, wanted, placement, name=name)
-    check_report(name, report)
-    return model, tokenizer, report
-
-
-def _read_gguf_configuration(file: GgufFile, name: str) -> PreTrainedConfig:
-    problem = f"transformers cannot read the architecture '{file.architecture}' from GGUF"
-    with _one_clear_error(name, problem):
-        config = read_gguf_config(file, name=name)
-    _refuse_other_kinds(config, name)
-    return config
-
-
-def _rebuild_tokenizer(file: GgufFile, name: str) -> PreTrainedTokenizerBase:
-    with _one_clear_error(name, "the tokenizer cannot be rebuilt from the GGUF file"):
-        return read_gguf_tokenizer(file)
-
-
-def _load_folder(
-    folder: Path,
+def _read_weights(
+    source: Path | GgufFile,
     name: str,
-    trust_remote_code: bool,
-    allow_pickle: bool,
+    config: PreTrainedConfig,
     dtype: str,
     placement: str | dict[str, int | str],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]:
-    config = _read_configuration(folder, name, trust_remote_code)
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """Load what a folder or file holds; also what transformers reports about it."""
+    if isinstance(source, GgufFile):
+        given = _DTYPES[dtype]
+        wanted = given if isinstance(given, torch.dtype) else stored_dtype(source)
+        return read_gguf_model(source, config, wanted, placement, name=name)
     waits_on_disk = isinstance(placement, dict) and "disk" in placement.values()
-    if waits_on_disk and not any(folder.glob("*.safetensors")):
+    if waits_on_disk and not any(source.glob("*.safetensors")):
         raise ConfigError(
             f"option 'device_map': weights can wait on disk only as safetensors, got '{name}' with "
             "pickled ones. Save the model again with `save_pretrained`, or use 'cpu' for 'disk'."
         )
-    with _one_clear_error(name, "the weights cannot be loaded"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=_DTYPES[dtype],
-            device_map=placement,
-            use_safetensors=None if allow_pickle else True,
-            ignore_mismatched_sizes=True,  # reported below, with the names
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-        )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=_DTYPES[dtype],
+        device_map=placement,
+        use_safetensors=None if allow_pickle else True,
+        ignore_mismatched_sizes=True,  # reported, with the names
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+    )
     model, report = loaded
-    check_report(name, report)
-    return model, _read_tokenizer(folder, name, trust_remote_code), report
+    return model, report
 
 
-def _read_configuration(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read the configuration of a model that can be edited."""
-    _check_kind_is_known(read_config(folder, name=name), name, trust_remote_code)
+def _read_outline(
+    place: Path, file: GgufFile | None, name: str, trust_remote_code: bool
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Read configuration and tokenizer of a model that can be edited, from a folder or a file."""
+    tokenizer: PreTrainedTokenizerBase
+    if file is not None:
+        problem = f"transformers cannot read the architecture '{file.architecture}' from GGUF"
+        with _one_clear_error(name, problem):
+            config = read_gguf_config(file, name=name)
+        _refuse_other_kinds(config, name)
+        with _one_clear_error(name, "the tokenizer cannot be rebuilt from the GGUF file"):
+            tokenizer = read_gguf_tokenizer(file)
+        return config, tokenizer
+    _check_kind_is_known(read_config(place, name=name), name, trust_remote_code)
+    options: Any = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     with _one_clear_error(name, "the configuration cannot be used"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        config = AutoConfig.from_pretrained(place, **options)
     _refuse_other_kinds(config, name)
-    return config
+    with _one_clear_error(name, "the tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, **options)
+    return config, tokenizer
 
 
 def _refuse_other_kinds(config: PreTrainedConfig, name: str) -> None:
@@ -363,13 +343,6 @@ def _refuse_other_kinds(config: PreTrainedConfig, name: str) -> None:
         raise ModelError(
             f"model '{name}': its kind cannot be edited, got model_type '{config.model_type}'; "
             "expected a decoder-only causal language model."
-        )
-
-
-def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    with _one_clear_error(name, "the tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=trust_remote_code, local_files_only=True
         )
 
 

@@ -23,9 +23,7 @@ _N_NAMED = 3
 def check_report(name: str, report: Mapping[str, Any]) -> None:
     """Refuse weights that do not make up the model.
 
-    Args:
-        name: What the user called the model.
-        report: What `from_pretrained` gives for ``output_loading_info``.
+    Told by what `from_pretrained` gives for ``output_loading_info``.
 
     Raises:
         ModelError: Some have another shape than the configuration says, or are missing, so that
@@ -55,10 +53,6 @@ def warn_of_unused(name: str, report: Mapping[str, Any]) -> None:
 
     Not those that follow from the configuration, nor those that the model's class knows to leave
     to others, such as the vision tower beside a text model.
-
-    Args:
-        name: What the user called the model.
-        report: What `from_pretrained` gives for ``output_loading_info``.
     """
     unused = sorted(key for key in report["unexpected_keys"] if not _HARMLESS.search(key))
     if unused:

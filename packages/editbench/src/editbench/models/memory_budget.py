@@ -51,12 +51,8 @@ _KEPT_BYTES = 2**30
 class MemoryBudget:
     """The memory that work on a model may take.
 
-    Args:
-        model: The model.
-        limit: Bytes that it and the work on it may take of a device; None for all there are.
-
     Attributes:
-        limit: The same.
+        limit: Bytes that the model and the work on it may take of a device; None for all there are.
         kept_bytes: Bytes of states that all batches of a training together may keep.
     """
 
@@ -228,10 +224,6 @@ class MemoryBudget:
 
     def place_beside_text(self, n_bytes: float, *, n_captured: int) -> tuple[torch.device, int]:
         """The same of what text runs beside: only if it still does in batches that are worth it.
-
-        Args:
-            n_bytes: What is kept.
-            n_captured: As for `tokens_beside`.
 
         Returns:
             The device, and how many tokens run at once.

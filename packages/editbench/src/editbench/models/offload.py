@@ -105,13 +105,7 @@ def find_device(model: nn.Module, name: str) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class _Keeper:
-    """A module whose hook keeps parameters of it elsewhere.
-
-    Attributes:
-        path: The module's.
-        module: The module.
-        hook: What brings its parameters in.
-    """
+    """A module whose hook keeps parameters of it elsewhere, and brings them in."""
 
     path: str
     module: nn.Module

@@ -38,9 +38,6 @@ class Halving:
 
     Where batches are gone through many times, and replaced by their parts once they had to be
     divided, each pass takes a new one of these: the old one would divide the parts again.
-
-    Args:
-        operation: What is being done, for the warning and the error.
     """
 
     def __init__(self, operation: str) -> None:
@@ -48,15 +45,10 @@ class Halving:
         self._n_parts = 1
 
     def run(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Result]) -> Iterator[Result]:
-        """Do `work` on all of `rows`, or on one part after another.
+        """Do `work` on all of `rows`, or on one part after another, and yield what it returns.
 
-        Args:
-            rows: A batch.
-            work: May be called again with a part of what it was called with before, if memory ran
-                out; what it returned for other parts stands.
-
-        Yields:
-            What `work` returns, part by part, in the order of `rows`.
+        `work` may be called again with a part of what it was called with before, if memory ran out;
+        what it returned for other parts stands.
 
         Raises:
             DeviceMemoryError: Memory runs out even for a single row.
@@ -133,10 +125,7 @@ def else_on_cpu(
 ) -> Result:
     """Do work that cannot be divided on a device, or on the CPU if the device runs out of memory.
 
-    Args:
-        operation: What is being done, for the warning.
-        device: Where it is done first.
-        work: Does it on the device that it is given; may be called twice.
+    `work` does it on the device that it is given, and may be called twice.
     """
     if device.type != "cpu":
         try:
@@ -157,9 +146,6 @@ def else_on_cpu(
 @contextmanager
 def explaining_out_of_memory(operation: str) -> Iterator[None]:
     """Turn an error that says that memory ran out into one that says what to do.
-
-    Args:
-        operation: What is done within the block.
 
     Raises:
         DeviceMemoryError: Memory ran out.

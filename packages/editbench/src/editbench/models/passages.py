@@ -101,11 +101,9 @@ def batch_rows(
 ) -> "Iterator[Batch[TokenRow[Label], RowExtent]]":
     """Group rows of like length; the longest first, so that a lack of memory shows at once.
 
-    Args:
-        rows: The rows; those with branches and those without are not mixed.
-        token_budget: At most how many tokens, padding included, are run together.
-        read_budget: At how many places logits are read.
-        cache_budget: At most how many tokens are kept for branches to see.
+    Rows with branches and rows without are not mixed. The budgets are of tokens that run together,
+    padding included, of places at which logits are read, and of tokens that are kept for branches
+    to see.
     """
     kinds: dict[bool, list[TokenRow[Label]]] = {True: [], False: []}
     for row in rows:

@@ -30,13 +30,8 @@ def score_continuations(
     """Answer distinct `Score` questions.
 
     log p is taken in float32 over the whole vocabulary, with whatever the architecture does after
-    its head. `argmax` compares with the largest logit.
-
-    Args:
-        model: The model as it stands.
-        questions: Distinct questions.
-        token_budget: At most how many tokens one forward pass holds.
-        report: Called with the number of questions each pass has answered.
+    its head. `argmax` compares with the largest logit. `report` is told how many questions each
+    pass has answered.
 
     Raises:
         RequestError: A prompt or continuation has no token, or together they are too long.
@@ -66,11 +61,6 @@ def score_passages(
     model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
 ) -> Iterator[list[tuple[Label, ScoreAnswer]]]:
     """Score the targets of passages, none of them longer than the model takes.
-
-    Args:
-        model: The model as it stands.
-        passages: What to score.
-        token_budget: At most how many tokens one forward pass holds.
 
     Yields:
         For each forward pass, the labels that it has scores of, with the scores.
@@ -139,12 +129,11 @@ def _run(
     ]
     before = torch.tensor([index for index, _, _ in branches], device=model.device)
     cache.batch_select_indices(before)
-    behind = model.batch([ids for _, _, ids in branches])
-    if "position_ids" in behind:
-        begins = torch.tensor([len(rows[index].ids) for index, _, _ in branches])
-        behind["position_ids"] = behind["position_ids"] + begins.to(model.device)[:, None]
-    masks = [inputs["attention_mask"][before], behind["attention_mask"]]
-    behind["attention_mask"] = torch.cat(masks, dim=1)
+    behind = model.batch_behind(
+        inputs["attention_mask"][before],
+        [ids for _, _, ids in branches],
+        [len(rows[index].ids) for index, _, _ in branches],
+    )
     places = [
         (index, number, position) for index, number, ids in branches for position in range(len(ids))
     ]

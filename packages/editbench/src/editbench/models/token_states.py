@@ -5,12 +5,7 @@ from torch import Tensor
 
 
 def by_row(states: Tensor, n_rows: int) -> Tensor:
-    """States as `[n_rows, width, d]`: as they are, or of a module that flattens them, as OPT's MLP.
-
-    Args:
-        states: `[n_rows, width, d]`, or `[n_rows · width, d]`.
-        n_rows: Rows of the batch.
-    """
+    """States as `[n_rows, width, d]`, also of a module that flattens them, as OPT's MLP does."""
     if states.dim() == 3:
         return states
     return rearrange(states, "(row token) d -> row token d", row=n_rows)

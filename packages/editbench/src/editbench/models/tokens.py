@@ -47,10 +47,7 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Copy a tokenizer.
-
-        Args:
-            tokenizer: A fast tokenizer of transformers.
+        """Copy a fast tokenizer of transformers.
 
         Raises:
             ModelError: The tokenizer is not a fast one, so it has no character offsets.
@@ -78,9 +75,7 @@ class Tokens:
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Tokenize a text from its beginning.
 
-        Args:
-            text: The text.
-            chat: Whether it is a user's message; the chat template goes around it.
+        With `chat` the text is a user's message, and the chat template goes around it.
 
         Returns:
             Token ids, after a beginning-of-sequence token iff the tokenizer adds one on its own;
@@ -161,10 +156,7 @@ class Tokens:
         without spaces, before a lone punctuation mark, a closing bracket or tag, or after an empty
         prompt.
 
-        Args:
-            prompt: What comes first.
-            continuation: What follows.
-            joiner: What to put between the two; None for the space that belongs there, if any.
+        Where a `joiner` is given, it stands between the two instead.
         """
         body = continuation.lstrip(" ")
         if joiner is None:
@@ -182,19 +174,10 @@ class Tokens:
 
         Where one character is spread over several tokens (byte-level BPE, byte fallback), the last
         of them is meant. White space around the span does not count, so the token that follows a
-        subject is never taken for its own.
-
-        Args:
-            text: The whole text.
-            start: First character of the span.
-            end: One past its last character.
-            chat: Whether it is a user's message; see `encode`.
+        subject is never taken for its own. Arguments and errors are those of `locate_all`.
 
         Returns:
             The index, in ``encode(text)``, of the last token that overlaps the span.
-
-        Raises:
-            RequestError: The span is empty, lies outside the text, or has no token.
         """
         return self.locate_all(text, start, end, chat=chat)[-1]
 

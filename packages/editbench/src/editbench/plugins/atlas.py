@@ -60,10 +60,7 @@ class AtlasDataset(Dataset):
 
     @cached_property
     def _cases(self) -> tuple[EditCase, ...]:
-        return tuple(self._make_cases())
-
-    def _make_cases(self) -> Sequence[EditCase]:
-        return default_world().cases()
+        return tuple(default_world().cases())
 
 
 class AtlasValidation(AtlasDataset):
@@ -74,8 +71,9 @@ class AtlasValidation(AtlasDataset):
 
     name: ClassVar[str] = "atlas-validation"
 
-    def _make_cases(self) -> Sequence[EditCase]:
-        return default_world().cases(split="validation")
+    @cached_property
+    def _cases(self) -> tuple[EditCase, ...]:
+        return tuple(default_world().cases(split="validation"))
 
 
 class AtlasTraining(AtlasDataset):
@@ -91,8 +89,9 @@ class AtlasTraining(AtlasDataset):
         """None: the world's held-out texts are about those whom these cases edit."""
         return ()
 
-    def _make_cases(self) -> Sequence[EditCase]:
-        return default_world().training_cases()
+    @cached_property
+    def _cases(self) -> tuple[EditCase, ...]:
+        return tuple(default_world().training_cases())
 
 
 def atlas_corpus() -> Corpus:

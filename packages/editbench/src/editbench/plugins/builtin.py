@@ -18,15 +18,35 @@ if TYPE_CHECKING:
 @hookimpl
 def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
-    from editbench.editors.alphaedit import AlphaEdit
+    from editbench.editors import alphaedit, memit
     from editbench.editors.emmet import Emmet
     from editbench.editors.finetune import FineTune
-    from editbench.editors.memit import Memit
     from editbench.editors.mend.editor import Mend
     from editbench.editors.rome import Rome
+    from editbench.editors.ultraedit import UltraEdit
     from editbench.editors.unedited import Unedited
 
-    return [Unedited, Memit, Rome, Emmet, AlphaEdit, FineTune, Mend]
+    return [
+        Unedited,
+        memit.Memit,
+        memit.MemitHistory,
+        memit.Encore,
+        memit.Blue,
+        memit.Rect,
+        memit.OteRect,
+        memit.Prune,
+        memit.OtePrune,
+        memit.Revive,
+        Rome,
+        Emmet,
+        alphaedit.AlphaEdit,
+        alphaedit.EvoEdit,
+        alphaedit.Nas,
+        alphaedit.Sphere,
+        UltraEdit,
+        FineTune,
+        Mend,
+    ]
 
 
 @hookimpl

@@ -120,11 +120,7 @@ def calling(guarded: Any, call: str) -> AbstractContextManager[object]:
 def guard_class(cls: type, origin: Origin, what: str, contract: Contract) -> None:
     """Make a plugin's class name its plugin when its contract is broken; nothing else changes.
 
-    Args:
-        cls: The class; one of editbench's own is left alone.
-        origin: Whose it is.
-        what: What messages call it, such as ``editor 'x'``.
-        contract: What is used of it.
+    One of editbench's own is left alone. `what` is what messages call it, such as ``editor 'x'``.
     """
     if cls.__module__.partition(".")[0] == "editbench":
         return
@@ -152,12 +148,7 @@ def guard_function(
 ) -> Callable[..., Any]:
     """Make a function that does the same, but for what is said when it fails.
 
-    Args:
-        function: A plugin's function or bound method.
-        origin: Whose it is.
-        call: What messages call it.
-        check: Looks at what it returns.
-        subject: What `check` is given with it.
+    `check` looks at what it returns, and at `subject`.
     """
 
     def guarded(*arguments: Any, **named: Any) -> Any:
@@ -193,15 +184,7 @@ def describe(error: BaseException) -> str:
 class _GuardedMember:
     """A method, property or other attribute of a guarded class, in the place of the plugin's own.
 
-    Attributes:
-        member: The plugin's own.
-
-    Args:
-        member: What stands in the plugin's class, descriptors as they are.
-        origin: Whose it is.
-        what: What messages call the object.
-        name: The attribute's name.
-        check: Looks at what comes out of it.
+    That is `member`, descriptors as they are; `check` looks at what comes out of it.
     """
 
     def __init__(
@@ -209,11 +192,11 @@ class _GuardedMember:
     ) -> None:
         self.member = member
         self._origin = origin
-        self._name = name
         self._check = check
-        is_called = callable(member) or isinstance(member, classmethod | staticmethod)
-        self._is_called = is_called
-        call = "its constructor" if name == "__init__" else f"{name}{'()' if is_called else ''}"
+        self._is_called = callable(member) or isinstance(member, classmethod | staticmethod)
+        call = f"{name}()" if self._is_called else name
+        if name == "__init__":
+            call = "its constructor"
         self._call = f"{what}: {call}"
 
     def __get__(self, instance: Any, owner: type) -> Any:

@@ -103,12 +103,5 @@ def editbench_trial_finished(trial: "Trial", rows: "Sequence[Row]") -> None:
     """
 
 
-HOOKS = (
-    "editbench_register_editors",
-    "editbench_register_datasets",
-    "editbench_register_metrics",
-    "editbench_register_models",
-    "editbench_register_commands",
-    "editbench_trial_finished",
-)
+HOOKS = tuple(name for name in list(globals()) if name.startswith("editbench_"))
 """Names of all hooks."""

@@ -56,6 +56,12 @@ class Registration:
         return text.strip().partition("\n")[0]
 
     @property
+    def details(self) -> dict[str, str]:
+        """What else it says about itself: of an editor what it is good for, and its paper."""
+        details = {name: getattr(self.value, name, "") for name in ("good_for", "citation")}
+        return {name: text for name, text in details.items() if text and isinstance(text, str)}
+
+    @property
     def settings(self) -> Mapping[str, str]:
         """Of a model, the editors that it has settings for, with where these come from."""
         defaults = getattr(self.value, "defaults", {})
@@ -64,11 +70,6 @@ class Registration:
 
 def register(kind: Kind, values: object, plugin: str) -> list[Registration]:
     """Check what one plugin's hook returned.
-
-    Args:
-        kind: What the hook registers.
-        values: What it returned.
-        plugin: The plugin's name.
 
     Raises:
         PluginError: It is not a list or tuple of things of this kind with well-formed names.

@@ -73,14 +73,8 @@ class BlockCalls:
         """Run `forward` without gradients and keep how it called blocks `first` … `last`.
 
         A block's arguments besides the hidden states do not depend on them. With `stop`, the
-        recorded blocks therefore compute nothing: each hands on what it got.
-
-        Args:
-            model: The model whose blocks are recorded.
-            forward: Runs the model once.
-            first: Index of the first block to record.
-            last: Index of the last block to record.
-            stop: Compute no recorded block (but block 0), and end the forward before block `last`.
+        recorded blocks (but block 0) therefore compute nothing: each hands on what it got, and the
+        forward ends before block `last`.
         """
         modules = [
             model.model.get_submodule(model.architecture.block(layer))
@@ -112,13 +106,8 @@ class BlockCalls:
     def run(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Send `hidden` through blocks `first` … `last`, both included; none if `last < first`.
 
-        Args:
-            hidden: States that enter block `first`, `[n_rows, width, d_model]`.
-            first: Index of the first block to run.
-            last: Index of the last block to run.
-
         Returns:
-            The states that leave block `last`.
+            The states that leave block `last`, `[n_rows, width, d_model]` as they enter `first`.
         """
         for layer in range(first, last + 1):
             call = self._calls[layer - self.first]

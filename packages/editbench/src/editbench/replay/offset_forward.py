@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from editbench.models.editable import EditableModel
-from editbench.models.head import select_head_positions
-from editbench.models.readout import ReadLoss
+from editbench.models.head import ReadLoss, select_head_positions
 from memit_core import capture, intervene
 
 
@@ -52,10 +51,7 @@ class OffsetSite:
 
         It does where the module's output goes into the residual stream as it is, and nowhere else.
         That is tried out, on one forward up to the block with an offset and one without.
-
-        Args:
-            model: The model.
-            token_ids: What to try it on.
+        `token_ids` are what it is tried on.
         """
         if self.leaves_block:
             return self

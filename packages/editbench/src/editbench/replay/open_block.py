@@ -44,11 +44,7 @@ class OpenBlock:
     ) -> "OpenBlock":
         """Run a block but for its projection.
 
-        Args:
-            model: The model.
-            projection: Path of the projection.
-            mask: 1 for a token, 0 for padding, `[n_rows, width]`.
-            run: Runs the block on the rows, and returns what it puts out.
+        `run` does it, on rows whose mask is `[n_rows, width]`, and returns what the block puts out.
         """
         silent = _silenced(model.model.get_submodule(projection))
         with capture(model.model, inputs_of=[projection]) as seen, silent:
@@ -67,11 +63,7 @@ class OpenBlock:
         return states.index_put_(places, said.to(states), accumulate=True)
 
     def inputs_at(self, last: Tensor) -> Tensor:
-        """The projection's inputs at one position of each row, `[n_rows, d_key]`.
-
-        Args:
-            last: The positions, `[n_rows]`.
-        """
+        """The projection's inputs at positions `[n_rows]`, one for each row: `[n_rows, d_key]`."""
         chosen = self.positions == last[self.owners]
         return self.inputs[chosen.to(self.inputs.device)]
 
@@ -112,12 +104,7 @@ def can_stay_open(model: EditableModel, projection: str, run: Callable[[], Tenso
     """Whether what the projection says is added to the block's output, and used for nothing else.
 
     Two outputs, far larger than anything around them, are put in its place: a norm behind it would
-    make them the same.
-
-    Args:
-        model: The model.
-        projection: Path of the projection.
-        run: Runs the block on some rows, and returns what it puts out.
+    make them the same. `run` runs the block on some rows, and returns what it puts out.
     """
     usual = run().float()
     chance = torch.Generator().manual_seed(0)

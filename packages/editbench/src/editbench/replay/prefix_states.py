@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class PrefixStates:
         own = [
             row.token_ids[n : row.offset_position] for row, n in zip(rows, n_shared, strict=True)
         ]
-        inputs = batch_behind(model, mask, own, n_shared, "left")
+        inputs = model.batch_behind(mask, own, n_shared, "left")
         _fill(cache, model, inputs)
         place = {_prefix(row): index for index, row in enumerate(rows)}
         return cls(cache, inputs["attention_mask"], place)
@@ -105,13 +105,10 @@ class PrefixStates:
         return PrefixStates(cache, self.mask[index], place)
 
     def frozen_cache(self, width: int) -> DynamicCache:
-        """A cache whose layers hand out what they hold plus new states, and keep nothing.
+        """A cache whose layers hand out what they hold plus `width` new states, and keep nothing.
 
         What a layer hands out holds until the next time, so that gradients can be taken of the
         latest forward, and of no earlier one.
-
-        Args:
-            width: How many new states there will be in a row, each time.
         """
         cache = _copy(self._cache)
         layers: list[Any] = self._cache.layers
@@ -178,11 +175,7 @@ class ContextStates:
     ) -> BlockCalls:
         """Run rows up to block `first`; the calls see the latest keys and values of contexts.
 
-        Args:
-            contexts: What each row begins with.
-            rows: The tokens of each row behind that.
-            first: Index of the first block to record.
-            last: Index of the last one.
+        `rows` are the tokens of each row behind what it begins with, its context.
         """
         model = self._model
         index = torch.tensor([self._place[context] for context in contexts], device=model.device)
@@ -190,35 +183,11 @@ class ContextStates:
         for cache_layer, latest in zip(cache.layers, self._latest, strict=True):
             latest.hand_out(cache_layer, rows=index)
         starts = [len(context) for context in contexts]
-        inputs = batch_behind(model, self._mask[index], rows, starts)
+        inputs = model.batch_behind(self._mask[index], rows, starts)
         arguments = {**inputs, "past_key_values": cache, "use_cache": True}
         return BlockCalls.record(
             model, lambda: model.model.base_model(**arguments), first=first, last=last, stop=True
         )
-
-
-def batch_behind(
-    model: EditableModel,
-    mask: Tensor,
-    rows: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    side: Literal["left", "right"] = "right",
-) -> dict[str, Tensor]:
-    """The arguments of a forward of rows' further tokens, of which the first ones are in a cache.
-
-    Args:
-        model: The model; where it takes positions, these count on.
-        mask: Which places of the cache are no padding, `[n_rows, n_cached]`.
-        rows: The further tokens of each row.
-        starts: How many tokens each row has in the cache.
-        side: On which side of the further tokens padding stands.
-    """
-    inputs = model.batch(rows, side)
-    if "position_ids" in inputs:
-        offset = torch.tensor(starts, device=inputs["position_ids"].device)
-        inputs["position_ids"] = inputs["position_ids"] + offset[:, None]
-    inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
-    return inputs
 
 
 def count_shared(sequences: Sequence[tuple[int, ...]]) -> int:

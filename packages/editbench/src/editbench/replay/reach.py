@@ -47,11 +47,8 @@ class Reach:
     def find(cls, model: EditableModel, first: int, last: int, moved: Iterable[int]) -> "Reach":
         """Find out: what changes elsewhere when something at one position does?
 
-        Args:
-            model: The model.
-            first: Index of the first block that is run; not behind `last`.
-            last: Index of the block that is read out.
-            moved: The blocks whose unmoved modules are looked for.
+        Blocks `first` to `last` are run, `last` is read out, and unmoved modules are looked for in
+        those of `moved`.
         """
         ids = [model.tokens.encode("a")[-1]] * _N_POSITIONS
         inputs = {**model.batch([ids]), "use_cache": False}

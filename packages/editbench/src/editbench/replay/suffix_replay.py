@@ -12,8 +12,8 @@ from editbench.errors import ModelError
 from editbench.models.agreement import relative_error, tolerated_error
 from editbench.models.chosen_positions import Places, find_padded, only_at, skipping_padding
 from editbench.models.editable import EditableModel
+from editbench.models.head import ReadLoss, apply_head, find_losses
 from editbench.models.lean_modules import find_wasteful, made_lean
-from editbench.models.readout import ReadLoss, apply_head, find_losses
 from editbench.models.token_states import by_row
 from editbench.replay.block_calls import BlockCalls, ReplayMismatchError
 from editbench.replay.offset_forward import (
@@ -22,7 +22,7 @@ from editbench.replay.offset_forward import (
     OffsetRow,
     OffsetSite,
 )
-from editbench.replay.prefix_states import PrefixStates, batch_behind
+from editbench.replay.prefix_states import PrefixStates
 from editbench.replay.reach import Reach
 from memit_core import intervene
 
@@ -36,14 +36,9 @@ class SuffixReplay(OffsetForward):
     alone and reads logits where they are asked for. For a site inside of block L, that block is
     replayed, too. The result is exact.
 
-    Args:
-        model: See `OffsetForward`, as for the others.
-        site: Where the offsets are added.
-        rows: The batch.
-        read_layer: The block that is read out.
-        reach: What an earlier replay of this model and site found out; None finds it out, and
-            compares with the model's own forward.
-        known: What is known of prefixes: of those that hold all rows', none is run again.
+    Other arguments are those of `OffsetForward`. `reach` is what an earlier replay of this model
+    and site found out; None finds it out, and compares with the model's own forward. Of prefixes
+    that are `known`, those that hold all rows', none is run again.
 
     Attributes:
         prefixes: What stands before the offsets.
@@ -73,7 +68,7 @@ class SuffixReplay(OffsetForward):
         self.prefixes = PrefixStates.run(model, rows) if held is None else held.taken(rows)
         starts = [row.offset_position for row in rows]
         suffixes = [row.token_ids[row.offset_position :] for row in rows]
-        suffix = batch_behind(model, self.prefixes.mask, suffixes, starts)
+        suffix = model.batch_behind(self.prefixes.mask, suffixes, starts)
         suffix_mask = suffix["attention_mask"][:, self.prefixes.mask.shape[1] :]
         cache = self.prefixes.frozen_cache(suffix_mask.shape[1])
         inputs = {**suffix, "past_key_values": cache, "use_cache": True}
@@ -201,10 +196,8 @@ class UnmovedMaps:
     In the block behind an offset, queries, keys and values of all later positions are what they
     were; where attention and MLP stand side by side (GPT-J, GPT-NeoX), so is all of the MLP.
 
-    Args:
-        modules: Modules that see each position's own state alone (`Reach.unmoved`).
-        run: Sends hidden states `[n_rows, width, d_model]` through their block.
-        states: The states that enter it without an offset.
+    The modules are those of `Reach.unmoved`, `run` sends hidden states `[n_rows, width, d_model]`
+    through their block, and `states` enter it without an offset.
     """
 
     def __init__(

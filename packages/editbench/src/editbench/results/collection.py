@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -34,9 +35,8 @@ class Collection:
     @property
     def distinct_metrics(self) -> tuple[MetricDescription, ...]:
         """What is known about the metrics of all trials, each once."""
-        return tuple(
-            {metric.name: metric for known in self.metrics.values() for metric in known}.values()
-        )
+        known = chain.from_iterable(self.metrics.values())
+        return tuple({metric.name: metric for metric in known}.values())
 
 
 def collect(folders: Sequence[Path]) -> Collection:

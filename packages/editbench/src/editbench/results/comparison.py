@@ -4,15 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from editbench.errors import RunError, UnknownNameError
+from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
-from editbench.results.lines import lines_to_csv, lines_to_json
-from editbench.results.manifest import MetricDescription, TrialDescription
-from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
+from editbench.results.manifest import MetricDescription
+from editbench.results.paired_bootstrap import estimate_differences
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.variants import find_variants
 
@@ -119,12 +120,13 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
             "trials have failed or not been run yet. Resume the run, or compare to another editor."
         )
     variants = find_variants(trials)
+    about_cases = attrgetter(*_CASES)
     return Comparison(
         baseline=baseline,
         differences=tuple(
             difference
             for trial, base in product(others, bases)
-            if _cases(trials[trial]) == _cases(trials[base])
+            if about_cases(trials[trial]) == about_cases(trials[base])
             for difference in _compare_trials(collection, variants, trial, base)
         ),
         metrics=collection.distinct_metrics,
@@ -139,10 +141,6 @@ def write_comparison_json(comparison: Comparison) -> str:
 def write_comparison_csv(comparison: Comparison) -> str:
     """The differences as CSV with a header; what is undefined is empty."""
     return lines_to_csv(Difference, comparison.differences)
-
-
-def _cases(description: TrialDescription) -> tuple[object, ...]:
-    return tuple(getattr(description, field) for field in _CASES)
 
 
 def _compare_trials(
@@ -185,7 +183,7 @@ def _compare_trials(
                 ci_low=_defined(estimate.low),
                 ci_high=_defined(estimate.high),
                 p_value=_defined(estimate.p_value),
-                better=better if _leaves_zero_out(estimate) else None,
+                better=better if estimate.low > 0 or estimate.high < 0 else None,
                 n=estimate.n,
                 relations="+".join(about.relations),
                 variant=variants[trial],
@@ -195,10 +193,6 @@ def _compare_trials(
             )
         )
     return differences
-
-
-def _leaves_zero_out(estimate: DifferenceEstimate) -> bool:
-    return estimate.low > 0 or estimate.high < 0
 
 
 def _defined(number: float) -> float | None:

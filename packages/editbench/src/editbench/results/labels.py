@@ -44,6 +44,11 @@ class MetricLabel:
         return f"{self.symbol} ({self.unit})" if self.unit else self.symbol
 
     @property
+    def axis_heading(self) -> str:
+        """Symbol, unit and arrow."""
+        return f"{self.axis} {self.heading[-1]}"
+
+    @property
     def is_rate(self) -> bool:
         """Whether it goes from 0 to 100 %."""
         return self.unit == "%"
@@ -68,12 +73,7 @@ _KNOWN = (
 def label_metrics(
     present: Iterable[str], metrics: Sequence[MetricDescription]
 ) -> list[MetricLabel]:
-    """Labels of metrics, in the order of the paper's tables; others come last, as they come.
-
-    Args:
-        present: Names of row metrics and scores.
-        metrics: What is known about them.
-    """
+    """Labels of row metrics and scores, in the order of the paper's tables; others come last."""
     names = list(dict.fromkeys(present))
     known = {entry[0]: entry[1:] for entry in _KNOWN}
     ordered = [name for name in known if name in names]
@@ -99,9 +99,8 @@ def label_metrics(
 def choose_score(present: Iterable[str]) -> str | None:
     """The metric that sums up an editor: a score if there is one, else the first metric."""
     names = list(present)
-    return next((name for name in ("score", "accuracy_score") if name in names), None) or next(
-        iter(names), None
-    )
+    scores = (name for name in ("score", "accuracy_score") if name in names)
+    return next(scores, names[0] if names else None)
 
 
 def editor_rank(editor: str) -> int:

@@ -139,14 +139,11 @@ class RunManifest(BaseModel):
         for trial in self.trials.values():
             for field, value in trial.flat().items():
                 # Editors may share names of fields, and what a model is called does not matter.
-                place = field.replace("config", trial.editor, 1) if _is_config(field) else field
+                is_own = field.startswith("config.")
+                place = field.replace("config", trial.editor, 1) if is_own else field
                 if field != "model":
                     values.setdefault(place, set()).add(value)
         return {field: sorted(distinct) for field, distinct in values.items()}
-
-
-def _is_config(field: str) -> bool:
-    return field.startswith("config.")
 
 
 def _flattened(prefix: str, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,17 +9,12 @@ import numpy as np
 import pandas as pd
 
 from editbench.estimates import Estimate, estimate_mean
+from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
-from editbench.results.lines import lines_to_csv, lines_to_json
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
-from editbench.results.statistics import (
-    estimate_geometric_mean,
-    estimate_harmonic_mean,
-    geometric_mean,
-    harmonic_mean,
-)
+from editbench.results.statistics import bootstrap, take_mean
 from editbench.results.variants import find_variants
 
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals, whatever trial they are of
@@ -174,11 +169,10 @@ def _estimates(
     for quantity in find_quantities(names, metrics):
         cases = numbers[:, [names.index(part) for part in quantity.parts]]
         cases = cases[np.isfinite(cases).any(axis=1)]
-        if quantity.reduce is harmonic_mean:
-            estimate = estimate_harmonic_mean(cases, seed=_BOOTSTRAP_SEED)
-        elif quantity.reduce is geometric_mean:
-            estimate = estimate_geometric_mean(cases[:, 0], seed=_BOOTSTRAP_SEED)
-        else:
-            estimate = estimate_mean(cases[:, 0])
+        estimate = (
+            estimate_mean(cases[:, 0])
+            if quantity.reduce is take_mean
+            else bootstrap(cases, quantity.reduce, seed=_BOOTSTRAP_SEED)
+        )
         estimates.append((quantity.name, estimate.clipped(quantity.bounds)))
     return estimates

@@ -29,32 +29,19 @@ def estimate_over_draws(values: Floats) -> Estimate:
     return estimate_mean(values, _student_quantile(max(1, len(values) - 1)))
 
 
-def estimate_harmonic_mean(values: Floats, *, seed: int) -> Estimate:
-    """Harmonic mean of several metrics' means, with a percentile bootstrap interval.
+def bootstrap(values: Floats, reduce: Callable[[Floats], Floats], *, seed: int) -> Estimate:
+    """What `reduce` makes of metrics' means, with a percentile bootstrap interval.
 
     Cases are resampled whole, with replacement, so that what a case does to several metrics stays
     together. The interval runs from the 2.5th to the 97.5th percentile of 2,000 resamples.
 
     Args:
-        values: ``[n_cases, n_metrics]``; NaN where a case has no value of a metric. Each
-            metric has at least one value, and none is negative.
+        values: ``[n_cases, n_metrics]``; NaN where a case has no value of a metric. Each metric has
+            at least one value; for `harmonic_mean` none is negative, and for `geometric_mean` they
+            are logarithms.
+        reduce: `harmonic_mean` or `geometric_mean`.
         seed: Source of the resampling.
     """
-    return _bootstrap(values, harmonic_mean, seed)
-
-
-def estimate_geometric_mean(logarithms: Floats, *, seed: int) -> Estimate:
-    """Geometric mean over cases or texts, with a percentile bootstrap interval as for scores.
-
-    Args:
-        logarithms: ``[n_cases]``, logarithms of the values; at least one.
-        seed: Source of the resampling.
-    """
-    return _bootstrap(logarithms[:, None], geometric_mean, seed)
-
-
-def _bootstrap(values: Floats, reduce: Callable[[Floats], Floats], seed: int) -> Estimate:
-    """What `reduce` makes of the columns' means, and of those of resampled rows."""
     n = len(values)
     present = np.isfinite(values).astype(np.float64)
     filled = np.nan_to_num(values, nan=0.0)

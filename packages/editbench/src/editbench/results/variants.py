@@ -2,26 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from operator import attrgetter
 
 from editbench.results.manifest import TrialDescription
 
-_IDENTITY = ("editor", "model", "dataset", "relations", "n_edits", "seed")
+_IDENTITY = attrgetter("editor", "model", "dataset", "relations", "n_edits", "seed")
 
 
 def find_variants(trials: Mapping[str, TrialDescription]) -> dict[str, str]:
     """What tells trials apart that agree in editor, model, dataset, relations, n_edits and seed.
 
-    Args:
-        trials: Trials by hash.
-
-    Returns:
-        For each trial the fields in which its group differs, as ``field=value``, comma-separated;
-        empty for a trial that is alone.
+    For each trial the fields in which its group differs, as ``field=value``, comma-separated; empty
+    for a trial that is alone.
     """
     groups: defaultdict[tuple[object, ...], dict[str, TrialDescription]] = defaultdict(dict)
     for trial, description in trials.items():
-        identity = tuple(getattr(description, name) for name in _IDENTITY)
-        groups[identity][trial] = description
+        groups[_IDENTITY(description)][trial] = description
     return {
         trial: ", ".join(f"{field}={value}" for field, value in differing.items())
         for group in groups.values()
@@ -36,9 +32,7 @@ def find_differences(trials: Mapping[str, TrialDescription]) -> dict[str, dict[s
     """
     flat = {trial: description.flat() for trial, description in trials.items()}
     fields = dict.fromkeys(field for content in flat.values() for field in content)
-    differing = [
-        field for field in fields if len({content.get(field) for content in flat.values()}) > 1
-    ]
+    differing = [each for each in fields if len({own.get(each) for own in flat.values()}) > 1]
     return {
         trial: {field.removeprefix("config."): content.get(field, "unset") for field in differing}
         for trial, content in flat.items()

@@ -1,6 +1,7 @@
 """Who runs the trials of a grid: this process, one after the other, unless told otherwise."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from editbench.progress import Progress
@@ -59,8 +60,7 @@ class LocalExecutor:
         spoiled: dict[str, str] = {}  # fingerprints of models that are of no use, and why
         for trial in trials:
             on_begun(trial)
-            model = trial.model
-            if reason := spoiled.get(model.fingerprint):
+            if reason := spoiled.get(trial.model.fingerprint):
                 yield failed_trial(trial, reason)
                 continue
 
@@ -71,13 +71,13 @@ class LocalExecutor:
                             trial.model,
                             cache=conditions.cache,
                             token_budget=conditions.token_budget,
-                            on_progress=lambda done, total: on_progress("answers", done, total),
+                            on_progress=partial(on_progress, "answers"),
                         )
                 return merge_answers([asked[id(each)] for each in trial.questionnaires])
 
             outcome = run_trial(trial, conditions, unedited, on_progress)
             if outcome.spoiled is not None:
-                spoiled[model.fingerprint] = outcome.spoiled
+                spoiled[trial.model.fingerprint] = outcome.spoiled
             yield outcome
 
 

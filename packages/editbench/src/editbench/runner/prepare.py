@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
@@ -128,25 +129,17 @@ class _Preparation:
 
     def _work_out(self, trial: Trial) -> tuple[tuple[AnyMetric, ...], tuple[CaseBatch, ...], int]:
         self._check_editor(trial)
-        selection = (
-            id(trial.dataset),
-            trial.n_edits,
-            trial.n_batches,
-            trial.relations,
-            trial.sample,
-            trial.seed if trial.sample == "shuffled" else None,
-            trial.on_conflict,
-        )
+        wanted: dict[str, Any] = {
+            "n_edits": trial.n_edits,
+            "n_batches": trial.n_batches,
+            "relations": trial.relations,
+            "sample": trial.sample,
+            "seed": trial.seed if trial.sample == "shuffled" else 0,
+            "on_conflict": trial.on_conflict,
+        }
+        selection = (id(trial.dataset), *wanted.values())
         if selection not in self._selected:
-            self._selected[selection] = select_batches(
-                trial.dataset.cases(),
-                trial.n_edits,
-                n_batches=trial.n_batches,
-                relations=trial.relations,
-                sample=trial.sample,
-                seed=trial.seed,
-                on_conflict=trial.on_conflict,
-            )
+            self._selected[selection] = select_batches(trial.dataset.cases(), **wanted)
         batches, conflicts = self._selected[selection]
         for metric in trial.metrics:
             fitting = (id(trial.dataset), metric.name)

@@ -34,7 +34,9 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
                 "tokenizer_fingerprint": model.tokens.fingerprint,
                 "class": type(model.model).__name__,
                 "dtype": str(model.model.dtype).removeprefix("torch."),
-                "device": _describe_device(model.device),
+                "device": str(model.device)
+                if model.device.type != "cuda"
+                else f"{model.device} ({torch.cuda.get_device_name(model.device)})",
                 "n_parameters": model.model.num_parameters(),
                 **({"gguf": model.gguf.describe()} if model.gguf is not None else {}),
             }
@@ -95,9 +97,3 @@ class PeakMemory:
         if self._device.type == "cuda":
             peak["device"] = torch.cuda.max_memory_allocated(self._device)
         return peak
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)

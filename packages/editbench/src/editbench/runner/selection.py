@@ -54,7 +54,8 @@ def select_batches(
     if sample == "shuffled":
         random.Random(seed).shuffle(remaining)
     if relations:
-        remaining = _in_turns([_of_relation(remaining, relation) for relation in relations])
+        groups = [_of_relation(remaining, relation) for relation in relations]
+        remaining = list(chain.from_iterable(zip(*groups, strict=False)))  # in turns
     n_wanted = n_edits * n_batches
     if n_wanted > len(remaining):
         wanted = f"n_edits {n_edits}" + (f" in {n_batches} batches" if n_batches > 1 else "")
@@ -80,7 +81,3 @@ def _of_relation(cases: Sequence[EditCase], relation: str) -> list[EditCase]:
             f"{', '.join(known) or 'none, since the dataset names no relations'}."
         )
     return found
-
-
-def _in_turns(groups: Sequence[Sequence[EditCase]]) -> list[EditCase]:
-    return list(chain.from_iterable(zip(*groups, strict=False)))

@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from editbench.editors.subject_tokens import check_requests
-from editbench.edits.edit import Edit
 from editbench.errors import EditbenchError, PluginError
 from editbench.models.answering import answer_questions
 from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
@@ -22,7 +22,6 @@ from editbench.results.transcript import CaseTranscript
 from editbench.runner.measuring import measure, transcribe
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.provenance import PeakMemory
-from editbench.runner.trial import CaseBatch
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,8 @@ def run_trial(
 ) -> TrialOutcome:
     """Run a trial; whatever goes wrong in it is part of the outcome.
 
-    Args:
-        trial: The trial.
-        conditions: What it is run with.
-        unedited: Returns what the unedited model answers to at least its questions; called once,
-            if an edit changes nothing.
-        on_progress: Told about the work as it advances.
+    `unedited` returns what the unedited model answers to at least the trial's questions; it is
+    called once, if an edit changes nothing.
     """
     seconds = {"edit": 0.0, "answer": 0.0}
     cards: list[dict[str, Any]] = []
@@ -95,7 +90,14 @@ def run_trial(
                     edit = trial.editor.edit(trial.model, batch.requests, resources)
                     edited = perf_counter()
                     if edit.changes_something:
-                        answers = _ask(trial, batch, edit, conditions, on_progress)
+                        with edit.applied(trial.model):
+                            answers = answer_questions(
+                                trial.model,
+                                batch.questions,
+                                seed=trial.seed,
+                                token_budget=conditions.token_budget or trial.model.memory.tokens,
+                                on_progress=partial(on_progress, "answers"),
+                            )
                     else:
                         known = known or unedited()
                         answers = {question: known[question] for question in batch.questions}
@@ -112,7 +114,11 @@ def run_trial(
             if trace is not None:
                 free_memory_of_errors()  # the next trial may need what this one had
             if trial.model.state != trial.model.fingerprint:
-                spoiled = _say_changed(trial)
+                spoiled = (
+                    f"run trial: the weights of '{trial.model.name}' are not what they were, since "
+                    f"editor '{trial.editor.name}' changed them. Resume the run without that "
+                    "editor."
+                )
                 message = _join(
                     message,
                     f"editor '{trial.editor.name}' left the model changed: it must return an edit "
@@ -120,7 +126,11 @@ def run_trial(
                     "that.",
                 )
         except Exception as error:  # after an error on it a CUDA device answers nothing any more
-            spoiled = _say_unreadable(trial, error)
+            spoiled = (
+                f"run trial: the weights of '{trial.model.name}' cannot be read after a trial of "
+                f"editor '{trial.editor.name}', got {describe(error).rstrip('.')}. Its device may "
+                "have failed: resume the run in another process."
+            )
             message, trace = _join(message, spoiled), trace or traceback.format_exc()
     status: Status = "error" if message else "ok" if changed_something else "no_effect"
     record = TrialRecord(
@@ -169,35 +179,3 @@ def now() -> str:
 def _join(first: str | None, then: str) -> str:
     """The message of what went wrong first, and of what did after that."""
     return then if first is None else f"{first.rstrip('.')}. After that: {then}"
-
-
-def _say_changed(trial: PreparedTrial) -> str:
-    return (
-        f"run trial: the weights of '{trial.model.name}' are not what they were, since editor "
-        f"'{trial.editor.name}' changed them. Resume the run without that editor."
-    )
-
-
-def _say_unreadable(trial: PreparedTrial, error: Exception) -> str:
-    return (
-        f"run trial: the weights of '{trial.model.name}' cannot be read after a trial of editor "
-        f"'{trial.editor.name}', got {describe(error).rstrip('.')}. Its device may have failed: "
-        "resume the run in another process."
-    )
-
-
-def _ask(
-    trial: PreparedTrial,
-    batch: CaseBatch,
-    edit: Edit,
-    conditions: Conditions,
-    on_progress: Progress,
-) -> Answers:
-    with edit.applied(trial.model):
-        return answer_questions(
-            trial.model,
-            batch.questions,
-            seed=trial.seed,
-            token_budget=conditions.token_budget or trial.model.memory.tokens,
-            on_progress=lambda done, total: on_progress("answers", done, total),
-        )

@@ -65,7 +65,7 @@ class Questionnaire:
         if entry is not None and (known := entry.read(self._decode)) is not None:
             on_progress(len(known), len(known))
             return known
-        with model.unedited("answers of the unedited model"):
+        with model.unedited(_WHAT):
             answers = answer_questions(
                 model,
                 self.questions,
@@ -74,7 +74,15 @@ class Questionnaire:
                 on_progress=on_progress,
             )
         if entry is not None:
-            _write(entry, list(answers.values()))
+            try:
+                entry.write([asdict(answer) for answer in answers.values()])
+            except OSError as error:  # answers are not worth a run
+                warnings.warn(
+                    f"{_WHAT}: cannot be kept, got {str(entry.path)!r} "
+                    f"({error.strerror or error}). Free some space, or choose another folder with "
+                    "--cache.",
+                    stacklevel=2,
+                )
         return answers
 
     def _file_name(self, model: EditableModel, token_budget: int) -> str:
@@ -162,15 +170,3 @@ def _decode(fields: dict[str, object]) -> Answer:
     if not isinstance(log_probs, list) or not isinstance(argmax, list):
         raise TypeError("no answer")
     return ScoreAnswer(tuple(log_probs), tuple(argmax))
-
-
-def _write(entry: JsonEntry, answers: Sequence[Answer]) -> None:
-    """Keep answers, whole or not at all; they are not worth a run."""
-    try:
-        entry.write([asdict(answer) for answer in answers])
-    except OSError as error:
-        warnings.warn(
-            f"{_WHAT}: cannot be kept, got {str(entry.path)!r} ({error.strerror or error}). Free "
-            "some space, or choose another folder with --cache.",
-            stacklevel=2,
-        )

@@ -14,8 +14,7 @@ from editbench.datasets.corpus import Corpus
 from editbench.errors import SecondMomentError
 from editbench.files.cache_entries import read_kept
 from editbench.models.architecture import ProjectionKind
-from editbench.models.editable import EditableModel
-from editbench.models.unedited import of_unedited
+from editbench.models.editable import EditableModel, of_unedited
 from editbench.progress import Progress
 from editbench.second_moments.collection_work import (
     STAGE,

@@ -24,9 +24,6 @@ class ReplayArguments:
     Nearly all arguments have one row that serves every row of a batch; those that do not, a forward
     of two rows gives away. And nearly all depend on the prompt's length alone, so that prompts can
     share them; where they depend on its tokens, a forward of other tokens gives that away.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: EditableModel) -> None:

@@ -75,10 +75,6 @@ def token_roles(n_tokens: int, subject: range) -> dict[Role, range]:
 
     A subject of one token is its own first and last; a single token after the subject is the first
     subsequent and the last one. Where the subject ends the prompt, its last token is the last.
-
-    Args:
-        n_tokens: Length of the prompt.
-        subject: The subject's positions.
     """
     roles: dict[Role, range] = {
         "first_subject": subject[:1],

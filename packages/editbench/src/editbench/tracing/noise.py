@@ -21,10 +21,6 @@ def measure_spread(model: EditableModel, facts: Sequence[KnownFact]) -> float:
 
     As in the reference: each subject is tokenized alone, every fact counts, and the estimate is the
     unbiased one. What the tokenizer puts before every text is no subject's.
-
-    Args:
-        model: The model.
-        facts: The facts whose subjects are blurred; at least one.
     """
     pooled: list[int] = []
     for fact in facts:
@@ -48,13 +44,9 @@ def measure_spread(model: EditableModel, facts: Sequence[KnownFact]) -> float:
 def draw_noise(model: EditableModel, prompt: TracedPrompt, settings: TraceSettings) -> Tensor:
     """The noise of one prompt, the same for all of its cells.
 
-    Args:
-        model: Says how wide an embedding is; not always as wide as the residual stream.
-        prompt: The prompt.
-        settings: Its size and source.
-
     Returns:
-        Noise, float64, `[n_samples, n_subject_tokens, d_embedding]`.
+        Noise, float64, `[n_samples, n_subject_tokens, d_embedding]`: an embedding is not always as
+        wide as the residual stream.
     """
     embedding = model.model.get_submodule(model.architecture.embedding)
     d_embedding = embedding.get_parameter("weight").shape[1]

@@ -10,33 +10,18 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.token_states import by_row
 from editbench.tracing.routes import Route
-from editbench.tracing.runs import (
-    Runs,
-    add_noise,
-    answer_probabilities,
-    module_paths,
-    stack_rows,
-)
+from editbench.tracing.runs import Runs, add_noise, answer_probabilities, module_paths, stack_rows
 from editbench.tracing.settings import SEVERED_MODULE
 from editbench.tracing.traces import TracedPrompt
 from memit_core import intervene
 
 
 def score_plainly(
-    model: EditableModel,
-    prompt: TracedPrompt,
-    noise: Tensor,
-    runs: Runs,
-    route: Route,
+    model: EditableModel, prompt: TracedPrompt, noise: Tensor, runs: Runs, route: Route
 ) -> float:
     """Mean probability of the answer after restoring a route's states.
 
-    Args:
-        model: The model.
-        prompt: The prompt.
-        noise: `[n_samples, n_subject_tokens, d_embedding]`.
-        runs: The clean and the corrupted run; only what severed modules are frozen at is used.
-        route: What is restored.
+    Of the runs only what severed modules are frozen at is used.
     """
     token = route.token
     n_rows = 1 + len(noise)
@@ -44,14 +29,9 @@ def score_plainly(
         model.architecture.embedding: lambda given: add_noise(given, prompt, noise)
     }
 
-    def restore(output: Tensor) -> Tensor:
+    def restore(output: Tensor, frozen: Tensor | None = None) -> Tensor:
         changed = by_row(output, n_rows).clone()
-        changed[1:, token] = changed[0, token]
-        return changed.view(output.shape)
-
-    def freeze(output: Tensor, frozen: Tensor) -> Tensor:
-        changed = by_row(output, n_rows).clone()
-        changed[1:, token] = frozen
+        changed[1:, token] = changed[0, token] if frozen is None else frozen
         return changed.view(output.shape)
 
     severed = SEVERED_MODULE.get(route.kind)
@@ -60,7 +40,7 @@ def score_plainly(
         changes[restored[layer]] = restore
     if severed is not None:
         for path, output in zip(module_paths(model, severed), runs.corrupted[severed], strict=True):
-            changes[path] = partial(freeze, frozen=output[:, token])
+            changes[path] = partial(restore, frozen=output[:, token])
     last = torch.full((n_rows,), -1)
     with (
         torch.no_grad(),

@@ -128,20 +128,19 @@ def run_clean_and_corrupted(
     ):
         inputs = stack_rows(model, prompt, len(noise))
         output = model.model(**inputs, past_key_values=cache, use_cache=cache is not None)
-    if seen.inputs[paths["hidden"][0]].dim() != 3:
+    embedded = seen.inputs[paths["hidden"][0]]
+    if embedded.dim() != 3:
         raise ModelError(
             f"tracing '{model.name}': its blocks hand on several residual streams, got states of "
-            f"shape {list(seen.inputs[paths['hidden'][0]].shape)}; expected one stream."
+            f"shape {list(embedded.shape)}; expected one stream."
         )
     probabilities = answer_probabilities(output.logits[0], prompt.answer)
-
-    def rows_of(tensor: Tensor) -> Tensor:
-        return by_row(tensor, n_rows)
-
     outputs = {
-        kind: [rows_of(seen.outputs[path]) for path in group] for kind, group in paths.items()
+        kind: [by_row(seen.outputs[path], n_rows) for path in group]
+        for kind, group in paths.items()
     }
-    entering = [seen.inputs[paths["hidden"][0]], *outputs["hidden"]]
+    entering = [embedded, *outputs["hidden"]]
+    cached: Sequence[Any] = () if cache is None else cache.layers
     return Runs(
         high_score=float(probabilities[0]),
         low_score=float(probabilities[1:].mean()),
@@ -152,10 +151,6 @@ def run_clean_and_corrupted(
             for kind, layers in outputs.items()
             if kind != "hidden"
         },
-        keys_values=[] if cache is None else [_without_first(layer) for layer in cache.layers],
+        keys_values=[(layer.keys[1:], layer.values[1:]) for layer in cached],
         kept={path: seen.outputs[path] for path in keep},
     )
-
-
-def _without_first(cache_layer: Any) -> tuple[Tensor, Tensor]:
-    return cache_layer.keys[1:], cache_layer.values[1:]

@@ -60,14 +60,8 @@ def prepare_trace(
 ) -> tuple[TraceManifest, KnownPrompts]:
     """Find out which facts the model knows, and how large the noise has to be.
 
-    Args:
-        model: The model.
-        facts: The facts of one source.
-        options: What was chosen.
-        source: What to call it.
-        limit: Trace so many that the model predicts; None traces all of them.
-        provenance: What else to record.
-        on_progress: Told stage, steps done and steps in all.
+    Of the facts that the model predicts `limit` are traced; None traces all of them. `source` is
+    what to call them.
 
     Raises:
         ConfigError: The noise is no level.
@@ -133,14 +127,6 @@ def trace_into(
     on_progress: OnProgress,
 ) -> Trace:
     """Trace what is prepared, prompt by prompt, and store each as soon as it is traced.
-
-    Args:
-        folder: The trace folder.
-        model: The model.
-        manifest: What is traced.
-        known: The prompts.
-        resume: Go on with the trace that the folder holds.
-        on_progress: Told stage, steps done and steps in all.
 
     Raises:
         TraceError: The folder cannot be used; see `TraceStore.open`.

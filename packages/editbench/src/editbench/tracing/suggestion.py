@@ -11,6 +11,7 @@ from editbench.errors import TraceError
 from editbench.estimates import estimate_mean
 from editbench.files.cache_entries import JsonEntry, name_entry
 from editbench.models.editable import EditableModel
+from editbench.progress import report_nothing
 from editbench.tracing.effects import average_effects
 from editbench.tracing.facts import KnownFact, hash_facts
 from editbench.tracing.noise import measure_spread
@@ -128,7 +129,7 @@ def suggest_layers(
     seed: int,
     n_samples: int = 10,
     cache: Path | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] = report_nothing,
 ) -> Suggestion:
     """Trace a model's facts at their last subject tokens, and suggest critical layers.
 
@@ -145,7 +146,16 @@ def suggest_layers(
         TraceError: The model predicts none of the facts; the traces show no site; or the cache
             cannot be written.
     """
-    entry = None if cache is None else _find_entry(cache, model, facts, n_facts, seed, n_samples)
+    content = {
+        "model": model.state,
+        "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
+        "facts": hash_facts(facts),
+        "n_facts": n_facts,
+        "seed": seed,
+        "n_samples": n_samples,
+    }
+    name = f"{name_entry(_WHAT, content)}.json"
+    entry = None if cache is None else JsonEntry(cache / "critical_layers" / name, _WHAT)
     if entry is not None and (kept := entry.read(_decode)) is not None:
         return kept
     known = choose_known(model, facts, limit=n_facts)
@@ -160,35 +170,13 @@ def suggest_layers(
     tracer = Tracer(model, settings)
     traces = []
     for done, prompt in enumerate(known.prompts):
-        if on_progress is not None:
-            on_progress("tracing for critical layers", done, len(known.prompts))
+        on_progress("tracing for critical layers", done, len(known.prompts))
         traces.append(tracer.trace(prompt, only_last_subject=True))
-    if on_progress is not None:
-        on_progress("tracing for critical layers", len(known.prompts), len(known.prompts))
+    on_progress("tracing for critical layers", len(known.prompts), len(known.prompts))
     suggestion = suggest_from_traces(traces)
     if entry is not None:
         _write(entry, suggestion)
     return suggestion
-
-
-def _find_entry(
-    cache: Path,
-    model: EditableModel,
-    facts: Sequence[KnownFact],
-    n_facts: int,
-    seed: int,
-    n_samples: int,
-) -> JsonEntry:
-    content = {
-        "model": model.state,
-        "tokenizer": model.tokens.fingerprint_of(chat=any(fact.chat for fact in facts)),
-        "facts": hash_facts(facts),
-        "n_facts": n_facts,
-        "seed": seed,
-        "n_samples": n_samples,
-    }
-    name = f"{name_entry(_WHAT, content)}.json"
-    return JsonEntry(cache / "critical_layers" / name, _WHAT)
 
 
 def _decode(content: dict[str, Any]) -> Suggestion:

@@ -1,14 +1,10 @@
 """Averages of a trace as JSON and CSV."""
 
-import csv
-import io
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, fields
 from typing import Any
 
 from editbench.estimates import Estimate
+from editbench.files.lines import line_to_dict, lines_to_csv
 from editbench.tracing.effects import EffectLine, Effects
 from editbench.tracing.suggestion import Suggestion
 
@@ -20,31 +16,16 @@ def write_effects_json(effects: Effects, suggestion: Suggestion | None) -> str:
         "corrupted_probability": _state(effects.corrupted),
         "suggested_layers": None if suggestion is None else list(suggestion.layers),
         "rule": None if suggestion is None else suggestion.rule,
-        "effects": [_without_nan(asdict(line)) for line in effects.lines],
+        "effects": [line_to_dict(line) for line in effects.lines],
     }
     return json.dumps(content, indent=2) + "\n"
 
 
 def write_effects_csv(effects: Effects) -> str:
     """One line for each kind, role and layer; NaN becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(EffectLine)]
-    writer.writerow(names)
-    for line in effects.lines:
-        values = _without_nan(asdict(line))
-        writer.writerow(["" if values[name] is None else values[name] for name in names])
-    return text.getvalue()
+    return lines_to_csv(EffectLine, effects.lines)
 
 
 def _state(mean: Estimate) -> dict[str, Any]:
-    return _without_nan(
-        {"value": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
-    )
-
-
-def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(each, float) and math.isnan(each) else each
-        for name, each in values.items()
-    }
+    found = line_to_dict(mean)
+    return {"value": found["value"], "ci_low": found["low"], "ci_high": found["high"], "n": mean.n}

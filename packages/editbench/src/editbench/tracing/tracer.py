@@ -15,7 +15,7 @@ from editbench.replay.reach import Reach
 from editbench.tracing.block_replay import ReplayArguments
 from editbench.tracing.noise import draw_noise
 from editbench.tracing.plain import score_plainly
-from editbench.tracing.replay import PromptReplay
+from editbench.tracing.replay import MODULE_KINDS, PromptReplay
 from editbench.tracing.routes import Route
 from editbench.tracing.runs import Runs, module_paths, run_clean_and_corrupted
 from editbench.tracing.settings import (
@@ -94,13 +94,8 @@ class Tracer:
 
     def _routes(self, kind: Kind | SeveredKind, token: int) -> list[Route]:
         """The route of each layer's cell at a token."""
-        layers = range(self._n_layers)
-        if kind in ("mlp", "attention"):
-            window = self._settings.window
-            return [
-                Route(kind, token, *window_around(each, window, self._n_layers)) for each in layers
-            ]
-        return [Route(kind, token, each, each) for each in layers]
+        n, width = self._n_layers, self._settings.window if kind in MODULE_KINDS else 1
+        return [Route(kind, token, *window_around(layer, width, n)) for layer in range(n)]
 
     def _score(
         self, prompt: TracedPrompt, noise: Tensor, runs: Runs, routes: Sequence[Route]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from editbench.editors.closed_form.solving import Dials
+from editbench.editors.closed_form.dials import Dials, Finish
 from editbench.editors.dialect import (
     TARGET_NAMES,
     Convert,
@@ -124,11 +124,58 @@ class ClosedFormConfig(LayerConfig):
         description="of that threshold: absolute, an eigenvalue (reference), or share, of all "
         "dimensions",
     )
+    null_space_shrinks: bool = Field(
+        default=False,
+        description="Q: what was written to before in a stream is no part of the null space any "
+        "more, so that nothing later can move it; history then has nothing to add",
+    )
+    target_layers: Literal["last", "each"] = Field(
+        default="last",
+        description="where z lives: at the last critical layer, or one z at each of them, on the "
+        "model with the layers before it written",
+    )
+    norm_anchor: PositiveFloat | Literal["off"] | None = Field(
+        default="off",
+        description="a: every fact's value v*, what the last critical layer says of it with δ, "
+        "gets this norm; null: the mean of the first batch's, less the largest twentieth",
+    )
     spreading: Spreading = Field(
         default="even",
         description="a layer's share of what is missing: even, what is missing divided by the "
         "layers left (Eqn 20); root, by their square root; or whole",
     )
+    finish: Finish = Field(
+        default="none",
+        description="what is done to Δ: rect keeps the entries that change their weight most; "
+        "prune restrains singular values beyond the weight's own, of the sum of all updates, with "
+        "error_feedback of each; sphere and revive take it out of the weight's main directions",
+    )
+    keep_share: float = Field(
+        default=0.4, gt=0, le=1, description="k: the share of Δ's entries that rect keeps"
+    )
+    protected_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="η, τ: main directions of sphere and revive hold this share of the weight's "
+        "energy",
+    )
+    protection: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="γ: how much of Δ in these directions is taken away",
+    )
+    error_feedback: bool = Field(
+        default=False,
+        description="E: what a finish takes from an update is asked for again with the next batch",
+    )
+
+    @field_validator("norm_anchor", mode="before")
+    @classmethod
+    def _read_off(cls, value: object) -> object:
+        """YAML reads a bare off as false."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _null_space_has_a_price(self) -> Self:
@@ -136,7 +183,20 @@ class ClosedFormConfig(LayerConfig):
             raise ValueError(
                 "a null space needs a ridge above 0: it is all that is preserved there"
             )
+        if self.null_space_shrinks and self.null_space_threshold is None:
+            raise ValueError("null_space_shrinks needs a null_space_threshold")
         return self
+
+    @model_validator(mode="after")
+    def _errors_can_be_fed_back(self) -> Self:
+        if self.error_feedback and self.slack == 0:
+            raise ValueError("error_feedback needs a slack above 0")
+        return self
+
+    @property
+    def layers_of_targets(self) -> tuple[int, ...]:
+        """Where z lives."""
+        return self.critical_layers if self.target_layers == "each" else self.critical_layers[-1:]
 
     @property
     def prefix_lengths(self) -> tuple[int, ...]:
@@ -156,7 +216,13 @@ class ClosedFormConfig(LayerConfig):
             ridge_unit=self.ridge_unit,
             history=self.history,
             null_space=null_space,
+            null_space_shrinks=self.null_space_shrinks,
+            error_feedback=self.error_feedback,
             spreading=self.spreading,
+            finish=self.finish,
+            keep_share=self.keep_share,
+            protected_share=self.protected_share,
+            protection=self.protection,
         )
 
 

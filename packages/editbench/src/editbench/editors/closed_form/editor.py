@@ -6,7 +6,7 @@ MEMIT, ROME, EMMET, AlphaEdit and their kin differ in these four places only, an
     target          `ClosedForm.make_targets`   `HiddenTargets`, or another `Targets`
     preservation    `ClosedForm.dials`          `PreservedValues`, from second moments and history
     spreading       `ClosedForm.spread`         `spread_residuals`
-    finish          `ClosedForm.finish`         nothing
+    finish          `ClosedForm.finish`         nothing, RECT, PRUNE, SPHERE, REVIVE
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +18,11 @@ from torch import Tensor
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
+from editbench.editors.closed_form.dials import Dials
+from editbench.editors.closed_form.finish import finish_total, finish_update
 from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.solving import Dials, PreservedValues
+from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
@@ -42,7 +44,7 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from editbench.models.offload import updated_weights
+from editbench.models.offload import in_memory, updated_weights
 from editbench.requests import EditRequest
 from editbench.second_moments.obtaining import (
     estimate_second_moments,
@@ -106,7 +108,9 @@ class ClosedForm(Editor):
     @property
     def finds_targets_apart(self) -> bool:
         """Whether what one fact is to reach does not depend on the others."""
-        return not (self.config.share_subjects or self.config.warm_start)
+        config = self.config
+        depends_on_weights = config.target_layers == "each"
+        return not (config.share_subjects or config.warm_start or depends_on_weights)
 
     def dials(self) -> Dials:
         """What must not move, and how far residuals may be missed."""
@@ -137,7 +141,16 @@ class ClosedForm(Editor):
         It is asked for all layers when all are solved for: each is solved for with those below it
         as they were solved for. What is lost can be fed back, see `Dials`.
         """
-        return solved.update
+        return finish_update(solved, self.dials())
+
+    def finish_total(self, total: Update, weight: Tensor) -> Update:
+        """Make of the sum of all updates of a layer what is handed out; the stream keeps the sum.
+
+        Args:
+            total: The sum.
+            weight: The weight without it, `[d_value, d_key]`.
+        """
+        return finish_total(total, weight, self.dials())
 
     def sample_prefixes(self, model: EditableModel, seed: int) -> ContextPrefixes:
         """Sample context prefixes, where none are given."""
@@ -215,7 +228,10 @@ class ClosedForm(Editor):
             warm_start=config.warm_start,
         )
         return [
-            estimate_targets(model, unknown, last, config),
+            *(
+                estimate_targets(model, unknown, layer, config)
+                for layer in config.layers_of_targets
+            ),
             *estimate_insertion(
                 model, requests, prefixes, config.key_weighting, self.layers, self.module
             ),
@@ -243,7 +259,15 @@ class ClosedForm(Editor):
                 model, requests, layer=layers[-1], prefixes=prefixes.flat, share=rest
             )
             if own:
-                HiddenTargets(self.name, model, config, prefixes, resources).optimize(own)
+                HiddenTargets(self.name, model, config, prefixes, resources).optimize(
+                    own, layers[-1]
+                )
+
+
+_CLOSED = (
+    "its key lies outside of the null space at every layer, or where earlier facts were written, "
+    "so that nothing can be written"
+)
 
 
 class _Stream:
@@ -262,6 +286,7 @@ class _Stream:
         self._targets = editor.make_targets(model, self._prefixes, resources)
         self._requests: list[EditRequest] = []
         self._updates: dict[str, Update] = {}  # the sums, as factors or in float64
+        self._kept: dict[str, dict[str, Any]] = {}
         self._facts: list[dict[str, str]] = []
         self._losses: list[float] = []
         self._n_steps: list[int] = []
@@ -279,12 +304,17 @@ class _Stream:
                     self._insert(goal, rest[: len(goal.outcomes)])
                 del rest[: len(goal.outcomes)]
         self._requests += batch
+        updates = {
+            name: self._editor.finish_total(total, weight)
+            for name, total in self._updates.items()
+            for weight in [self._weight(name)]
+        }
         return WeightEdit.build(
             self._model,
             editor=self._editor.name,
             config=self._editor.config,
             requests=self._requests,
-            updates=self._updates,
+            updates=updates,
             extra={
                 "context_prefixes": [list(group) for group in self._prefixes.groups],
                 "target_loss": _mean(self._losses, 4),
@@ -302,6 +332,10 @@ class _Stream:
         with ExitStack() as partial_edits:
             for index, layer in enumerate(layers):
                 measured = goal.measure(layer)
+                if self._preserved.is_exhausted(
+                    layer, measured.keys, measured.target, measured.current
+                ):
+                    break
                 projection = model.architecture.projection(layer, editor.module)
                 name = model.architecture.weight_name(projection)
                 try:
@@ -328,25 +362,25 @@ class _Stream:
                 is_open = [one or other for one, other in zip(is_open, opened, strict=True)]
                 self._preserved.add(layer, measured.keys)
         for layer, name, update in found:
-            weight = orient_for_edit(model, name, model.model.get_parameter(name).detach())
-            earlier = self._updates.get(name)
-            finished = editor.finish(Solved(layer, update, weight, earlier, goal))
+            earlier, kept = self._updates.get(name), self._kept.setdefault(name, {})
+            weight = self._weight(name)
+            finished = editor.finish(Solved(layer, update, weight, earlier, goal, kept))
             self._preserved.feed_back(layer, update, finished)
             whole = finished if earlier is None else sum_updates(name, earlier, finished)
             self._updates[name] = whole
         goal.finish()
-        for request, outcome, can_be in zip(requests, goal.outcomes, is_open, strict=True):
+        for place, (request, outcome) in enumerate(zip(requests, goal.outcomes, strict=True)):
             self._losses.append(outcome.loss)
             self._n_steps.append(outcome.n_steps)
-            self._facts.append(_describe(request, can_be, judge_target(outcome, editor.config)))
+            fact = {"case_id": request.case_id, "status": judge_target(outcome, editor.config)}
+            why = goal.refused.get(place) or (None if is_open[place] else _CLOSED)
+            self._facts.append({**fact, "status": "skipped", "why": why} if why else fact)
 
-
-def _describe(request: EditRequest, can_be_written: bool, target: str) -> dict[str, str]:
-    """What became of a fact, for the card."""
-    if can_be_written:
-        return {"case_id": request.case_id, "status": target}
-    why = "its key lies outside of the null space at every layer, so that nothing can be written"
-    return {"case_id": request.case_id, "status": "skipped", "why": why}
+    def _weight(self, name: str) -> Tensor:
+        """A weight as it is now, `[d_value, d_key]`, on the CPU where it is offloaded."""
+        with in_memory(self._model.model, [name]):
+            parameter = self._model.model.get_parameter(name).detach()
+            return orient_for_edit(self._model, name, parameter)
 
 
 def _mean(numbers: Sequence[float], n_digits: int) -> float | None:

@@ -1,8 +1,8 @@
 """The slot of targets: what a batch is to reach, and how far from it the model is at each layer."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,10 @@ class Goal(Protocol):
     def outcomes(self) -> Sequence[FinishedTarget]:
         """What came of each fact's target."""
 
+    @property
+    def refused(self) -> Mapping[int, str]:
+        """Why a target asks for nothing, where one does, by the fact's place."""
+
     def describe(self, layer: int) -> str:
         """Say what is being written where, for messages."""
 
@@ -59,6 +63,7 @@ class Solved:
         weight: The weight as it was before the batch, likewise.
         earlier: The sum of all updates of earlier batches; None if there were none.
         goal: What Δ is for.
+        kept: What a finish keeps of this layer from batch to batch; empty at the first one.
     """
 
     layer: int
@@ -66,6 +71,7 @@ class Solved:
     weight: Tensor
     earlier: Update | None
     goal: Goal
+    kept: dict[str, Any]
 
 
 class Targets(Protocol):

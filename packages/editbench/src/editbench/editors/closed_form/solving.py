@@ -1,14 +1,14 @@
 """The slot of preservation: what must not move, layer by layer, through one stream of edits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from editbench.editors.closed_form.dials import Dials
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import make_dense
 from editbench.models.out_of_memory import else_on_cpu
@@ -22,44 +22,26 @@ from memit_core import (
     IllPosedError,
     Preservation,
     UpdateFactors,
+    find_float64_device,
     find_null_space,
     solve_edits,
 )
-from memit_core.spread import Spreading
 
-_CLOSED = 1e-3  # of a key's norm: with less of it where writing is allowed, a fact is lost
+_CLOSED = 1e-2  # of what a fact asks for: if no layer can give more, it is lost
 
-
-@dataclass(frozen=True)
-class Dials:
-    """What tells one closed-form editor from another, where updates are solved for.
-
-    Attributes:
-        weight: λ, of the second moment; of no use with a null space.
-        slack: α, how far residuals may be missed.
-        ridge: λₙ, or L₂ in a null space.
-        ridge_unit: ``absolute``, or ``relative`` to the mean of C's diagonal.
-        history: Whether keys of what was written before are preserved, too.
-        null_space: Threshold and unit of `find_null_space`; None writes everywhere.
-        error_feedback: Whether what finishing takes from an update is made up for by the next one.
-        spreading: Whose share of what is missing a layer takes on, see `spread_residuals`.
-    """
-
-    weight: float = 1.0
-    slack: float = 1.0
-    ridge: float = 0.0
-    ridge_unit: Literal["absolute", "relative"] = "absolute"
-    history: bool = False
-    null_space: tuple[float, Literal["absolute", "share"]] | None = None
-    error_feedback: bool = False
-    spreading: Spreading = "even"
+# EvoEdit's: with less of all keys, or of all that is missing, a batch goes no further. They are
+# absolute, but where keys or states are shorter than 1.
+_NOTHING_OPEN = 1e-3
+_NOTHING_MISSING = 1e-2
 
 
 class PreservedValues:
     """What moving ordinary values and those of earlier edits costs, and updates at that price.
 
     C is read when it is needed; its factors come from the cache, or are made where nothing else
-    will do. One layer's are kept from solve to solve where there is one layer only.
+    will do, and in a stream once. What was written before is worked out row by row, once for each,
+    and becomes a part of the factors when there is much of it: a batch costs the same however many
+    came before it.
 
     Args:
         moments: Second moments of all layers.
@@ -72,9 +54,13 @@ class PreservedValues:
         self._dials = dials
         self._cache = cache
         self._history: dict[int, Tensor] = {}
+        self._fresh: dict[int, Tensor] = {}  # what of it no kept price has
+        self._prices: dict[int, Preservation] = {}
+        self._asked: set[int] = set()
         self._errors: dict[int, Tensor] = {}
         self._systems: dict[int, Callable[[Tensor], Tensor]] = {}
         self._bases: dict[int, Tensor] = {}
+        self._taken: dict[int, Tensor] = {}  # of a null space that shrinks
         self._ridges: dict[int, float] = {}
         self._factor: Preservation | None = None
 
@@ -107,12 +93,12 @@ class PreservedValues:
         slack = self._dials.slack if slack is None else slack
 
         def solve(device: torch.device) -> UpdateFactors | Tensor:
-            rows, error = keys.to(device), self._errors.get(layer)
+            rows, error = self._open_part(layer, keys.to(device)), self._errors.get(layer)
             price = self._price(layer, rows, slack)
             if self._dials.error_feedback:
                 self._systems[layer] = partial(_multiply, price, rows, slack)
             if error is not None:
-                error = error.to(device)
+                error = self._open_part(layer, error.to(device))
             return solve_edits(rows, residuals.to(device), price, slack=slack, error=error)
 
         try:
@@ -125,9 +111,14 @@ class PreservedValues:
 
     def add(self, layer: int, keys: Tensor) -> None:
         """Note that `keys` `[n_edits, d_key]` have been written to."""
-        if self._dials.history:
-            earlier = self._history.get(layer, keys[:0].cpu())
-            self._history[layer] = torch.cat([earlier, keys.cpu()])
+        if self._dials.null_space_shrinks:
+            open_part = self._open_part(layer, keys.cpu().double())
+            taken = _find_span(self._null_space(layer, open_part.device), open_part)
+            earlier = self._taken.get(layer, taken[:, :0])
+            self._taken[layer] = torch.cat([earlier, taken], dim=1)
+        elif self._dials.history:
+            for rows in (self._history, self._fresh):
+                rows[layer] = torch.cat([rows.get(layer, keys[:0].cpu()), keys.cpu()])
 
     def feed_back(self, layer: int, solution: Update, finished: Update) -> None:
         """Note what finishing has made of the solution that came last for a layer."""
@@ -136,39 +127,107 @@ class PreservedValues:
             self._errors[layer] = self._systems.pop(layer)(lost)
 
     def is_open(self, layer: int, keys: Tensor) -> Tensor:
-        """Of each key, whether anything can be written to it, bool `[n_edits]`."""
+        """Of each key, whether what is asked for can be written to it, bool `[n_edits]`.
+
+        It cannot where a key by itself would get less than a hundredth of it.
+        """
         if self._dials.null_space is None:
             return torch.ones(len(keys), dtype=torch.bool)
-        wide = keys.cpu().double()
-        inside = wide @ self._null_space(layer, wide.device)
-        return inside.norm(dim=1) > _CLOSED * wide.norm(dim=1)
+        reached = self._inside(layer, keys).square().sum(dim=1)
+        return reached > _CLOSED * (reached + self._dials.slack * self._ridge(layer))
+
+    def is_exhausted(self, layer: int, keys: Tensor, target: Tensor, current: Tensor) -> bool:
+        """Whether a batch ends in front of a layer: nothing is open to it, or nothing is missing.
+
+        So it is with null spaces that shrink (EvoEdit), and with no others.
+
+        Args:
+            layer: The layer.
+            keys: K, `[n_edits, d_key]`.
+            target: z, `[n_edits, d_value]`.
+            current: h, likewise.
+        """
+        if not self._dials.null_space_shrinks:
+            return False
+        missing, size = (float(rows.norm(dim=1).mean()) for rows in (target - current, target))
+        is_reached = missing < _NOTHING_MISSING * min(1.0, size)
+        length = float(keys.norm())
+        return is_reached or float(self._inside(layer, keys).norm()) < _NOTHING_OPEN * min(
+            1, length
+        )
+
+    def _inside(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys in the coordinates of the null space, `[n_edits, rank]`."""
+        wide = self._open_part(layer, keys.cpu().double())
+        return wide @ self._null_space(layer, wide.device)
+
+    def _open_part(self, layer: int, rows: Tensor) -> Tensor:
+        """What is left of rows `[n, d_key]` without what was taken from the null space."""
+        if (taken := self._taken.get(layer)) is None:
+            return rows
+        taken = taken.to(rows.device)
+        return rows.double() - (rows.double() @ taken) @ taken.mT
 
     def _price(self, layer: int, keys: Tensor, slack: float) -> Preservation:
-        dials, history = self._dials, self._history.get(layer)
-        if history is not None:
-            history = history.to(keys.device)
+        """What an update costs now; from a stream's second batch on, what takes long is kept."""
+        if layer not in self._asked:
+            first = self._make_price(layer, keys, slack)
+            self._asked.add(layer)
+            return first
+        price, fresh = self._prices.get(layer), self._fresh.get(layer)
+        if price is None or not _lie_in(price.basis, keys):
+            fresh = self._history.get(layer)
+            rows = keys if fresh is None else torch.cat([fresh.to(keys), keys])
+            price = self._make_price(layer, rows, slack)
+            if self._keeps and not self._dials.error_feedback:
+                with suppress(IllPosedError):  # axes that only edits use make it singular
+                    price = price.factorized(keys.device)
+        price = price.to(keys.device)
+        if fresh is not None:
+            price = price.with_history(fresh.to(keys.device))
+            is_plain = isinstance(price.second_moment, Tensor)
+            # Up to here it is cheaper beside the factors than in them.
+            if is_plain or self._dials.error_feedback or self._is_long(price, keys.shape[1]):
+                price = price.absorbed()
+            else:
+                price.written(price.device or find_float64_device(keys.device))
+        if self._keeps:
+            place = keys.device if len(self._moments) == 1 else torch.device("cpu")
+            self._prices[layer] = price.to(place)
+            self._fresh.pop(layer, None)
+        return price
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether prices are kept from batch to batch: else their factors are in the cache."""
+        return self._dials.history or self._cache is None
+
+    @staticmethod
+    def _is_long(price: Preservation, d_key: int) -> bool:
+        return price.history is not None and len(price.history) > price.rank(d_key) // 2
+
+    def _make_price(self, layer: int, rows: Tensor, slack: float) -> Preservation:
+        """What an update costs without history, for rows that are to be in its basis."""
+        dials = self._dials
         if dials.null_space is not None:
-            directions = self._null_space(layer, keys.device)
-            return Preservation(None, ridge=self._ridge(layer), basis=directions, history=history)
-        rows = keys if history is None else torch.cat([history, keys])
+            directions = self._null_space(layer, rows.device)
+            return Preservation(None, ridge=self._ridge(layer), basis=directions)
         factor = self._factor
-        if factor is None and dials.ridge == 0:
+        if factor is None and dials.ridge == 0 and not dials.error_feedback:
             if slack == 0:
-                factor = require_factor(self._moments, layer, self._cache, keys.device)
+                factor = require_factor(self._moments, layer, self._cache, rows.device)
             # Up to here the dual with C factorized takes fewer operations than the primal without.
-            elif len(rows) <= keys.shape[1] // 2:
-                factor = obtain_factor(self._moments, layer, self._cache, keys.device)
+            elif len(rows) <= rows.shape[1] // 2 or layer in self._asked:
+                factor = obtain_factor(self._moments, layer, self._cache, rows.device)
             if len(self._moments) == 1:
                 self._factor = factor
         if factor is not None and (slack == 0 or _lie_in(factor.basis, rows)):
-            moment, axes = factor.second_moment, factor.basis
-            return Preservation(moment, weight=dials.weight, basis=axes, history=history)
+            return Preservation(factor.second_moment, weight=dials.weight, basis=factor.basis)
         plain = self._moments[layer]
         if dials.ridge > 0:  # which is the price of axes that nothing uses
-            ridge = self._ridge(layer)
-            return Preservation(plain, weight=dials.weight, ridge=ridge, history=history)
-        axes = find_live(plain, layer).to(keys.device) | rows.ne(0).any(dim=0)
-        return Preservation(plain, weight=dials.weight, basis=axes, history=history)
+            return Preservation(plain, weight=dials.weight, ridge=self._ridge(layer))
+        axes = find_live(plain, layer).to(rows.device) | rows.ne(0).any(dim=0)
+        return Preservation(plain, weight=dials.weight, basis=axes)
 
     def _ridge(self, layer: int) -> float:
         """ρ, in absolute numbers."""
@@ -188,6 +247,18 @@ class PreservedValues:
         return self._bases[layer]
 
 
+def _find_span(basis: Tensor, keys: Tensor) -> Tensor:
+    """Orthonormal columns `[d_key, n]` that span what keys have in a basis.
+
+    What is smaller than float32 can tell from zero is none of it: keys are no more exact, and its
+    direction would be noise.
+    """
+    inside = keys @ basis
+    columns, sizes, _ = torch.linalg.svd(inside.mT, full_matrices=False)
+    rounding = max(keys.shape) * torch.finfo(torch.float32).eps * sizes[0]
+    return basis @ columns[:, sizes > max(float(rounding), 1e-10)]
+
+
 def _multiply(price: Preservation, keys: Tensor, slack: float, update: Tensor) -> Tensor:
     """Return Δ (M + KᵀK/α)."""
     rows = keys.to(update)
@@ -195,4 +266,7 @@ def _multiply(price: Preservation, keys: Tensor, slack: float, update: Tensor) -
 
 
 def _lie_in(axes: Tensor | None, keys: Tensor) -> bool:
-    return axes is None or not bool(keys[:, ~axes.to(keys.device)].any())
+    """Whether keys have no part on axes that are left out; bases of directions are for all keys."""
+    if axes is None or axes.dtype != torch.bool:
+        return True
+    return not bool(keys[:, ~axes.to(keys.device)].any())

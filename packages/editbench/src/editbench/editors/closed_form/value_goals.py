@@ -1,8 +1,9 @@
 """Targets at an MLP's output: the value of one fact after another, ROME's."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class ValueGoal:
     def outcomes(self) -> Sequence[FinishedTarget]:
         """What came of the one fact's target."""
         return (self.outcome,)
+
+    refused: ClassVar[Mapping[int, str]] = {}
 
     def describe(self, layer: int) -> str:
         """Quote the fact."""

@@ -1,6 +1,7 @@
 """The editor MEND: gradients of all edits, through a trained hypernetwork, into one update."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import EditorConfig, Resources, TrainedEditor
-from editbench.editors.mend.gradients import decompose_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
 from editbench.editors.mend.trained_file import (
     check_fits,
@@ -22,12 +22,14 @@ from editbench.editors.mend.trained_file import (
 )
 from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.references import cite
 from editbench.editors.search_space import SearchSpace
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
 )
+from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError
@@ -39,8 +41,6 @@ from editbench.requests import EditCase, EditRequest
 from memit_core import UpdateFactors
 
 STAGE = "gradients"
-
-_Transformed = tuple[dict[str, tuple[Tensor, Tensor]], float]
 
 
 class MendConfig(EditorConfig):
@@ -100,6 +100,8 @@ class Mend(TrainedEditor):
     """
 
     name: ClassVar[str] = "mend"
+    good_for: ClassVar[str] = "edits in one step, by a network that was trained for the model"
+    citation: ClassVar[str] = cite("mitchell2022mend")
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     config: MendConfig
 
@@ -170,10 +172,7 @@ class Mend(TrainedEditor):
         network, record = read_trained(path, model)
         totals = {matrix.name: _Total() for matrix in network.matrices}
         loss = 0.0
-
-        def transform(some: Sequence[EditRequest]) -> _Transformed:
-            return self._transform(model, network, some)
-
+        transform = partial(self._transform, model, network)
         halving = Halving(f"gradients of edits on '{model.name}'")
         size = self._chunk_size(model, requests)
         n_done = 0
@@ -203,8 +202,7 @@ class Mend(TrainedEditor):
 
     def _chunk_size(self, model: EditableModel, requests: Sequence[EditRequest]) -> int:
         """How many edits run together: what they come to does not depend on it."""
-        fitting = count_fitting(model, requests, first=0)
-        return min(self.config.chunk_size, fitting)
+        return min(self.config.chunk_size, count_fitting(model, requests, first=0))
 
     def _find_weights(self, model: EditableModel) -> Path:
         if self.config.weights is not None:
@@ -223,7 +221,7 @@ class Mend(TrainedEditor):
 
     def _transform(
         self, model: EditableModel, network: Hypernetwork, requests: Sequence[EditRequest]
-    ) -> _Transformed:
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
         """The updates of some requests, ``[d_out, n]`` and ``[d_in, n]``; and their losses' sum."""
         terms, loss = decompose_gradients(model, network.matrices, requests)
         updates = {}
@@ -260,9 +258,7 @@ class _Total:
         rank = sum(part.shape[1] for part, _ in self._parts)
         if self._dense is not None or rank >= min(len(left), len(right)):
             if self._dense is None:
-                self._dense = left.new_zeros(
-                    len(left), len(right), device="cpu", dtype=torch.float64
-                )
+                self._dense = torch.zeros(len(left), len(right), dtype=torch.float64)
             for one, other in self._parts:
                 self._dense.addmm_(one, other.T)
             self._parts = []

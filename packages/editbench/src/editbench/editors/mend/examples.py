@@ -51,11 +51,7 @@ def select_trainable(cases: Sequence[EditCase], source: str) -> list[EditCase]:
     """Leave out the cases that a hypernetwork cannot be trained on, with a warning.
 
     Training asks for a paraphrase, so that edits learn to generalize, and for a neighbor, so that
-    they learn to stay specific.
-
-    Args:
-        cases: The cases.
-        source: The dataset's name, for the message.
+    they learn to stay specific. `source` is the dataset's name, for the message.
 
     Raises:
         DataError: No case has both.

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from editbench.editors.mend.gradients import GradientTerms
-from editbench.editors.mend.matrices import Matrix
+from editbench.editors.training.gradients import GradientTerms
+from editbench.editors.training.matrices import Matrix
 
 
 class RunningStatistics(nn.Module):
@@ -111,10 +111,6 @@ class Hypernetwork(nn.Module):
 
     def forward(self, matrix: Matrix, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """The terms of one weight's update.
-
-        Args:
-            matrix: The weight.
-            terms: Its gradient.
 
         Returns:
             −α ṽ ``[n_tokens, d_out]`` and ũ ``[n_tokens, d_in]``: Δ is the sum over tokens of the

@@ -6,7 +6,7 @@ divergence KL(unedited ‖ edited) behind unrelated prompts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from editbench.editors.mend.examples import Example, ExampleRow
-from editbench.editors.mend.gradients import GradientTerms, gather_gradients
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import Matrix
+from editbench.editors.training.gradients import GradientTerms, gather_gradients
+from editbench.editors.training.matrices import Matrix
 from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.out_of_memory import Halving
@@ -60,11 +60,8 @@ def measure_losses(
 
 def sum_losses(parts: Sequence[Losses]) -> Losses:
     """The losses of all examples from what its parts contribute."""
-    return Losses(
-        edit=torch.stack([part.edit for part in parts]).sum(),
-        locality=torch.stack([part.locality for part in parts]).sum(),
-        recall=torch.stack([part.recall for part in parts]).sum(),
-    )
+    columns = zip(*((part.edit, part.locality, part.recall) for part in parts), strict=True)
+    return Losses(*(torch.stack(column).sum() for column in columns))
 
 
 def measure_parts(
@@ -81,19 +78,12 @@ def measure_parts(
 
     Each group of `group_size` consecutive examples is edited together, apart from the other groups.
     All run at once if memory suffices, else some groups after others: an update is of low rank, so
-    each row of a batch can have its own.
-
-    Args:
-        model: The unedited model.
-        network: Makes the updates; the losses are differentiable by its parameters.
-        examples: What to edit and to ask.
-        group_size: How many edits are made together.
-        finish: What to do with what some groups contribute to the losses, while memory lasts.
-        halving: Divides the groups.
-        observe: Whether the gradients count in the statistics that normalize.
+    each row of a batch can have its own. The losses are differentiable by the network's parameters.
+    With `observe` the gradients count in the statistics that normalize.
 
     Yields:
-        What `finish` returns. The contributions of all parts add up to the losses.
+        What `finish` makes of what some groups contribute to the losses, while memory lasts. The
+        contributions of all parts add up to the losses.
 
     Raises:
         DeviceMemoryError: There is not enough memory for a single group.
@@ -140,14 +130,11 @@ def _measure_part(
             is_neighbor += [are_neighbors] * len(some)
     n_groups = -(-len(examples) // group_size)
     n_rows = [sum(owner // group_size == group for owner in owners) for group in range(n_groups)]
-    updates = {}
+    updates: dict[Matrix, tuple[Tensor, ...]] = {}
     for matrix in network.matrices:
         left, right = network(matrix, terms[matrix.name])
         of_group = terms[matrix.name].edits // group_size
-        updates[matrix] = (
-            _by_group(left, of_group, n_groups),
-            _by_group(right, of_group, n_groups),
-        )
+        updates[matrix] = tuple(_by_group(each, of_group, n_groups) for each in (left, right))
     kept = [row for row, are_neighbors in zip(rows, is_neighbor, strict=True) if are_neighbors]
     with torch.no_grad():
         before = _RowLogits(model, kept).read().log_softmax(dim=-1)
@@ -208,25 +195,18 @@ def _by_group(part: Tensor, groups: Tensor, n_groups: int) -> Tensor:
 
 @contextmanager
 def _rows_edited(
-    model: EditableModel, updates: Mapping[Matrix, tuple[Tensor, Tensor]], n_rows: Sequence[int]
+    model: EditableModel, updates: Mapping[Matrix, tuple[Tensor, ...]], n_rows: Sequence[int]
 ) -> Iterator[None]:
     """Within the block, each row of a batch sees the weights with its own group's updates.
 
-    Args:
-        model: The model.
-        updates: For each weight the updates of all groups, ``[n_groups, n, d_out]`` and
-            ``[n_groups, n, d_in]``.
-        n_rows: How many consecutive rows of the batch belong to each group.
+    These are, for all groups, ``[n_groups, n, d_out]`` and ``[n_groups, n, d_in]``; `n_rows` says
+    how many consecutive rows of the batch belong to each group.
     """
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for matrix, (left, right) in updates.items():
             module = model.model.get_submodule(matrix.module)
-            handles.append(module.register_forward_hook(_make_row_edit(left, right, n_rows)))
+            hooks.enter_context(module.register_forward_hook(_make_row_edit(left, right, n_rows)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _make_row_edit(left: Tensor, right: Tensor, n_rows: Sequence[int]) -> Callable[..., Tensor]:

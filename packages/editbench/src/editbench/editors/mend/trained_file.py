@@ -5,7 +5,7 @@ record of where they come from.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import Matrix
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import Matrix
 from editbench.errors import EditError
 from editbench.files.seals import checksum_file
 from editbench.files.tensor_files import DamagedError, TensorFile, write_tensors
@@ -179,19 +179,14 @@ def trained_path(model: EditableModel) -> Path:
 def find_trained(model: EditableModel, sha256: str | None = None) -> Path | None:
     """Find a hypernetwork for a model: the user's own, else the one that ships with editbench.
 
-    Args:
-        model: The model.
-        sha256: What the file must hash to; None for any content.
+    With `sha256`, one that hashes to it.
     """
-    for path in (trained_path(model), *_shipped_paths()):
+    shipped = Path(str(files("editbench.editors.mend") / "shipped")).glob("*.safetensors")
+    for path in (trained_path(model), *sorted(shipped)):
         fits = path.is_file() and read_record(path).model_fingerprint == model.fingerprint
         if fits and sha256 in (None, checksum_file(path)):
             return path
     return None
-
-
-def _shipped_paths() -> Iterator[Path]:
-    yield from sorted(Path(str(files("editbench.editors.mend") / "shipped")).glob("*.safetensors"))
 
 
 def _parse_record(path: Path, card: object) -> TrainingRecord:

@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from editbench.editors.mend.examples import (
     select_trainable,
 )
 from editbench.editors.mend.hypernetwork import Hypernetwork
-from editbench.editors.mend.matrices import find_matrices
 from editbench.editors.mend.objective import Losses, measure_losses, measure_parts
 from editbench.editors.mend.trained_file import TrainingRecord, read_state, write_state
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.training.matrices import find_matrices
 from editbench.edits.card import package_versions
 from editbench.errors import ConfigError, EditError
 from editbench.models.editable import EditableModel
@@ -171,29 +171,24 @@ def train_hypernetwork(
     return TrainedHypernetwork(state.best, training.record(finished=True), ended)
 
 
+@dataclass
 class _Training:
     """One training: network, optimizer, and how far it has come."""
 
-    def __init__(
-        self,
-        model: EditableModel,
-        cases: Sequence[EditCase],
-        validation_cases: Sequence[EditCase],
-        config: MendTraining,
-        data: DataOrigin,
-        seed: int,
-    ) -> None:
-        self.model = model
-        self.cases = cases
-        self.validation_cases = validation_cases
-        self.config = config
-        self.data = data
-        self.seed = seed
-        self.state = _State()
-        self.halving = Halving(f"training mend on '{model.name}'")
-        matrices = find_matrices(model, config.blocks)
-        network = Hypernetwork(matrices, rank=config.rank, rate=config.initial_rate, seed=seed)
-        self.network = network.to(model.device)
+    model: EditableModel
+    cases: Sequence[EditCase]
+    validation_cases: Sequence[EditCase]
+    config: MendTraining
+    data: DataOrigin
+    seed: int
+    state: _State = field(default_factory=_State)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.halving = Halving(f"training mend on '{self.model.name}'")
+        matrices = find_matrices(self.model, config.blocks)
+        network = Hypernetwork(matrices, rank=config.rank, rate=config.initial_rate, seed=self.seed)
+        self.network = network.to(self.model.device)
         rates = [network.rate_of(matrix.name) for matrix in matrices]
         others = [p for p in network.parameters() if all(p is not rate for rate in rates)]
         self.adam = torch.optim.Adam(
@@ -304,10 +299,7 @@ class _Training:
         return TrainingRecord(
             model_name=self.model.name,
             model_fingerprint=self.model.fingerprint,
-            dataset=self.data.dataset,
-            dataset_fingerprint=self.data.dataset_fingerprint,
-            validation=self.data.validation,
-            validation_fingerprint=self.data.validation_fingerprint,
+            **asdict(self.data),
             seed=self.seed,
             config=self.config,
             matrices=tuple(matrix.name for matrix in self.network.matrices),

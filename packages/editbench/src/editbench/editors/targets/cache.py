@@ -59,7 +59,7 @@ class _Key:
             "model": state,
             "layer": layer,
             "prefixes": list(prefixes),
-            "settings": {name: getattr(settings, name) for name in TargetSettings.model_fields},
+            "settings": settings.of_targets(),
         }
         if site:
             self._content["site"] = site

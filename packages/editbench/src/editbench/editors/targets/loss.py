@@ -22,6 +22,8 @@ from editbench.replay.prefix_states import PrefixStates
 from editbench.replay.reach import Reach
 from editbench.replay.suffix_replay import SuffixReplay
 
+_REFERENCE_COUNT = 5  # ENCORE's code takes the number of its prefixes for that of their tokens
+
 
 class TargetLoss:
     """The loss of some edits as a function of their offsets.
@@ -56,6 +58,7 @@ class TargetLoss:
         self._weights = torch.tensor(rows.weights, device=device)
         self._target_ids = torch.tensor(rows.target_ids, device=device)
         self._is_missed = torch.ones(len(rows.target_ids), device=device)
+        self._stops_by = torch.tensor(rows.are_prefixed, device=device)
         self._kl_rows: OffsetForward | None = None
         if settings.reads_last_layer(model.architecture.n_layers):
             self._prompts = build(model, site, [*rows.prompts, *rows.kl_rows])
@@ -145,12 +148,17 @@ class TargetLoss:
         return negative_log_likelihood, kl_logits.float().log_softmax(dim=-1)
 
     def says_target(self) -> Tensor:
-        """Whose target was the likeliest after every prefix when measured last, `[n_edits]`.
+        """Whose target was the likeliest by the stop rule when measured last, `[n_edits]`.
 
         Nobody's, unless the settings say to stop at it.
         """
-        n_missed = self._is_missed.new_zeros(len(self.tasks))
-        return n_missed.index_add(0, self._read_edit, self._is_missed) == 0
+        rule, noted = self._settings.stop_rule, self._is_missed
+        if rule == "reference":
+            noted = 1 - noted
+        if rule != "every-prompt":
+            noted = noted * self._stops_by
+        n_noted = noted.new_zeros(len(self.tasks)).index_add(0, self._read_edit, noted)
+        return n_noted == (_REFERENCE_COUNT if rule == "reference" else 0)
 
     def _read(self, logits: Tensor, reads: slice) -> Tensor:
         """−log p of the targets at `reads`, from their logits `[n, vocabulary]`."""

@@ -136,6 +136,7 @@ class TargetOptimizer:
         if start is not None:
             loss.compare_with(offsets.values)
             offsets.start_from(start)
+        n_said = torch.zeros(len(tasks), device=initial.device)  # how often the target was
         places = list(range(len(tasks)))  # which of `tasks` each row of the chunk is
         finished: dict[int, FinishedTarget] = {}
         for step in range(1, settings.n_steps + 1):
@@ -143,7 +144,8 @@ class TargetOptimizer:
             values = losses.detach().tolist()
             is_done = losses.detach() < settings.stop_loss
             if settings.stop_at == "argmax":
-                is_done |= loss.says_target()
+                n_said += loss.says_target()
+                is_done |= n_said >= settings.stop_after
             done = is_done.tolist()
             going = []
             for row, place in enumerate(places):
@@ -163,6 +165,7 @@ class TargetOptimizer:
             if len(going) <= len(places) // 2:
                 places = [places[row] for row in going]
                 offsets.keep(going)
+                n_said = n_said[going]
                 loss = loss.of_some(going, self._make_loss)
         return [finished[place] for place in range(len(tasks))]
 

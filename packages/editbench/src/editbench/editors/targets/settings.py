@@ -39,6 +39,17 @@ class TargetSettings(EditorConfig):
         description="argmax: an edit is finished, too, once its target is the likeliest "
         "continuation after every prefix; faster, and weaker edits",
     )
+    stop_after: int = Field(
+        default=1,
+        ge=1,
+        description="of stop_at argmax: how many times that has to be so, in a row or not",
+    )
+    stop_rule: Literal["every-prompt", "prefixed", "reference"] = Field(
+        default="every-prompt",
+        description="of stop_at argmax, what has to be right: every token of every prompt; of "
+        "those behind a prefix, the bare prompt left aside; or of these exactly five tokens, "
+        "however many there are (reference)",
+    )
     loss_layer: int | None = Field(
         default=None, ge=0, description="block whose output is read out; null: last (v_loss_layer)"
     )
@@ -48,6 +59,15 @@ class TargetSettings(EditorConfig):
         if "learning_rate" in values:
             values = {"learning_rate_unit": "absolute", **values}
         return self.updated(values, source)
+
+    def of_targets(self) -> dict[str, Any]:
+        """All that z depends on, by name; the rules of an early stop only where there is one."""
+        values = {name: getattr(self, name) for name in TargetSettings.model_fields}
+        for name in ("stop_after", "stop_rule"):
+            # Whatever was kept before there were these fields is found by their defaults.
+            if self.stop_at == "loss" or values[name] == TargetSettings.model_fields[name].default:
+                del values[name]
+        return values
 
     def reads_last_layer(self, n_layers: int) -> bool:
         """Whether the loss is of the ordinary logits of a model with `n_layers` blocks."""

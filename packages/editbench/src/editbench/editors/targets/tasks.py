@@ -22,12 +22,14 @@ class TargetTask:
         bare: The bare prompt up to the subject's last token: where h is read.
         prompts: The prompt after each context prefix, with the target behind it.
         kl_row: That of the KL term.
+        has_prefix: Of each prompt, whether there is anything in its prefix.
     """
 
     index: int
     bare: PromptRow
     prompts: tuple[PromptRow, ...]
     kl_row: PromptRow
+    has_prefix: tuple[bool, ...]
 
     @classmethod
     def of(
@@ -39,13 +41,15 @@ class TargetTask:
             key_row(tokens, request, ""),
             tuple(target_row(tokens, request, prefix) for prefix in prefixes),
             kl_row(tokens, request.subject),
+            tuple(bool(prefix) for prefix in prefixes),
         )
 
     @classmethod
     def joined(cls, tasks: Sequence["TargetTask"]) -> "TargetTask":
         """One edit that writes several facts about a subject; h is the first one's."""
         prompts = tuple(prompt for task in tasks for prompt in task.prompts)
-        return replace(tasks[0], prompts=prompts)
+        has_prefix = tuple(has for task in tasks for has in task.has_prefix)
+        return replace(tasks[0], prompts=prompts, has_prefix=has_prefix)
 
     @property
     def bare_prompt(self) -> int | None:
@@ -97,6 +101,7 @@ class TargetRows:
         edits: The edit of each prompt.
         target_ids: The tokens that are read, prompt after prompt.
         weights: What −log p of each counts in its edit's loss.
+        are_prefixed: Whether each is behind a prefix; all are where an edit has no prompt that is.
         bare_rows: For each edit the prompt that begins as the bare one does, if all have one.
     """
 
@@ -105,6 +110,7 @@ class TargetRows:
     edits: list[int]
     target_ids: list[int]
     weights: list[float]
+    are_prefixed: list[bool]
     bare_rows: list[int] | None
 
     @classmethod
@@ -116,17 +122,19 @@ class TargetRows:
             count_shared([row.token_ids[: row.subject_last] for row in column if row is not None])
             for column in columns
         )
-        rows = cls([], [], [], [], [], [])
+        rows = cls([], [], [], [], [], [], [])
         bare_rows: list[int] = []
         for edit, task in enumerate(tasks):
             if task.bare_prompt is not None:
                 bare_rows.append(len(rows.prompts) + task.bare_prompt)
-            for row, n in zip(task.prompts, n_shared, strict=False):
+            has_prefix = [has or not any(task.has_prefix) for has in task.has_prefix]
+            for row, n, has in zip(task.prompts, n_shared, has_prefix, strict=False):
                 reads = range(row.target_start, row.target_start + len(row.target_ids))
                 rows.prompts.append(OffsetRow(row.token_ids, row.subject_last, tuple(reads), n))
                 rows.edits.append(edit)
                 rows.weights.extend([1 / (len(reads) * len(task.prompts))] * len(reads))
                 rows.target_ids.extend(row.target_ids)
+                rows.are_prefixed.extend([has] * len(reads))
             last = task.kl_row.subject_last
             rows.kl_rows.append(OffsetRow(task.kl_row.token_ids, last, (last,), n_kl))
         return replace(rows, bare_rows=bare_rows if len(bare_rows) == len(tasks) else None)

@@ -9,8 +9,8 @@ from torch import Tensor
 from editbench.errors import ModelError
 from editbench.models.chosen_positions import Places, find_read_modules, only_at
 from editbench.models.editable import EditableModel
+from editbench.models.head import apply_head
 from editbench.models.lean_modules import find_wasteful, made_lean
-from editbench.models.readout import apply_head
 from editbench.replay.block_calls import BlockCalls
 from memit_core import capture
 

@@ -1,4 +1,4 @@
-"""Results as figures, one file for each of the paper's; matplotlib is imported only here."""
+"""Results as figures, each of the paper's; matplotlib is imported on demand."""
 
 from editbench.results.figures.drawing import draw_figures
 

@@ -3,25 +3,18 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from editbench.results.figures.panels import (
     Drawing,
-    interval,
     legend_marker,
     make_panels,
     mark_points,
+    reach,
 )
-from editbench.results.figures.selection import (
-    Point,
-    Selection,
-    draw_order,
-    make_points,
-    name_series,
-)
+from editbench.results.figures.selection import Point, Selection, make_points, name_series
 from editbench.results.figures.style import BLACK, UNEDITED_STYLE, SeriesStyle, choose_styles
 from editbench.results.labels import UNEDITED, choose_score
 
@@ -38,15 +31,14 @@ def draw_categories(selection: Selection) -> Drawing:
     MEMIT where there is one.
     """
     series = name_series(selection.trials, {"relations"})
-    present = {line.trial for line in selection.lines}
-    names = draw_order({t: name for t, name in series.items() if t in present}, selection.trials)
+    names = selection.order(series)
     edited = [name for name in names if name != UNEDITED]
     styles = choose_styles(names)
     score = selection.label(choose_score(label.metric for label in selection.labels) or "score")
     bars = make_points(
         selection.of_metric(score.metric),
         f"{score.symbol} by relation",
-        lambda line: series[line.trial],
+        series,
         lambda line: line.relations or "all",
     )
     relations = _order(bars, edited)
@@ -57,8 +49,8 @@ def draw_categories(selection: Selection) -> Drawing:
         legend=_legend(edited, styles, with_unedited=UNEDITED in names),
         title="Editing relation by relation",
         caption=selection.describe(
-            f"n = {selection.n_edits} edits at once of each relation, {selection.measured_on}.",
             "Bars and crosses: 95 % CI over cases. Right: one point for each relation.",
+            how=f" of each relation, {selection.measured_on}.",
         ),
     )
     _draw_bars(left, bars, relations, edited, styles)
@@ -101,12 +93,11 @@ def _draw_bars(
     thickness = 0.82 / max(1, len(edited))
     for index, name in enumerate(edited):
         own = [bar for bar in bars if bar.series == name]
-        low, high = interval(own)
-        values = np.array([bar.value for bar in own])
+        values = [bar.value for bar in own]
         # The first editor on top, as in the legend.
         shift = 0.41 - thickness * (index + 0.5)
         rows = [relations.index(str(bar.x)) + shift for bar in own]
-        mark_points(axes, [bar.value for bar in own], rows, own)
+        mark_points(axes, values, rows, own)
         axes.barh(
             rows,
             values,
@@ -115,7 +106,7 @@ def _draw_bars(
             edgecolor="white",
             linewidth=0.5,
             hatch=styles[name].hatch,
-            xerr=np.stack([values - low, high - values]),
+            xerr=reach(own),
             error_kw={"elinewidth": 0.9, "capsize": 1.5, "ecolor": "#333333"},
         )
     for bar in (bar for bar in bars if bar.series == UNEDITED):
@@ -144,12 +135,10 @@ def _draw_scatter(
         return []
     across, up = (selection.label(metric) for metric in chosen)
     panel = f"{up.symbol} against {across.symbol}"
-    found: dict[str, dict[str, Point]] = {label.metric: {} for label in (across, up)}
+    found: dict[str, dict[str, Point]] = {}
     for label in (across, up):
         lines = selection.of_metric(label.metric)
-        made = make_points(
-            lines, panel, lambda line: series[line.trial], lambda line: line.relations or "all"
-        )
+        made = make_points(lines, panel, series, lambda line: line.relations or "all")
         found[label.metric] = {line.trial: p for line, p in zip(lines, made, strict=True)}
     trials = [trial for trial in found[across.metric] if trial in found[up.metric]]
     for name in [UNEDITED, *reversed(edited)]:
@@ -157,16 +146,15 @@ def _draw_scatter(
         if not own:
             continue
         x, y = ([found[label.metric][trial] for trial in own] for label in (across, up))
-        (x_low, x_high), (y_low, y_high) = interval(x), interval(y)
-        x_values, y_values = (np.array([point.value for point in each]) for each in (x, y))
+        x_values, y_values = ([point.value for point in each] for each in (x, y))
         style = UNEDITED_STYLE if name == UNEDITED else styles[name]
         for numbers in (x, y):
-            mark_points(axes, list(x_values), list(y_values), numbers)
+            mark_points(axes, x_values, y_values, numbers)
         axes.errorbar(
             x_values,
             y_values,
-            xerr=np.stack([x_values - x_low, x_high - x_values]),
-            yerr=np.stack([y_values - y_low, y_high - y_values]),
+            xerr=reach(x),
+            yerr=reach(y),
             color=style.color,
             ecolor=f"{style.color}55",
             marker=style.marker or "o",

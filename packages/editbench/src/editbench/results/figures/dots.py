@@ -2,31 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from editbench.results.figures.panels import (
     Drawing,
-    interval,
     is_wide,
     legend_marker,
     make_panels,
     mark_points,
     name_panel,
+    reach,
     show_plain_numbers,
     title_panel,
 )
-from editbench.results.figures.selection import (
-    Point,
-    Selection,
-    draw_order,
-    make_points,
-    name_series,
-)
+from editbench.results.figures.selection import Point, Selection, make_points, name_series
 from editbench.results.figures.style import UNEDITED_STYLE, SeriesStyle, choose_styles
 from editbench.results.labels import UNEDITED
-from editbench.results.report import SummaryLine
 
 Place = tuple[tuple[str, ...], int]
 """Relations and number of edits."""
@@ -35,9 +27,7 @@ Place = tuple[tuple[str, ...], int]
 def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
     """Draw a panel for each metric with a dot and interval for each editor."""
     series = name_series(selection.trials, ())
-    present = {line.trial for line in selection.lines}
-    names = draw_order({t: name for t, name in series.items() if t in present}, selection.trials)
-    names = [*(name for name in names if name != UNEDITED), *(n for n in names if n == UNEDITED)]
+    names = selection.order(series)
     styles = choose_styles(names)
     labels = selection.labels
     figure, panels = make_panels(
@@ -46,20 +36,12 @@ def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
         size=(2.3, 1.0 + 0.24 * len(names)),
         legend={},
         title=title,
-        caption=selection.describe(
-            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
-            "Bars: 95 % CI over cases. Dotted: the unedited model.",
-        ),
+        caption=selection.describe("Bars: 95 % CI over cases. Dotted: the unedited model."),
         share_y=True,
     )
     points = []
     for label, axes in zip(labels, panels, strict=True):
-        drawn = make_points(
-            selection.of_metric(label.metric),
-            label.symbol,
-            lambda line: series[line.trial],
-            lambda line: "",
-        )
+        drawn = make_points(selection.of_metric(label.metric), label.symbol, series)
         rows = [names.index(point.series) for point in drawn]
         _draw_row_dots(axes, rows, drawn, styles)
         for point in (point for point in drawn if point.series == UNEDITED):
@@ -73,7 +55,7 @@ def draw_dots(selection: Selection, title: str = "Editors compared") -> Drawing:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(numticks=4))
             show_plain_numbers(axes.xaxis)
-        axes.set_xlabel(f"{label.axis} {'↑' if label.higher_is_better else '↓'}")
+        axes.set_xlabel(label.axis_heading)
         title_panel(axes, name_panel(label))
         points += drawn
     return Drawing(figure, tuple(points))
@@ -103,7 +85,6 @@ def draw_demonstrations(selection: Selection) -> Drawing:
         legend=legend,
         title="Before and after",
         caption=selection.describe(
-            f"n = {selection.n_edits} edits at once, {selection.measured_on}.",
             "Bars: 95 % CI over cases.",
             *_describe_others(selection, series, places, panels_of[:1]),
         ),
@@ -114,9 +95,7 @@ def draw_demonstrations(selection: Selection) -> Drawing:
         title = _name_place(place)
         for row, label in enumerate(rates):
             lines = [x for x in selection.of_metric(label.metric) if places[x.trial] == place]
-            drawn = make_points(
-                lines, title, lambda line: series[line.trial], lambda line: line.metric
-            )
+            drawn = make_points(lines, title, series, lambda line: line.metric)
             if len(drawn) > 1:
                 values = [point.value for point in drawn]
                 ends = [min(values), max(values)]
@@ -136,14 +115,13 @@ def _draw_row_dots(
     axes: Axes, rows: Sequence[float], points: Sequence[Point], styles: Mapping[str, SeriesStyle]
 ) -> None:
     """Draw numbers as dots with their intervals; the unedited model's are hollow."""
-    low, high = interval(points)
     mark_points(axes, [point.value for point in points], rows, points)
-    for point, row, start, end in zip(points, rows, low, high, strict=True):
+    for point, row in zip(points, rows, strict=True):
         style = styles[point.series]
         axes.errorbar(
             [point.value],
             [row],
-            xerr=np.array([[point.value - start], [end - point.value]]),
+            xerr=reach([point]),
             color=style.color,
             marker=style.marker or "o",
             markerfacecolor="white" if point.series == UNEDITED else style.color,
@@ -166,11 +144,8 @@ def _describe_others(
     """What the metrics that are no rates say about the facts of the first panel."""
     sentences = []
     for label in selection.labels:
-        lines: list[SummaryLine] = [
-            line
-            for line in selection.of_metric(label.metric)
-            if not label.is_rate and places[line.trial] in shown
-        ]
+        own = [] if label.is_rate else selection.of_metric(label.metric)
+        lines = [line for line in own if places[line.trial] in shown]
         if lines:
             found = ", ".join(f"{series[line.trial]} {line.value:.1f}" for line in lines)
             sentences.append(f"{label.axis} of {_name_place(shown[0])}: {found}.")

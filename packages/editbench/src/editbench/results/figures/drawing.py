@@ -1,45 +1,34 @@
 """Which figures a report has, and their files."""
 
-import csv
-import io
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from editbench.files.figure_files import figure_settings, render
+from editbench.files.lines import lines_to_csv
 from editbench.files.whole_files import write_whole
-from editbench.results.figures import layers, sweep, weight_decay
+from editbench.results.figures import sweep
 from editbench.results.figures.categories import draw_categories
 from editbench.results.figures.dots import draw_demonstrations, draw_dots
-from editbench.results.figures.layers import draw_layers
 from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
 from editbench.results.figures.selection import Point, Selection
-from editbench.results.figures.style import figure_settings
-from editbench.results.figures.sweep import (
-    draw_attention,
-    draw_preservation_weight,
-    draw_scaling,
-)
-from editbench.results.figures.weight_decay import draw_weight_decay
+from editbench.results.figures.style import SETTINGS
 from editbench.results.manifest import TrialDescription
 from editbench.results.report import Summary
 
 FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
     "table1": lambda selection: draw_dots(selection, "Editors compared (as in Table 1)"),
     "table2": lambda selection: draw_dots(selection, "Editors compared (as in Table 2)"),
-    "scaling": draw_scaling,
+    "scaling": sweep.draw_scaling,
     "categories": draw_categories,
     "mixing": draw_mixing,
-    "weight-decay": draw_weight_decay,
-    "layers": draw_layers,
-    "attention": draw_attention,
-    "lambda": draw_preservation_weight,
+    "weight-decay": sweep.draw_weight_decay,
+    "layers": sweep.draw_layers,
+    "attention": sweep.draw_attention,
+    "lambda": sweep.draw_preservation_weight,
     "demonstrations": draw_demonstrations,
     "editors": draw_dots,
 }
@@ -48,9 +37,9 @@ FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
 _OVER_DRAWS = {"mixing"}  # what is drawn over seeds, not once for each
 _SWEPT = {
     sweep.MODULE: "attention",
-    layers.FIELD: "layers",
+    sweep.CRITICAL_LAYERS: "layers",
     sweep.PRESERVATION_WEIGHT: "lambda",
-    weight_decay.FIELD: "weight-decay",
+    sweep.WEIGHT_DECAY: "weight-decay",
 }
 
 
@@ -71,9 +60,7 @@ class RunFigure:
     @contextmanager
     def drawn(self) -> Iterator[Drawing]:
         """Draw it, and keep matplotlib's settings for the length of a block that renders it."""
-        with figure_settings(), warnings.catch_warnings():
-            # A name in a script that the font lacks is drawn as boxes; in the SVG it is still text.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with figure_settings(SETTINGS):
             yield self.draw(self.selection)
 
 
@@ -195,12 +182,8 @@ def _slug(text: str) -> str:
 
 def _write(figure: RunFigure, stem: Path) -> list[Path]:
     with figure.drawn() as drawing:
-        FigureCanvasAgg(drawing.figure)
-        contents = {
-            ".png": _render(drawing.figure, "png", {"Software": None}),
-            ".svg": _render(drawing.figure, "svg", {"Date": None, "Creator": "editbench"}),
-            ".csv": _write_points(drawing.points).encode(),
-        }
+        contents = render(drawing.figure)
+        contents[".csv"] = lines_to_csv(Point, drawing.points).encode()
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, content in contents.items():
@@ -208,17 +191,3 @@ def _write(figure: RunFigure, stem: Path) -> list[Path]:
         write_whole(path, content)
         paths.append(path)
     return paths
-
-
-def _render(figure: Figure, image_format: str, metadata: Mapping[str, str | None]) -> bytes:
-    image = io.BytesIO()
-    figure.savefig(image, format=image_format, metadata=dict(metadata))
-    return image.getvalue()
-
-
-def _write_points(points: Iterable[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    return text.getvalue()

@@ -18,13 +18,7 @@ from editbench.results.figures.panels import (
     title_panel,
 )
 from editbench.results.figures.selection import Point, Selection, describe_range, name_series
-from editbench.results.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    VERMILION,
-    SeriesStyle,
-)
+from editbench.results.figures.style import BLACK, BLUE, GREEN, VERMILION, SeriesStyle
 from editbench.results.labels import UNEDITED, MetricLabel, choose_score
 from editbench.results.statistics import estimate_over_draws
 
@@ -52,14 +46,13 @@ def draw_mixing(selection: Selection) -> Drawing:
         if line.editor != UNEDITED:
             relations = selection.trials[line.trial].relations
             draws[series[line.trial], relations][line.n_edits][line.seed] = line.value
-    pairs = [
-        (editor, relations)
-        for editor, relations in dict.fromkeys(
+    pairs = list(
+        dict.fromkeys(
             (series[trial], description.relations)
             for trial, description in selection.trials.items()
             if description.editor != UNEDITED and len(description.relations) == 2
         )
-    ]
+    )
     planned: defaultdict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
     for trial, description in selection.trials.items():
         planned[series[trial], description.relations].add(description.n_edits)
@@ -71,9 +64,9 @@ def draw_mixing(selection: Selection) -> Drawing:
         legend={name: legend_line(style) for name, style in _STYLES.items()},
         title="Mixing relations",
         caption=selection.describe(
-            f"n = {selection.n_edits} edits at once, half of each relation where they are mixed; "
-            f"{describe_range([len(seeds)])} draws of the facts.",
             "Bands: 90 % CI over draws (Student's t).",
+            how=", half of each relation where they are mixed; "
+            f"{describe_range([len(seeds)])} draws of the facts.",
         ),
     )
     several_editors = len({editor for editor, _ in pairs}) > 1
@@ -129,6 +122,5 @@ def _summarize(
 ) -> Point:
     bounds = (0.0, 100.0) if score.is_rate else (None, None)
     estimate = estimate_over_draws(np.array(values)).clipped(bounds)
-    ends = None if math.isnan(estimate.low) else (estimate.low, estimate.high)
-    low, high = ends or (None, None)
+    low, high = (None if math.isnan(end) else end for end in (estimate.low, estimate.high))
     return Point(panel, series, n, score.metric, estimate.value, low, high, estimate.n)

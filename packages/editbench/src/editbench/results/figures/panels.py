@@ -115,11 +115,7 @@ def draw_series(
 ) -> None:
     """Draw a line over numbers with its band; a point that is alone gets an error bar.
 
-    Args:
-        axes: The panel.
-        points: The numbers.
-        style: The look of the line.
-        place: Where a number stands, if that is not its own x.
+    A number stands at its own x, unless `place` says where.
     """
     ordered = sorted(points, key=place)
     x = [place(point) for point in ordered]
@@ -144,24 +140,17 @@ def draw_level(axes: Axes, point: Point, style: SeriesStyle, *, width: float = 1
 
 
 def draw_error_bars(
-    axes: Axes,
-    x: Sequence[float],
-    points: Sequence[Point],
-    style: SeriesStyle,
-    *,
-    hollow: bool = False,
+    axes: Axes, x: Sequence[float], points: Sequence[Point], style: SeriesStyle
 ) -> None:
     """Draw numbers as points with their intervals."""
-    y = np.array([point.value for point in points])
-    low, high = interval(points)
-    mark_points(axes, x, y.tolist(), points)
+    y = [point.value for point in points]
+    mark_points(axes, x, y, points)
     axes.errorbar(
         x,
         y,
-        yerr=np.stack([y - low, high - y]),
+        yerr=reach(points),
         color=style.color,
         marker=style.marker or "o",
-        markerfacecolor="white" if hollow else style.color,
         linestyle="none",
         capsize=2.5,
         elinewidth=1,
@@ -173,6 +162,13 @@ def interval(points: Iterable[Point]) -> tuple[np.ndarray, np.ndarray]:
     low = [point.value if point.ci_low is None else point.ci_low for point in points]
     high = [point.value if point.ci_high is None else point.ci_high for point in points]
     return np.array(low), np.array(high)
+
+
+def reach(points: Sequence[Point]) -> np.ndarray:
+    """How far the points' intervals reach down and up from the numbers, ``[2, n_points]``."""
+    low, high = interval(points)
+    values = np.array([point.value for point in points])
+    return np.stack([values - low, high - values])
 
 
 def show_log_axis(axes: Axes, values: Iterable[float], label: str) -> None:
@@ -213,8 +209,7 @@ def show_metric_axis(axes: Axes, label: MetricLabel, values: Iterable[float]) ->
     elif is_wide(values):
         axes.set_yscale("log")
         show_plain_numbers(axes.yaxis)
-    arrow = "↑" if label.higher_is_better else "↓"
-    axes.set_ylabel(f"{label.axis} {arrow}")
+    axes.set_ylabel(label.axis_heading)
 
 
 def is_wide(values: Iterable[float]) -> bool:
@@ -252,13 +247,9 @@ def mark_points(
     y: Sequence[float | None],
     points: Sequence[Point],
 ) -> None:
-    """Say where numbers are drawn.
+    """Say where numbers are drawn, in data coordinates.
 
-    Args:
-        axes: The panel.
-        x: Horizontal places in data coordinates; None for a line across, marked at its right end.
-        y: Vertical places; None for a line upwards, marked at its top.
-        points: The numbers.
+    None as `x` is a line across, marked at its right end; as `y` one upwards, marked at its top.
     """
     axes.add_artist(Marks(x, y, points))
 

@@ -92,15 +92,32 @@ class Selection:
         """How many edits were made at once: a number or a range."""
         return describe_range(line.n_edits for line in self.lines)
 
-    def describe(self, *sentences: str) -> str:
-        """The caption: what the figure's own sentences say, where it is from, what is missing."""
+    def order(self, series: Mapping[str, str]) -> list[str]:
+        """Series that there are numbers of: editors in the paper's order, the unedited model last.
+
+        Its last editor comes first, so that what is drawn later does not cover it.
+        """
+        rank: dict[str, tuple[bool, int]] = {}
+        present = {line.trial for line in self.lines}
+        for trial, name in series.items():
+            if trial in present:
+                editor = self.trials[trial].editor
+                rank.setdefault(name, (editor == UNEDITED, -editor_rank(editor)))
+        return sorted(rank, key=lambda name: rank[name])
+
+    def describe(self, *sentences: str, how: str = "") -> str:
+        """The caption: n, the figure's own sentences, where it is from, what is missing.
+
+        `how` says how the edits were made and measured, where that has to be said in other words.
+        """
+        edits = f"n = {self.n_edits} edits at once{how or f', {self.measured_on}.'}"
         gaps = [
             f"{number} of {len(self.trials)} trials {what}"
             for number, what in ((self.n_failed, "failed"), (self.n_missing, "not run yet"))
             if number
         ]
         missing = f"{', '.join(gaps)}." if gaps else ""
-        return " ".join(filter(None, [*sentences, f"{self.source}.", missing]))
+        return " ".join(filter(None, [edits, *sentences, f"{self.source}.", missing]))
 
 
 def describe_range(numbers: Iterable[int]) -> str:
@@ -116,11 +133,8 @@ def name_series(trials: Mapping[str, TrialDescription], swept: Collection[str]) 
     """What a legend calls the line that each trial is a point of.
 
     It is the editor's name. Where an editor has several trials at the same place, what differs
-    between them is added. The unedited model has no settings.
-
-    Args:
-        trials: Trials by hash.
-        swept: The fields that tell places apart, as in `TrialDescription.flat`.
+    between them is added. The unedited model has no settings. `swept` are the fields that tell
+    places apart, as in `TrialDescription.flat`.
     """
     flat = {trial: description.flat() for trial, description in trials.items()}
     places: defaultdict[tuple[object, ...], list[dict[str, str]]] = defaultdict(list)
@@ -146,25 +160,23 @@ def name_series(trials: Mapping[str, TrialDescription], swept: Collection[str]) 
     }
 
 
-def draw_order(series: Mapping[str, str], trials: Mapping[str, TrialDescription]) -> list[str]:
-    """Names of series, editors in the paper's order and the unedited model last."""
-    rank: dict[str, tuple[bool, int]] = {}
-    for trial, name in series.items():
-        editor = trials[trial].editor
-        rank.setdefault(name, (editor == UNEDITED, -editor_rank(editor)))
-    return sorted(rank, key=lambda name: rank[name])
-
-
 def make_points(
     lines: Sequence[SummaryLine],
     panel: str,
-    series: Callable[[SummaryLine], str],
-    x: Callable[[SummaryLine], float | str],
+    series: Mapping[str, str],
+    x: Callable[[SummaryLine], float | str] = lambda line: "",
 ) -> list[Point]:
-    """Points for the lines of a panel."""
+    """Points for the lines of a panel, in the series of their trials."""
     return [
         Point(
-            panel, series(line), x(line), line.metric, line.value, line.ci_low, line.ci_high, line.n
+            panel,
+            series[line.trial],
+            x(line),
+            line.metric,
+            line.value,
+            line.ci_low,
+            line.ci_high,
+            line.n,
         )
         for line in lines
     ]

@@ -1,11 +1,8 @@
 """How figures look: in colors that everyone can tell apart, and legible without any."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import matplotlib as mpl
 
 from editbench.results.labels import UNEDITED
 
@@ -14,14 +11,9 @@ BLACK, GREY = "#000000", "#7f7f7f"
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 PURPLE, SKY_BLUE = "#cc79a7", "#56b4e9"
 
-_SETTINGS: Mapping[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
+SETTINGS: Mapping[Any, Any] = {
     "axes.labelsize": 9,
     "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
     "legend.handlelength": 3.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,13 +23,8 @@ _SETTINGS: Mapping[Any, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
-    "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
-    "svg.hashsalt": "editbench",  # ids are the same every time
-    "figure.dpi": 100,
-    "savefig.dpi": 160,
 }
+"""Of matplotlib, besides those of all figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +69,3 @@ def choose_styles(series: Iterable[str]) -> dict[str, SeriesStyle]:
     ] or list(_OTHERS)
     unknown = [name for name in names if name not in styles]
     return styles | {name: free[i % len(free)] for i, name in enumerate(unknown)}
-
-
-@contextmanager
-def figure_settings() -> Iterator[None]:
-    """Draw with these settings alone, whatever the user's own are, and leave theirs untouched."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
-        yield

@@ -8,7 +8,7 @@ from editbench.results.collection import Collection
 from editbench.results.labels import editor_rank
 from editbench.results.manifest import TrialDescription
 from editbench.results.store import finished_trials, read_manifest, transcripts_path
-from editbench.results.transcript import CaseTranscript, ProbeTranscript, read_transcripts
+from editbench.results.transcript import CaseTranscript, read_transcripts
 from editbench.results.variants import find_variants
 
 SameCases = tuple[object, ...]
@@ -68,10 +68,6 @@ class CaseBook:
 def gather_cases(folders: Sequence[Path], collection: Collection) -> CaseBook:
     """Read what was asked and answered in the trials of run folders.
 
-    Args:
-        folders: Run folders, finished or not.
-        collection: What they hold.
-
     Raises:
         RunError: A file is damaged.
     """
@@ -91,7 +87,9 @@ def gather_cases(folders: Sequence[Path], collection: Collection) -> CaseBook:
                 if place == len(cases):
                     cases.append(BookCase(told.model_copy(update={"texts": ()})))
                 members[place] = None
-                cases[place].log_probs[trial] = [_log_probs(probe) for probe in told.probes]
+                cases[place].log_probs[trial] = [
+                    (probe.log_prob_expected, probe.log_prob_alternative) for probe in told.probes
+                ]
                 if told.texts:
                     cases[place].texts[trial] = told.texts
         setting.cases = list(members)
@@ -119,12 +117,8 @@ def _find_settings(trials: Mapping[str, TrialDescription]) -> list[Setting]:
     settings = []
     for place, group in groups.items():
         ordered = sorted(group, key=lambda trial: editor_rank(group[trial].editor))
-        names = {
-            trial: f"{group[trial].editor} ({variants[trial]})"
-            if variants[trial]
-            else group[trial].editor
-            for trial in ordered
-        }
+        remarks = {trial: f" ({variants[trial]})" if variants[trial] else "" for trial in ordered}
+        names = {trial: f"{group[trial].editor}{remarks[trial]}" for trial in ordered}
         settings.append(Setting(labels[place], names))
     return settings
 
@@ -132,7 +126,7 @@ def _find_settings(trials: Mapping[str, TrialDescription]) -> list[Setting]:
 def _label(settings: Sequence[SameCases]) -> dict[SameCases, str]:
     """For each setting that in which settings differ."""
     varying = [
-        index for index in range(len(_SETTING)) if len({setting[index] for setting in settings}) > 1
+        index for index, found in enumerate(zip(*settings, strict=True)) if len(set(found)) > 1
     ]
     return {
         setting: ", ".join(_write_part(_SETTING[index], setting[index]) for index in varying)
@@ -158,7 +152,3 @@ def _write_part(name: str, value: object) -> str:
             return f"{name.removesuffix('_fingerprint')} hash {str(value)[:8]}"
         case _:
             return str(value)
-
-
-def _log_probs(probe: ProbeTranscript) -> tuple[float | None, float | None]:
-    return probe.log_prob_expected, probe.log_prob_alternative

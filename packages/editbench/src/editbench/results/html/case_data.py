@@ -4,7 +4,10 @@ The index is small and unpacked at once; what a case is about in full is unpacke
 opens it, together with its neighbors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import gzip
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,9 +15,7 @@ from markupsafe import Markup
 
 from editbench.results.collection import Collection
 from editbench.results.html.case_book import BookCase, CaseBook, Setting
-from editbench.results.html.packing import pack
 from editbench.results.labels import explain_symbols, label_metrics
-from editbench.results.manifest import MetricDescription
 
 CASES_PER_SHEET = 64
 """How many cases are unpacked together."""
@@ -29,7 +30,6 @@ _N_DIGITS = 4
 
 def write_index(book: CaseBook, collection: Collection) -> Markup:
     """What can be searched, filtered and sorted, in columns."""
-    metrics = tuple({m.name: m for known in collection.metrics.values() for m in known}.values())
     relations = list(dict.fromkeys(case.fact.relation or "" for case in book.cases))
     numbers = {relation: number for number, relation in enumerate(relations)}
     facts = [case.fact for case in book.cases]
@@ -46,9 +46,7 @@ def write_index(book: CaseBook, collection: Collection) -> Markup:
                 "target": [fact.target for fact in facts],
                 "old": [fact.target_true or "" for fact in facts],
             },
-            "settings": [
-                _write_setting(setting, book, collection, metrics) for setting in book.settings
-            ],
+            "settings": [_write_setting(setting, book, collection) for setting in book.settings],
         }
     )
 
@@ -60,12 +58,19 @@ def write_sheets(book: CaseBook) -> Iterator[Markup]:
         yield pack([_write_case(case) for case in cases])
 
 
-def _write_setting(
-    setting: Setting,
-    book: CaseBook,
-    collection: Collection,
-    metrics: Sequence[MetricDescription],
-) -> dict[str, Any]:
+def pack(content: Any) -> Markup:
+    """Gzipped JSON in base64, for a ``<script type="application/gzip">`` element.
+
+    None of its characters means anything to HTML: no text in `content` can end the element or
+    begin another. Equal content gives equal text.
+    """
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    packed = gzip.compress(text.encode("ascii"), mtime=0)
+    return Markup(base64.b64encode(packed).decode("ascii"))
+
+
+def _write_setting(setting: Setting, book: CaseBook, collection: Collection) -> dict[str, Any]:
+    metrics = collection.distinct_metrics
     ids = [book.cases[place].fact.case_id for place in setting.cases]
     values = {
         trial: collection.values[trial].reindex(ids)

@@ -124,12 +124,7 @@ class Plot:
 
 
 def plot(figure: RunFigure, metrics: Iterable[MetricDescription]) -> Plot:
-    """Draw a figure for the page.
-
-    Args:
-        figure: The figure.
-        metrics: What is known about its metrics.
-    """
+    """Draw a figure for the page."""
     name = re.sub(r"[^a-z0-9-]+", "-", figure.stem.lower())
     with figure.drawn() as drawing:
         title = " ".join(drawing.figure.get_suptitle().split())

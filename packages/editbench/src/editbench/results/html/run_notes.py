@@ -1,6 +1,7 @@
 """Where the numbers come from: what each run was, and how its trials went."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,7 @@ class RunNote:
     @property
     def counts(self) -> Mapping[str, int]:
         """How many trials have each status."""
-        counts: dict[str, int] = {}
-        for trial in self.trials:
-            counts[trial.status] = counts.get(trial.status, 0) + 1
-        return counts
+        return Counter(trial.status for trial in self.trials)
 
 
 def describe_run(folder: Path) -> RunNote:

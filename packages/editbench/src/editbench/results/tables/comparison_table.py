@@ -1,19 +1,13 @@
 """A comparison as a table: a row for each editor and metric."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from editbench.results.comparison import Comparison, Difference
 from editbench.results.labels import MetricLabel, editor_rank, explain_symbols, label_metrics
 from editbench.results.paired_bootstrap import N_RESAMPLES
 from editbench.results.tables.model import Cell, Column, Table, format_number
+from editbench.results.tables.summary_table import SETTING, name_shared, setting_of, varying_names
 
-_SETTING: Mapping[str, Callable[[Difference], str]] = {
-    "model": lambda difference: difference.model,
-    "dataset": lambda difference: difference.dataset,
-    "relations": lambda difference: difference.relations or "all",
-    "edits": lambda difference: str(difference.n_edits),
-    "seed": lambda difference: str(difference.seed),
-}
 _NO_NUMBER = "–"
 _FEW = 20
 
@@ -21,24 +15,25 @@ _FEW = 20
 def tabulate_comparison(comparison: Comparison) -> Table:
     """Lay a comparison out; a difference whose interval leaves zero out is bold."""
     found = comparison.differences
-    varying = [name for name, show in _SETTING.items() if len(set(map(show, found))) > 1]
+    varying = varying_names(found)
     labels = label_metrics((each.metric for each in found), comparison.metrics)
     ranks = {label.metric: rank for rank, label in enumerate(labels)}
     headings = {label.metric: label.heading for label in labels}
     groups: dict[tuple[object, ...], list[Difference]] = {}
-    settings = list(dict.fromkeys(_setting(each) for each in found))
+    settings = list(dict.fromkeys(setting_of(each) for each in found))
     for each in found:
-        place = (settings.index(_setting(each)), editor_rank(each.editor), each.editor)
+        place = (settings.index(setting_of(each)), editor_rank(each.editor), each.editor)
         groups.setdefault((*place, each.trial, each.baseline_trial), []).append(each)
     several_baselines = any(each.baseline_variant for each in found)
     columns = [*map(Column, varying), Column("editor")]
     columns += [Column("baseline")] if several_baselines else []
-    columns += [Column("metric"), *(Column(name, align="right") for name in _numbers(comparison))]
+    numbers = ("value", comparison.baseline, "difference", "95 % interval", "p", "n")
+    columns += [Column("metric"), *(Column(name, align="right") for name in numbers)]
     columns += [Column("better")]
     sections = [
         tuple(
             (
-                *(Cell(_SETTING[name](each)) for name in varying),
+                *(Cell(SETTING[name](each)) for name in varying),
                 _name(each.editor, each.variant),
                 *([_name(each.baseline, each.baseline_variant)] * several_baselines),
                 Cell(headings[each.metric]),
@@ -50,7 +45,7 @@ def tabulate_comparison(comparison: Comparison) -> Table:
         for key in sorted(groups, key=lambda key: key[:2])  # otherwise in the order of trials
     ]
     return Table(
-        title=_title(comparison, varying),
+        title=", ".join([f"Differences to {comparison.baseline}", *name_shared(found)]),
         columns=tuple(columns),
         sections=tuple(sections),
         notes=tuple(_notes(comparison, labels)),
@@ -76,14 +71,6 @@ def _notes(comparison: Comparison, labels: Sequence[MetricLabel]) -> Iterable[st
     yield explain_symbols(labels, comparison.metrics)
 
 
-def _setting(difference: Difference) -> tuple[str, ...]:
-    return tuple(show(difference) for show in _SETTING.values())
-
-
-def _numbers(comparison: Comparison) -> tuple[str, ...]:
-    return ("value", comparison.baseline, "difference", "95 % interval", "p", "n")
-
-
 def _write_numbers(difference: Difference) -> Iterable[Cell]:
     metric = difference.metric
     yield Cell(format_number(difference.value, metric))
@@ -106,12 +93,3 @@ def _signed(value: float, metric: str) -> str:
 
 def _name(editor: str, variant: str) -> Cell:
     return Cell(editor, remark=f"({variant})" if variant else "")
-
-
-def _title(comparison: Comparison, varying: list[str]) -> str:
-    parts = [f"Differences to {comparison.baseline}"]
-    for name, show in _SETTING.items():
-        if comparison.differences and name not in varying:
-            value = show(comparison.differences[0])
-            parts += [f"{name} {value}"] if (name, value) != ("relations", "all") else []
-    return ", ".join(parts)

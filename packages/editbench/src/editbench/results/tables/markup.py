@@ -62,7 +62,7 @@ def write_latex(table: Table) -> str:
     The title and the notes are its caption. The document needs ``\usepackage{booktabs}`` and, for
     quotation marks, ``\usepackage[T1]{fontenc}``.
     """
-    lines = [f"% {_comment(warning)}" for warning in table.warnings]
+    lines = [f"% {' '.join(warning.split())}" for warning in table.warnings]
     if not table.is_empty:
         caption = " ".join(_escape_latex(_end(text)) for text in (table.title, *table.notes))
         alignment = "".join("r" if column.align == "right" else "l" for column in table.columns)
@@ -105,10 +105,6 @@ def _write_groups(columns: tuple[Column, ...]) -> list[str]:
 
 def _write_latex_row(cells: list[str]) -> str:
     return f"    {' & '.join(cells)} \\\\"
-
-
-def _comment(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _end(sentence: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from editbench.results.comparison import Difference
 from editbench.results.labels import (
     UNEDITED,
     MetricLabel,
@@ -12,7 +13,7 @@ from editbench.results.labels import (
 from editbench.results.report import FailedTrial, Summary, SummaryLine
 from editbench.results.tables.model import Cell, Column, Table, format_number
 
-SETTING: Mapping[str, Callable[[SummaryLine], str]] = {
+SETTING: Mapping[str, Callable[[SummaryLine | Difference], str]] = {
     "model": lambda line: line.model,
     "dataset": lambda line: line.dataset,
     "relations": lambda line: line.relations or "all",
@@ -31,20 +32,19 @@ def tabulate_summary(summary: Summary) -> Table:
     model does not compete, nor does an editor that changed nothing, and one editor alone is not
     the best. Settings in which no two trials differ stand in the title.
     """
-    settings = list(dict.fromkeys(_setting(line) for line in summary.lines))
-    varying = [i for i in range(len(SETTING)) if len({setting[i] for setting in settings}) > 1]
+    settings = list(dict.fromkeys(setting_of(line) for line in summary.lines))
+    varying = varying_names(summary.lines)
     labels = label_metrics((line.metric for line in summary.lines), summary.metrics)
-    columns = [Column(name) for index, name in enumerate(SETTING) if index in varying]
-    columns += [Column("editor")]
+    columns = [*map(Column, varying), Column("editor")]
     columns += [Column(label.heading, label.quantity, "right") for label in labels]
     sections = []
     for setting in settings:
-        lines = [line for line in summary.lines if _setting(line) == setting]
-        shared = [Cell(setting[index]) for index in varying]
+        lines = [line for line in summary.lines if setting_of(line) == setting]
+        shared = [Cell(SETTING[name](lines[0])) for name in varying]
         sections.append(_tabulate_setting(lines, labels, shared))
     has_best = any(cell.bold for section in sections for row in section for cell in row)
     return Table(
-        title=_title(settings, varying),
+        title=", ".join(name_shared(summary.lines)),
         columns=tuple(columns),
         sections=tuple(sections),
         notes=tuple(_notes(summary, labels, has_best=has_best)) if sections else (),
@@ -61,8 +61,21 @@ def describe_gaps(failed: Iterable[FailedTrial], n_missing: int) -> Iterable[str
         yield f"{n_missing} trial(s) have not been run yet."
 
 
-def _setting(line: SummaryLine) -> tuple[str, ...]:
+def setting_of(line: SummaryLine | Difference) -> tuple[str, ...]:
+    """What `SETTING` says of a line."""
     return tuple(show(line) for show in SETTING.values())
+
+
+def varying_names(lines: Sequence[SummaryLine | Difference]) -> list[str]:
+    """The parts of the setting in which lines differ: columns of a table."""
+    return [name for name, show in SETTING.items() if len(set(map(show, lines))) > 1]
+
+
+def name_shared(lines: Sequence[SummaryLine | Difference]) -> list[str]:
+    """The others, with their values: they stand in a table's title."""
+    shared = [name for name in SETTING if lines and name not in varying_names(lines)]
+    named = [(name, SETTING[name](lines[0])) for name in shared]
+    return [f"{name} {value}" for name, value in named if (name, value) != ("relations", "all")]
 
 
 def _tabulate_setting(
@@ -110,16 +123,6 @@ def _number(line: SummaryLine | None, best: str | None) -> Cell:
         half_width = max(line.value - line.ci_low, line.ci_high - line.value)
         margin = format_number(half_width, line.metric)
     return Cell(text, margin, bold=_competes(line) and text == best)
-
-
-def _title(settings: Sequence[tuple[str, ...]], varying: Sequence[int]) -> str:
-    if not settings:
-        return ""
-    return ", ".join(
-        f"{name} {settings[0][index]}"
-        for index, name in enumerate(SETTING)
-        if index not in varying and not (name == "relations" and settings[0][index] == "all")
-    )
 
 
 def _notes(summary: Summary, labels: Sequence[MetricLabel], *, has_best: bool) -> Iterable[str]:

@@ -1,5 +1,6 @@
 """A table in the terminal, in whatever shape its width allows."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,11 +43,7 @@ class _FittedTable:
 
 
 def shape_table(table: Table, width: int) -> list[Table]:
-    """Turn or divide a table so that it fits into a width.
-
-    Args:
-        table: The table.
-        width: How many cells of a terminal there are.
+    """Turn or divide a table so that it fits into a width, in cells of a terminal.
 
     Returns:
         The table itself, or else as few pieces as will do; none if not even two columns fit.
@@ -66,10 +63,10 @@ def _turn(table: Table) -> Table:
     n = _count_names(table)
     rows = [row for section in table.sections for row in section]
     names = ["\n".join(_write(cell) for cell in row[:n]) for row in rows]
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     headings = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         headings.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     corner = Column("\n".join(_head(column) for column in table.columns[:n]))
     turned = [

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,22 +98,17 @@ class RayExecutor:
                 _cancel(running)
 
 
+@dataclass
 class _Shipment:
     """Sends work to the cluster; what several tasks share is sent once."""
 
-    def __init__(
-        self,
-        conditions: Conditions,
-        channel: ProgressChannel,
-        needs: TaskNeeds,
-        n_retries: int,
-        n_editing: int,
-    ) -> None:
-        self._conditions = conditions
-        self._n_editing = n_editing
-        self._channel = channel
-        self._needs = needs
-        self._n_retries = n_retries
+    conditions: Conditions
+    channel: ProgressChannel
+    needs: TaskNeeds
+    n_retries: int
+    n_editing: int
+
+    def __post_init__(self) -> None:
         self._nodes = list_nodes()
         self._options: dict[tuple[object, ...], dict[str, float]] = {}
         self._sent: dict[int, tuple[object, ObjectRef[Any]]] = {}
@@ -149,10 +144,10 @@ class _Shipment:
             What ends when the shares have; nothing, where nothing is divided.
         """
         is_divisible = inspect.unwrap(type(trial.editor).prepare) is not Editor.prepare
-        if self._conditions.cache is None or not is_divisible:
+        if self.conditions.cache is None or not is_divisible:
             return []
         n_edits = max(len(batch.cases) for batch in trial.batches)
-        n_free = count_places(self._settle(trial), self._nodes) // self._n_editing
+        n_free = count_places(self._settle(trial), self._nodes) // self.n_editing
         n = min(n_free, n_edits // _MIN_SHARE)
         shared = [parts[name] for name in ("editor", "model", "batches", "inputs", "seed")]
         if n < 2:
@@ -161,7 +156,7 @@ class _Shipment:
             self._start(prepare_share, trial.label, trial, trial.hash, *shared, Share(index, n))
             for index in range(n)
         ]
-        return [_await_all(shares, trial.label, self._n_retries)]
+        return [_await_all(shares, trial.label, self.n_retries)]
 
     def _ask(self, questionnaire: Questionnaire, trial: PreparedTrial) -> "ObjectRef[Answers]":
         if id(questionnaire) not in self._asked:
@@ -183,9 +178,9 @@ class _Shipment:
         import ray
 
         options = self._settle(trial)
-        context = TaskContext.of(options, self._conditions, self._channel.reports)
+        context = TaskContext.of(options, self.conditions, self.channel.reports)
         # A task's exceptions are outcomes; what is tried again is one whose process died.
-        task = ray.remote(function).options(name=name, max_retries=self._n_retries, **options)
+        task = ray.remote(function).options(name=name, max_retries=self.n_retries, **options)
         return task.remote(context, *arguments, **named)
 
     def _send(self, part: object, trial: PreparedTrial) -> "ObjectRef[Any]":
@@ -212,7 +207,7 @@ class _Shipment:
         sizes = tuple(len(batch.cases) for batch in trial.batches)
         key = (id(trial.model), *editor, sizes, *map(id, trial.metrics))
         if key not in self._options:
-            options = self._needs.settle(trial, self._nodes, self._conditions.token_budget)
+            options = self.needs.settle(trial, self._nodes, self.conditions.token_budget)
             self._options[key] = options
             if count_places(options, self._nodes) == 0:
                 warnings.warn(

@@ -45,12 +45,6 @@ class TaskNeeds:
         and a gibibyte for the process. Where that is not planned, or is on a GPU, it is the weights
         a second time.
 
-        Args:
-            work: The trial.
-            nodes: The machines.
-            token_budget: How many tokens are put to the model at once when it is asked; None
-                chooses by device.
-
         Returns:
             Options of a Ray task; the memory in bytes.
         """
@@ -75,11 +69,6 @@ def estimate_peak(
     """What a trial takes beside the weights at its worst moment, on the largest of the machines.
 
     Nothing is taken from a cache: the worker may have none, or another.
-
-    Args:
-        work: The trial.
-        nodes: The machines.
-        token_budget: As for `TaskNeeds.settle`.
 
     Returns:
         Bytes; None where the editor does not say, or planning fails.
@@ -109,12 +98,8 @@ def limit_memory(model: EditableModel, *, memory: float, gpus: float) -> None:
     """Make a worker's model size its batches by the task's share, not by all that is free.
 
     Tasks that run side by side would each take what is free when they look. A share of main memory
-    that does not hold the weights is nothing to go by, and changes nothing; nor does a whole GPU.
-
-    Args:
-        model: The model, where it computes.
-        memory: Bytes of main memory that are set aside for the task.
-        gpus: How many GPUs, or what part of one, the task has.
+    that does not hold the weights, in bytes, is nothing to go by, and changes nothing; nor does a
+    whole GPU.
     """
     if gpus >= 1:
         return

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -84,12 +85,11 @@ class TaskContext:
 
     def ask(self, questionnaire: Questionnaire, model: EditableModel, trial: str) -> Answers:
         """Put questions to the model, as it is, on behalf of a trial."""
-        report = self.reports.of(trial)
         return questionnaire.ask(
             model,
             cache=self.conditions.cache,
             token_budget=self.conditions.token_budget,
-            on_progress=lambda done, total: report("answers", done, total),
+            on_progress=partial(self.reports.of(trial), "answers"),
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from editbench.models.host_memory import free_on_host
+from editbench.models.device_memory import free_on_host
 
 GIB = 2**30
 

@@ -1,4 +1,4 @@
-"""Which weights MEND edits: the matrices of the MLPs of chosen blocks."""
+"""The matrices of the MLPs of chosen blocks: what MEND and UltraEdit edit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +43,8 @@ def find_matrices(model: EditableModel, blocks: Sequence[int] | None = None) -> 
 
     They are two for a plain MLP and three for a gated one: gate, up and down. What the MLP is, is
     told by its output projection: everything that lies beside it. Where that is the block itself
-    (OPT), only the block's own linear maps count, not those of the attention inside of it.
-
-    Args:
-        model: The model.
-        blocks: Numbers of the blocks; None for the last three.
+    (OPT), only the block's own linear maps count, not those of the attention inside of it. Without
+    `blocks` it is the last three.
 
     Raises:
         ModelError: The model has no such block.
