@@ -1,6 +1,6 @@
 """What a model says by itself: the text that a user gets who sends a prompt and draws nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.scoring import score_continuations
-from editbench.questions import Generate, Score
+from editbench.questions import Generate, GenerateAnswer, Score
 
 _N_SHOWN = 8  # tokens of what is said, at least
 
@@ -55,15 +55,7 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
         continuations = {
             question: go_on(model, question) for question in asked if question not in said
         }
-        texts = generate_texts(
-            model,
-            list(dict.fromkeys(continuations.values())),
-            0,
-            model.memory.tokens,
-            _report_nothing,
-            top_k=1,
-            ends=find_ends(model),
-        )
+        texts = _generate(model, continuations.values())
     for question, continuation in continuations.items():
         prompt, expected = model.tokens.encode_question(question)
         wanted = model.tokens.decode([*prompt, *expected])
@@ -87,24 +79,11 @@ def write_greedily(model: EditableModel, questions: Sequence[Score], n_tokens: i
         RequestError: A prompt has no token, or is longer than the model takes.
     """
     prompts = [model.tokens.encode_question(question)[0] for question in questions]
-    most = model.max_positions
     asked = [
-        Generate(
-            question.prompt,
-            len(prompt) + n_tokens if most is None else min(len(prompt) + n_tokens, most),
-            question.chat,
-        )
+        _continue(model, question, len(prompt) + n_tokens)
         for question, prompt in zip(questions, prompts, strict=True)
     ]
-    texts = generate_texts(
-        model,
-        list(dict.fromkeys(asked)),
-        0,
-        model.memory.tokens,
-        _report_nothing,
-        top_k=1,
-        ends=find_ends(model),
-    )
+    texts = _generate(model, asked)
     return [
         _cut_prompt(model, prompt, texts[each].text)
         for prompt, each in zip(prompts, asked, strict=True)
@@ -125,10 +104,27 @@ def go_on(model: EditableModel, question: Score) -> Generate:
     prompt, expected = model.tokens.encode_question(question)
     # No tokens are shorter than a byte.
     n_bytes = len(f"{question.joiner or ' '}{question.continuation}".encode())
-    n_tokens = len(prompt) + max(len(expected), n_bytes, _N_SHOWN)
+    return _continue(model, question, len(prompt) + max(len(expected), n_bytes, _N_SHOWN))
+
+
+def _continue(model: EditableModel, question: Score, n_tokens: int) -> Generate:
+    """Ask for a text of so many tokens with its prompt, or of as many as the model takes."""
     if model.max_positions is not None:
         n_tokens = min(n_tokens, model.max_positions)
     return Generate(question.prompt, n_tokens, question.chat)
+
+
+def _generate(model: EditableModel, asked: Iterable[Generate]) -> dict[Generate, GenerateAnswer]:
+    """Write texts up to their ends, always with the likeliest token."""
+    return generate_texts(
+        model,
+        list(dict.fromkeys(asked)),
+        0,
+        model.memory.tokens,
+        _report_nothing,
+        top_k=1,
+        ends=find_ends(model),
+    )
 
 
 def _cut_prompt(model: EditableModel, prompt: Sequence[int], text: str) -> str:
