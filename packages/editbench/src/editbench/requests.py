@@ -5,7 +5,7 @@ stay on the evaluation side, so that no editor can train on its own exam.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
-_UNSET = {"joiner": None, "chat": False}
+_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": ()}
 
 
 def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
-    `joiner` and `chat` are among them only where they are set: a fact that says nothing about how
-    it is asked keeps the address that it had before one could say so.
+    `joiner`, `chat` and `aliases` are among them only where they are set: a fact that says nothing
+    about how it is asked keeps the address that it had before one could say so.
     """
     return {
         name: value
@@ -112,6 +112,7 @@ class Probe:
             None where the dataset names none (zsRE), and then only accuracy is defined.
         joiner: What stands between prompt and continuation; see `EditRequest`.
         chat: Whether the prompt is a user's message; see `EditRequest`.
+        aliases: Other names of what is expected, which a text of the model's own may use.
     """
 
     kind: ProbeKind
@@ -120,6 +121,7 @@ class Probe:
     alternative: str | None = None
     joiner: str | None = None
     chat: bool = False
+    aliases: tuple[str, ...] = ()
 
     __repr__ = _show
 
@@ -145,6 +147,15 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+
+
+def as_chat(case: EditCase) -> EditCase:
+    """The case with every prompt as a user's message, and what follows as the answer to it."""
+    return replace(
+        case,
+        request=replace(case.request, chat=True),
+        probes=tuple(replace(probe, chat=True) for probe in case.probes),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Questions put to a model: each distinct one once, in batches, exactly as if asked alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 
@@ -8,8 +9,8 @@ from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.passages import Passage
-from editbench.models.scoring import score_continuations, score_passages
-from editbench.questions import Answer, Generate, Question, Read, Score, ScoreAnswer
+from editbench.models.scoring import follow_prompts, run_passages
+from editbench.questions import Answer, Generate, Question, Read, Score, ScoreAnswer, Write
 
 Progress = Callable[[int, int], None]
 
@@ -42,7 +43,7 @@ def answer_questions(
         RequestError: A text has no tokens, or a prompt more than the model takes.
     """
     asked = list(dict.fromkeys(questions))
-    scores = [question for question in asked if isinstance(question, Score)]
+    followed = [question for question in asked if isinstance(question, Score | Write)]
     prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
     n_done = 0
@@ -56,7 +57,7 @@ def answer_questions(
     answers: dict[Question, Answer] = {}
     # Not inference mode: some models cache tensors on the way, and an editor may need them later.
     with torch.no_grad():
-        answers.update(score_continuations(model, scores, token_budget, report).items())
+        answers.update(follow_prompts(model, followed, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
         answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
     return {question: answers[question] for question in asked}
@@ -84,10 +85,10 @@ def read_texts(
         windows[question] = len(own)
         passages += own
     found: dict[Read, dict[int, ScoreAnswer]] = {question: {} for question in questions}
-    for scores in score_passages(model, passages, token_budget):
+    for scores in run_passages(model, passages, token_budget):
         n_done = 0
         for (question, index), answer in scores:
-            found[question][index] = answer
+            found[question][index] = cast(ScoreAnswer, answer)
             n_done += len(found[question]) == windows[question]
         report(n_done)
     return {

@@ -64,10 +64,20 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
 def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.generation import GenerationEntropy, ReferenceScore
+    from editbench.metrics.generation_match import GenerationExact, GenerationMatch
     from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 
-    return [Success, Accuracy, TokenAccuracy, GenerationEntropy, ReferenceScore, Perplexity]
+    return [
+        Success,
+        Accuracy,
+        TokenAccuracy,
+        GenerationMatch,
+        GenerationExact,
+        GenerationEntropy,
+        ReferenceScore,
+        Perplexity,
+    ]
 
 
 @hookimpl
