@@ -73,6 +73,22 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Diverge:
+    """How far from the unedited model's is the distribution of the next token?
+
+    Attributes:
+        text: What both read.
+        everywhere: Whether each place of the text that predicts one of its tokens is asked about,
+            as `Read` would; otherwise only what follows the text.
+        chat: Whether the text is a user's message, which the model's chat template goes around.
+    """
+
+    text: str
+    everywhere: bool = False
+    chat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreAnswer:
     """The tokens of a continuation, or of a text that was read, under teacher forcing.
 
@@ -104,6 +120,18 @@ class WriteAnswer:
     text: str
 
 
-Question = Score | Generate | Write | Read
-Answer = ScoreAnswer | GenerateAnswer | WriteAnswer
+@dataclass(frozen=True, slots=True)
+class DivergeAnswer:
+    """KL(unedited ‖ as it is) of next-token distributions in nats, place by place."""
+
+    nats: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over places."""
+        return sum(self.nats) / len(self.nats)
+
+
+Question = Score | Generate | Write | Read | Diverge
+Answer = ScoreAnswer | GenerateAnswer | WriteAnswer | DivergeAnswer
 Answers = Mapping[Question, Answer]

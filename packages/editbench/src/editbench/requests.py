@@ -5,7 +5,7 @@ stay on the evaluation side, so that no editor can train on its own exam.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
@@ -147,15 +147,6 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
-
-
-def as_chat(case: EditCase) -> EditCase:
-    """The case with every prompt as a user's message, and what follows as the answer to it."""
-    return replace(
-        case,
-        request=replace(case.request, chat=True),
-        probes=tuple(replace(probe, chat=True) for probe in case.probes),
-    )
 
 
 @dataclass(frozen=True, slots=True)

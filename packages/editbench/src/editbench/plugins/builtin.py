@@ -67,6 +67,7 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     from editbench.metrics.generation_match import GenerationExact, GenerationMatch
     from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+    from editbench.metrics.specificity import CounterFactPlus, Divergence
 
     return [
         Success,
@@ -77,6 +78,8 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
         GenerationEntropy,
         ReferenceScore,
         Perplexity,
+        CounterFactPlus,
+        Divergence,
     ]
 
 

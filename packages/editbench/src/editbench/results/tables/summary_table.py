@@ -131,3 +131,5 @@ def _notes(summary: Summary, labels: Sequence[MetricLabel], *, has_best: bool) -
         yield "Bold: the best editor of a setting; the unedited model does not compete."
     if explanation := explain_symbols(labels, summary.metrics):
         yield explanation
+    if summary.disclosure:
+        yield summary.disclosure
