@@ -131,7 +131,9 @@ def test_scorers_are_compared_and_drawn(invoke, scored, tmp_path):
     assert all(symbol in text for symbol in ("ES ↑", "EA ↑", "EG ↑", "NS+ ↑", "NKL ↓"))
     result = invoke("report", scored, "--figures", "figures")
     assert result.exit_code == 0, result.output
-    drawn = list(csv.DictReader((tmp_path / "figures" / "editors_scorers.csv").open()))
+    drawn = list(
+        csv.DictReader(io.StringIO((tmp_path / "figures/editors_scorers.csv").read_text()))
+    )
     assert {(point["panel"], point["x"]) for point in drawn} >= {
         ("Efficacy", "0.0"), ("Efficacy", "1.0"), ("Efficacy", "2.0"), ("Specificity", "2.0"),
     }  # fmt: skip

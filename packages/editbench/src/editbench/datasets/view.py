@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
@@ -24,7 +25,7 @@ class DatasetView(Dataset):
             as_chat: Whether each prompt is a user's message, and what follows the answer to it.
             held_out: Ordinary text in place of the dataset's own; lines of one word are left out.
         """
-        super().__init__(viewed.path, viewed.cache)
+        super().__init__(None, Path())  # it reads no file of its own
         self.name = viewed.name  # type: ignore[misc]
         self.default_metrics = viewed.default_metrics  # type: ignore[misc]
         self._viewed, self._as_chat, self._held_out = viewed, as_chat, held_out
