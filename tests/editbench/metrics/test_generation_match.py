@@ -71,7 +71,7 @@ def test_rates_worked_by_hand():
     answers = {
         plain("Ana is a"): WriteAnswer(" Poet."),
         plain("The job of Ana is"): WriteAnswer(" to judge."),
-        plain("Ana, a"): WriteAnswer(" a writer of poems!"),
+        Write("Ana, a", 8, sentence=True): WriteAnswer(" a writer of poems!"),
         plain("Bo is a"): WriteAnswer(" judge of the court."),
         plain("Cy is a"): WriteAnswer(" poet."),
         plain("Di is a"): WriteAnswer(" The judge"),
@@ -88,6 +88,21 @@ def test_rates_worked_by_hand():
         "paraphrase_generation_exact": 50.0,  # the articles of "a writer" do not count
         "neighborhood_generation_exact": pytest.approx(100 / 3),
     }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected", "aliases", "n_tokens"),
+    [
+        ("Ana is a", "poet", (), 6),
+        ("What is Ana?", "poet", (), 24),
+        ("Ana wrote", "The Winter of Our Discontent", (), 14),
+        ("Ana wrote", "Winter", ("The Winter of Our Discontent",), 14),
+    ],
+)
+def test_plain_texts_are_as_long_as_an_answer(prompt, expected, aliases, n_tokens):
+    probe = Probe("efficacy", prompt, expected, aliases=aliases)
+    (question,) = GenerationMatch().questions(EditCase(REQUEST, probes=(probe,)))
+    assert question == Write(prompt, n_tokens, sentence=True)
 
 
 def test_a_chat_is_asked_for_the_whole_answer():
