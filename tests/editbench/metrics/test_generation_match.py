@@ -71,7 +71,7 @@ def test_rates_worked_by_hand():
     answers = {
         plain("Ana is a"): WriteAnswer(" Poet."),
         plain("The job of Ana is"): WriteAnswer(" to judge."),
-        Write("Ana, a", 8, sentence=True): WriteAnswer(" a writer of poems!"),
+        Write("Ana, a", 7, sentence=True): WriteAnswer(" a writer of poems!"),
         plain("Bo is a"): WriteAnswer(" judge of the court."),
         plain("Cy is a"): WriteAnswer(" poet."),
         plain("Di is a"): WriteAnswer(" The judge"),
