@@ -11,6 +11,7 @@ from editbench.cli.list import list_
 from editbench.cli.report import report
 from editbench.cli.reproduce import reproduce
 from editbench.cli.run import run
+from editbench.cli.show import diff, show
 from editbench.cli.stats import stats
 from editbench.cli.trace import trace
 from editbench.cli.train import train
@@ -55,7 +56,8 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    for command in (run, edit, apply, reproduce, report, stats, trace, train, tune, list_, check):
+    commands = (run, edit, show, diff, apply, reproduce, report, stats, trace, train, tune, list_)
+    for command in (*commands, check):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli
