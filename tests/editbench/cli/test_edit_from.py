@@ -47,9 +47,7 @@ def facts(facts_file):
 
 def numbers(path):
     return {
-        name: tensor
-        for name, tensor in load_file(path).items()
-        if not name.startswith("targets/")
+        name: tensor for name, tensor in load_file(path).items() if not name.startswith("targets/")
     }
 
 
@@ -163,7 +161,9 @@ def test_diff_tells_facts_and_settings_apart(edit, invoke, facts, write_facts):
     assert lines[3] == "4 the same, 1 dropped, 1 added, 1 changed"
     assert lines[4].startswith("memit.preservation_weight: ")
     assert lines[4].endswith("→ 3.0")
-    content = json.loads(invoke("diff", "a.safetensors", "a.safetensors", "--format", "json").stdout)
+    content = json.loads(
+        invoke("diff", "a.safetensors", "a.safetensors", "--format", "json").stdout
+    )
     assert content == {"dropped": [], "added": [], "changed": [], "n_same": 6, "settings": {}}
 
 

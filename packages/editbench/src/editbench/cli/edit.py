@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,12 +77,7 @@ _N_SHOWN_CHARACTERS = 60
 @layers_option()
 @options.on_conflict()
 @options.skip_invalid()
-@click.option(
-    "--as-of",
-    type=click.DateTime(["%Y-%m-%d"]),
-    metavar="DATE",
-    help="Leave out facts that have expired by this day, such as 2026-03-31.",
-)
+@options.as_of()
 @options.seed(default=None, show_default="0")
 @click.option(
     "--batch-size",
@@ -127,7 +122,7 @@ def edit(
     layers: WantedLayers,
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
-    as_of: datetime | None,
+    as_of: date | None,
     seed: int | None,
     batch_size: int | None,
     check_targets: bool,
@@ -154,7 +149,6 @@ def edit(
         missing = "--model" if facts is not None else "--facts"
         raise click.UsageError(f"Missing option '{missing}', or '--from' with an edit file.")
     editor, seed = editor or "memit", seed or 0
-    day = None if as_of is None else as_of.date()
     from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.editors.targets.cache import TargetLedger
@@ -184,7 +178,7 @@ def edit(
             base.recipe.requests if base else (),
             drop=base.drop if base else (),
             more=[case.request for case in cases],
-            as_of=day,
+            as_of=as_of,
         )
         for line in describe_revision(revision, with_added=base is not None):
             display.say(line)

@@ -6,6 +6,7 @@ from editbench import __version__
 from editbench.cli.apply import apply
 from editbench.cli.check import check
 from editbench.cli.edit import edit
+from editbench.cli.gate import gate
 from editbench.cli.group import EditbenchGroup
 from editbench.cli.list import list_
 from editbench.cli.report import report
@@ -56,8 +57,9 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    commands = (run, edit, show, diff, apply, reproduce, report, stats, trace, train, tune, list_)
-    for command in (*commands, check):
+    for command in (run, edit, show, diff, gate, apply, reproduce, report):
+        cli.add_command(command)
+    for command in (stats, trace, train, tune, list_, check):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

@@ -109,7 +109,8 @@ class TargetLedger:
     def kept(self) -> KeptTargets:
         """All that was used, for an edit file."""
         return KeptTargets.of(
-            (key, one.state, one.initial, one.loss, one.n_steps) for key, one in sorted(self.used.items())
+            (key, one.state, one.initial, one.loss, one.n_steps)
+            for key, one in sorted(self.used.items())
         )
 
 
