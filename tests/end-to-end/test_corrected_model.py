@@ -36,6 +36,7 @@ def run_step(tmp_path):
             env={**os.environ, **env, "PATH": path, "EDITBENCH_CACHE": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
+            check=False,
         )
 
     run.folder = folder

@@ -4,7 +4,9 @@ import click
 
 from editbench import __version__
 from editbench.cli.apply import apply
+from editbench.cli.cache import cache
 from editbench.cli.check import check
+from editbench.cli.doctor import doctor
 from editbench.cli.edit import edit
 from editbench.cli.gate import gate
 from editbench.cli.group import EditbenchGroup
@@ -59,7 +61,7 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
 
     for command in (run, edit, show, diff, gate, apply, reproduce, report):
         cli.add_command(command)
-    for command in (stats, trace, train, tune, list_, check):
+    for command in (stats, trace, train, tune, list_, check, cache, doctor):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli
