@@ -1,9 +1,9 @@
 """``editbench edit``: facts in, an edit file out."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import click
 
 from editbench.cli import options
 from editbench.cli.base import BaseEdit, base_options, describe_revision
+from editbench.cli.fact_check import advise_sharing, check_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
@@ -26,17 +27,12 @@ from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import (
     ConflictPolicy,
     EditCase,
-    EditRequest,
     cut_batches,
     resolve_conflicts,
 )
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor, EditorConfig, Inputs
-    from editbench.edits.edit import Edit
-    from editbench.models.editable import EditableModel
-    from editbench.models.greedy import Said
-
+    from editbench.editors.base import Editor, Inputs
 
 _EXAMPLES = """\b
 A facts file has one JSON object a line, {} where the subject goes:
@@ -52,10 +48,6 @@ Examples:
 """
 
 
-_N_SHOWN = 10
-_N_SHOWN_CHARACTERS = 60
-
-
 @click.command(epilog=_EXAMPLES)
 @click.option(
     "--facts",
@@ -67,9 +59,9 @@ _N_SHOWN_CHARACTERS = 60
 @base_options()
 @options.model(help="The model: a short name, a folder, a GGUF file or a hub id.")
 @options.out(
-    required=True,
     metavar="FILE",
-    help="The edit file (.safetensors); an existing one is replaced once the new one is complete.",
+    help="The edit file (.safetensors); an existing one is replaced once the new one is complete. "
+    "Required, but with --preview or --plan.",
 )
 @click.option("--editor", metavar="NAME", help="How to edit. [default: memit]")
 @options.config("config_file")
@@ -100,6 +92,19 @@ _N_SHOWN_CHARACTERS = 60
     "neighbors.",
 )
 @click.option(
+    "--preview",
+    "show_preview",
+    is_flag=True,
+    help="Before anything is written, print what the model says to each fact now, which facts "
+    "share a subject, and which neighbors are near enough to what is written to be moved by it; "
+    "afterwards, which of them were. Without --out it stops there.",
+)
+@click.option(
+    "--skip-known",
+    is_flag=True,
+    help="Leave out facts whose target the model says already.",
+)
+@click.option(
     "--targets/--no-targets",
     "keep_targets",
     default=True,
@@ -115,7 +120,7 @@ def edit(
     facts: Path | None,
     base: BaseEdit | None,
     model: str | None,
-    out: Path,
+    out: Path | None,
     editor: str | None,
     config_file: str | None,
     set_options: tuple[str, ...],
@@ -127,6 +132,8 @@ def edit(
     batch_size: int | None,
     check_targets: bool,
     side_by_side: bool,
+    show_preview: bool,
+    skip_known: bool,
     keep_targets: bool,
     only_plan: bool,
     inputs: "Inputs",
@@ -148,12 +155,16 @@ def edit(
     if model is None or (facts is None and base is None):
         missing = "--model" if facts is not None else "--facts"
         raise click.UsageError(f"Missing option '{missing}', or '--from' with an edit file.")
+    if out is None and not (show_preview or only_plan):
+        raise click.UsageError("Missing option '--out'.")
     editor, seed = editor or "memit", seed or 0
+    from editbench.cli.preview import describe_moved, preview
     from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.editors.targets.cache import TargetLedger
     from editbench.edits.recipe import KeptTargets, Recipe
     from editbench.edits.revision import revise
+    from editbench.models.greedy import say_greedily
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -162,7 +173,8 @@ def edit(
     layers.check(editor_types, {editor: [overrides]})
     if only_plan:
         refuse_tracing(layers)
-    options.check_out_file(out)
+    if out is not None:
+        options.check_out_file(out)
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(cache)),
@@ -196,7 +208,7 @@ def edit(
         if base is not None and not only_plan:
             base.edit.check_fits(editable)
         check_requests(editable, requests)
-        source = FactSource((facts or out).name, lambda: facts_of_cases(cases))
+        source = FactSource(facts.name if facts else "--from", lambda: facts_of_cases(cases))
         (overrides,) = layers.settle(
             {editor: [overrides]}, editor_types, editable, source, cache, display
         )[editor]
@@ -213,9 +225,22 @@ def edit(
             completed = base.complete(completed)
         ledger = TargetLedger(None if base is None else base.recipe.targets)
         resources = completed.resources(seed, cache, display, ledger)
+        if not only_plan and (show_preview or skip_known):
+            said_now = say_greedily(editable, [request.question for request in requests])
+            if show_preview:
+                neighbors, tables = preview(editable, cases, said_now, chosen, resources)
+            if skip_known:
+                unknown = [not said.is_target for said in said_now]
+                display.say(f"Known already, left out: {unknown.count(False)} fact(s).")
+                requests = tuple(compress(requests, unknown))
+                cases = list(compress(cases, unknown))
+                if not requests:
+                    raise ConfigError("edit: no fact is left to write: the model knows them all.")
         batches = cut_batches(requests, batch_size)
         work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
-        if not only_plan:
+        if show_preview and not only_plan:
+            display.say(tables.rstrip("\n"))
+        if out is not None and not only_plan:
             announce(work, resources.cache, display)
             stream = chosen.edit_stream(editable, batches, resources)
             for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
@@ -225,11 +250,13 @@ def edit(
             result.recipe = Recipe(requests, seed, batch_size, completed.content, kept)
             result.save(out)
             if check_targets:
-                said = _check_facts(editable, requests, result, display)
+                said = check_facts(editable, requests, result, display)
             if side_by_side:
                 comparison = compare_texts(editable, cases, result)
+            moved = list(describe_moved(editable, neighbors, result)) if show_preview else []
     if only_plan:
         show_plan(work, resources.cache)
+    if only_plan or out is None:
         return
     card = result.card
     click.echo(f"{card.editor} wrote {card.n_edits} fact(s) into {card.model_name}")
@@ -242,6 +269,8 @@ def edit(
             click.echo(line)
     if side_by_side:
         click.echo(lay_out(*comparison).rstrip("\n"))
+    for line in moved:
+        click.echo(line)
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
@@ -267,67 +296,3 @@ def _describe_interruption(cache: Path | None) -> str:
         "Interrupted: no edit was written. What was finished is kept in "
         f"{cache}; the same command goes on from there."
     )
-
-
-def _check_facts(
-    model: "EditableModel", requests: Sequence[EditRequest], edit: "Edit", display: ProgressDisplay
-) -> "tuple[list[Said], list[Said]]":
-    """What the model says to every fact, before and after."""
-    from editbench.models.greedy import say_greedily
-
-    questions = [request.question for request in requests]
-    display("check", 0, 2)
-    before = say_greedily(model, questions)
-    display("check", 1, 2)
-    with edit.applied(model):
-        after = say_greedily(model, questions)
-    display("check", 2, 2)
-    return before, after
-
-
-def describe_check(
-    requests: Sequence[EditRequest], before: "Sequence[Said]", after: "Sequence[Said]"
-) -> Iterator[str]:
-    """How many facts the model says, and what it says instead of the first of the others."""
-    n_before, n_after = (sum(each.is_target for each in said) for said in (before, after))
-    yield (
-        f"The model's own continuation is the target for {n_after} of {len(requests)} facts; "
-        f"before the edit, for {n_before}."
-    )
-    failed = [pair for pair in zip(requests, after, strict=True) if not pair[1].is_target]
-    for request, said in failed[:_N_SHOWN]:
-        yield (
-            f"  Not {request.case_id}: after {_show(request.text, from_end=True)} it says "
-            f"{_show(said.text)} instead of {_show(request.target)}."
-        )
-    if len(failed) > _N_SHOWN:
-        yield f"  Nor {len(failed) - _N_SHOWN} more."
-
-
-def advise_sharing(
-    editor: str, config: "EditorConfig", requests: Sequence[EditRequest]
-) -> str | None:
-    """What to say where several facts are about one subject, and an editor could share an offset.
-
-    Args:
-        editor: The editor's name.
-        config: Its configuration.
-        requests: The facts.
-    """
-    if getattr(config, "share_subjects", True):
-        return None
-    subject, n_facts = Counter(request.subject for request in requests).most_common(1)[0]
-    if n_facts < 2:
-        return None
-    return (
-        f"{n_facts} facts are about {subject!r}. Facts about one subject come out better with "
-        f"--set {editor}.share_subjects=true."
-    )
-
-
-def _show(text: str, *, from_end: bool = False) -> str:
-    line = " ".join(text.split())
-    if len(line) <= _N_SHOWN_CHARACTERS:
-        return repr(line)
-    rest = line[-_N_SHOWN_CHARACTERS:] if from_end else line[:_N_SHOWN_CHARACTERS]
-    return repr(f"…{rest}" if from_end else f"{rest}…")
