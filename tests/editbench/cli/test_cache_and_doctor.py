@@ -28,7 +28,11 @@ def kept(tmp_path):
 def test_the_cache_is_listed_by_kind(invoke, kept):
     result = invoke("cache")
     assert result.exit_code == 0, result.output
-    rows = {line.split()[1]: line for line in result.stdout.splitlines() if "\u2502" in line}
+    rows = {
+        line.split("\u2502")[1].strip(): line
+        for line in result.stdout.splitlines()
+        if "\u2502" in line
+    }
     assert list(rows) == ["targets", "answers", "mend", "damaged"]
     assert "1.5 kB" in rows["targets"]
     assert rows["answers"].split("\u2502")[4].strip() == "40"

@@ -38,7 +38,7 @@ def prompts():
 
 
 def said(model, prompt, n_tokens=16):
-    return write_greedily(model, [Score(prompt, " ")], n_tokens)[0]
+    return write_greedily(model, [Score(prompt, ".")], n_tokens)[0]
 
 
 def holds(sides, *checks):

@@ -20,7 +20,7 @@ from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.targets.cache import TargetLedger
 from editbench.edits.edit import Edit
-from editbench.edits.recipe import Recipe
+from editbench.edits.recipe import EditRecipe
 from editbench.edits.revision import revise
 from editbench.errors import ConfigError, EditError
 from editbench.models import loading
@@ -142,7 +142,7 @@ def edit(
     ledger = TargetLedger(None if recipe is None else recipe.targets)
     resources = completed.resources(seed or 0, _folder(cache), report_progress, ledger)
     *_, result = made.edit_stream(model, cut_batches(requests, batch_size), resources)
-    result.recipe = Recipe(requests, seed or 0, batch_size, completed.content, ledger.kept())
+    result.recipe = EditRecipe(requests, seed or 0, batch_size, completed.content, ledger.kept())
     return result
 
 

@@ -12,7 +12,7 @@ from editbench.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, EditorConfig, Inputs
-    from editbench.edits.recipe import Recipe
+    from editbench.edits.recipe import EditRecipe
     from editbench.edits.revision import Revision
     from editbench.edits.weight_edit import WeightEdit
     from editbench.requests import EditRequest
@@ -21,7 +21,7 @@ _N_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class BaseEdit:
+class Base:
     """The edit that ``--from`` names, and what becomes of its facts.
 
     Attributes:
@@ -33,7 +33,7 @@ class BaseEdit:
 
     path: Path
     edit: "WeightEdit"
-    recipe: "Recipe"
+    recipe: "EditRecipe"
     drop: tuple[str, ...]
 
     def configure(self, editor: "type[Editor]") -> "tuple[EditorConfig, str]":
@@ -79,7 +79,7 @@ class BaseEdit:
 def base_options() -> Decorator:
     """``--from`` and ``--drop``, passed on as ``base``: an edit, or None."""
 
-    def read(base_file: Path | None, drop: tuple[str, ...]) -> BaseEdit | None:
+    def read(base_file: Path | None, drop: tuple[str, ...]) -> Base | None:
         if base_file is None:
             if drop:
                 raise ConfigError(
@@ -90,7 +90,7 @@ def base_options() -> Decorator:
         from editbench.edits.weight_edit import WeightEdit
 
         edit = WeightEdit.load(base_file)
-        return BaseEdit(base_file, edit, recipe_of(edit, base_file), drop)
+        return Base(base_file, edit, recipe_of(edit, base_file), drop)
 
     return gathering(
         "base",
@@ -113,7 +113,7 @@ def base_options() -> Decorator:
     )
 
 
-def recipe_of(edit: "WeightEdit", path: Path) -> "Recipe":
+def recipe_of(edit: "WeightEdit", path: Path) -> "EditRecipe":
     """What an edit was made from.
 
     Raises:

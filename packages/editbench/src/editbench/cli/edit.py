@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli import options
-from editbench.cli.base import BaseEdit, base_options, describe_revision
+from editbench.cli.base import Base, base_options, describe_revision
 from editbench.cli.fact_check import advise_sharing, check_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
@@ -118,7 +118,7 @@ Examples:
 def edit(
     plugins: PluginManager,
     facts: Path | None,
-    base: BaseEdit | None,
+    base: Base | None,
     model: str | None,
     out: Path | None,
     editor: str | None,
@@ -162,7 +162,7 @@ def edit(
     from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.editors.targets.cache import TargetLedger
-    from editbench.edits.recipe import KeptTargets, Recipe
+    from editbench.edits.recipe import EditRecipe, KeptTargets
     from editbench.edits.revision import revise
     from editbench.models.greedy import say_greedily
     from editbench.tracing.facts import facts_of_cases
@@ -247,7 +247,7 @@ def edit(
                 if done < len(batches):
                     display.say(f"Wrote batch {done} of {len(batches)}.")
             kept = ledger.kept() if keep_targets else KeptTargets.of([])
-            result.recipe = Recipe(requests, seed, batch_size, completed.content, kept)
+            result.recipe = EditRecipe(requests, seed, batch_size, completed.content, kept)
             result.save(out)
             if check_targets:
                 said = check_facts(editable, requests, result, display)

@@ -178,7 +178,7 @@ def _tabulate(verdicts: "Sequence[Verdict]", perplexity: "PerplexityVerdict | No
 
     asked = Counter(verdict.check.kind for verdict in verdicts)
     held = Counter(verdict.check.kind for verdict in verdicts if verdict.holds)
-    rows = [(kind, str(held[kind]), str(n), "") for kind, n in asked.items()]
+    rows: list[tuple[str, ...]] = [(kind, str(held[kind]), str(n), "") for kind, n in asked.items()]
     if perplexity is not None:
         remark = f"{perplexity.before:.4g} → {perplexity.now:.4g} ({perplexity.rise:+.2g} %)"
         rows.append(("perplexity", str(int(perplexity.holds)), "1", remark))

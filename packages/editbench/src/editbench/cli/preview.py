@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from editbench.cli.terminal import lay_out
 from editbench.requests import EditCase, Probe
@@ -94,7 +94,7 @@ def _find_neighbors(
             yield Neighbor(probe, None, "", text)
         return
     module, layers = next(iter(written.items()))
-    tokens = getattr(editor.config, "second_moment_tokens", "auto")
+    tokens: int | Literal["auto"] = getattr(editor.config, "second_moment_tokens", "auto")
     moments = obtain_second_moments(model, layers, tokens, resources, module)
     questions = [probe.question(probe.expected) for probe in probes]
     likeness = compare_keys(model, requests, questions, layers[-1], moments[layers[-1]], module)

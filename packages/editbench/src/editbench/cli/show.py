@@ -14,7 +14,7 @@ from editbench.cli.terminal import lay_out
 
 if TYPE_CHECKING:
     from editbench.edits.card import EditCard
-    from editbench.edits.revision import Difference
+    from editbench.edits.revision import FactDifference
     from editbench.edits.weight_edit import WeightEdit
     from editbench.requests import EditRequest
 
@@ -152,7 +152,7 @@ def _draw_facts(facts: Sequence[Mapping[str, Any]]) -> str:
     return lay_out(draw_table(Table("", tuple(map(Column, names)), (rows,))))
 
 
-def _describe_difference(difference: "Difference") -> Iterator[str]:
+def _describe_difference(difference: "FactDifference") -> Iterator[str]:
     for mark, facts in (("-", difference.dropped), ("+", difference.added)):
         for fact in facts:
             yield f"{mark} {fact.case_id}: {fact.text} {fact.target}"

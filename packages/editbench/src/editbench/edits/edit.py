@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from editbench.edits.card import EditCard
 from editbench.edits.files import write_edit_file
-from editbench.edits.recipe import Recipe
+from editbench.edits.recipe import EditRecipe
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -31,7 +31,7 @@ class Edit(ABC):
     """
 
     card: EditCard
-    recipe: Recipe | None = None
+    recipe: EditRecipe | None = None
     changes_weights_alone: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:

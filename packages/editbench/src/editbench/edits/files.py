@@ -3,8 +3,8 @@
 Per parameter ``<parameter>.left`` ``[d_out, rank]`` and ``<parameter>.right`` ``[d_in, rank]`` with
 Δ = left rightᵀ, or ``<parameter>.dense`` in the orientation ``[d_out, d_in]``; of a bias or a
 norm's weight, ``<parameter>.dense`` has its own shape. The card is JSON in the file's metadata,
-under the key ``editbench``. So is what the edit was made from, a `Recipe`, where it is known; its
-target states are tensors of their own.
+under the key ``editbench``. So is what the edit was made from, an `EditRecipe`, where it is known;
+its target states are tensors of their own.
 """
 
 import json
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from editbench.edits.card import EditCard
-from editbench.edits.recipe import TENSORS, Recipe
+from editbench.edits.recipe import TENSORS, EditRecipe
 from editbench.errors import EditError, RequestError
 from editbench.files.tensor_files import DAMAGED, DamagedError, TensorFile, write_tensors
 from memit_core import UpdateFactors
@@ -29,7 +29,7 @@ Update = UpdateFactors | Tensor
 
 
 def write_edit_file(
-    path: Path, updates: Mapping[str, Update], card: EditCard, recipe: Recipe | None = None
+    path: Path, updates: Mapping[str, Update], card: EditCard, recipe: EditRecipe | None = None
 ) -> None:
     """Write an edit file, whole or not at all; an existing file is replaced.
 
@@ -56,7 +56,7 @@ def write_edit_file(
         ) from error
 
 
-def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, Recipe | None]:
+def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe | None]:
     """Read an edit file and check that it is one.
 
     Returns:
@@ -81,7 +81,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, Recipe | No
     card = _parse_card(path, file.card)
     content = (file.card or {}).get(_RECIPE)
     try:
-        recipe = None if content is None else Recipe.decode(content, targets)
+        recipe = None if content is None else EditRecipe.decode(content, targets)
     except (ValueError, RequestError) as error:
         raise EditError(
             f"load edit: what {str(path)!r} says of its making is malformed: {error}. Write the "

@@ -52,7 +52,7 @@ class KeptTargets:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class EditRecipe:
     """What an edit was made from, besides the model and the editor's configuration.
 
     Attributes:

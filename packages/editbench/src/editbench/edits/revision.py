@@ -86,7 +86,7 @@ def revise(
 
 
 @dataclass(frozen=True)
-class Difference:
+class FactDifference:
     """How the facts of two edits differ.
 
     Attributes:
@@ -102,7 +102,7 @@ class Difference:
     n_same: int
 
 
-def compare_facts(first: Sequence[EditRequest], second: Sequence[EditRequest]) -> Difference:
+def compare_facts(first: Sequence[EditRequest], second: Sequence[EditRequest]) -> FactDifference:
     """Compare the facts of two edits, whatever their ids and their order."""
     before = {request.fact: request for request in first}
     after = {request.fact: request for request in second}
@@ -110,7 +110,7 @@ def compare_facts(first: Sequence[EditRequest], second: Sequence[EditRequest]) -
     new = [request for fact, request in after.items() if fact not in before]
     pairs = [*gone, *new]
     changed = {one: by for one, by in find_superseded(pairs).items() if one < len(gone) <= by}
-    return Difference(
+    return FactDifference(
         dropped=tuple(one for place, one in enumerate(gone) if place not in changed),
         added=tuple(
             one for place, one in enumerate(new, len(gone)) if place not in changed.values()

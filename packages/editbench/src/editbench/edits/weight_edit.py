@@ -14,7 +14,7 @@ from torch import Tensor
 from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
-from editbench.edits.recipe import Recipe
+from editbench.edits.recipe import EditRecipe
 from editbench.errors import EditError, ModelError
 from editbench.files.tensor_files import view_bytes
 from editbench.models.architecture import weight_is_transposed
@@ -41,7 +41,7 @@ class WeightEdit(Edit):
     changes_weights_alone: ClassVar[bool] = True
 
     def __init__(
-        self, updates: Mapping[str, Update], card: EditCard, recipe: Recipe | None = None
+        self, updates: Mapping[str, Update], card: EditCard, recipe: EditRecipe | None = None
     ) -> None:
         self.updates = dict(updates)
         self.card = card

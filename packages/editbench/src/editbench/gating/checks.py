@@ -49,7 +49,7 @@ class Check:
     @property
     def question(self) -> Score:
         """How the prompt is put to a model."""
-        return Score(self.prompt, self.texts[0] if self.texts else " ", self.joiner, self.chat)
+        return Score(self.prompt, self.texts[0] if self.texts else ".", self.joiner, self.chat)
 
     @property
     def compares(self) -> bool:
