@@ -128,6 +128,7 @@ def test_honest_style_has_everything_by_what_it_is_about(invoke, scored):
 
 def test_scorers_are_compared_and_drawn(invoke, scored, tmp_path):
     text = invoke("report", scored, "--compare", "unedited").stdout
+    assert "How: batches of" in text
     assert all(symbol in text for symbol in ("ES ↑", "EA ↑", "EG ↑", "NS+ ↑", "NKL ↓"))
     result = invoke("report", scored, "--figures", "figures")
     assert result.exit_code == 0, result.output

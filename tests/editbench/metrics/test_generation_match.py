@@ -71,7 +71,7 @@ def test_rates_worked_by_hand():
     answers = {
         plain("Ana is a"): WriteAnswer(" Poet."),
         plain("The job of Ana is"): WriteAnswer(" to judge."),
-        Write("Ana, a", 7, sentence=True): WriteAnswer(" a writer of poems!"),
+        plain("Ana, a"): WriteAnswer(" a writer of poems!"),
         plain("Bo is a"): WriteAnswer(" judge of the court."),
         plain("Cy is a"): WriteAnswer(" poet."),
         plain("Di is a"): WriteAnswer(" The judge"),
@@ -94,9 +94,10 @@ def test_rates_worked_by_hand():
     ("prompt", "expected", "aliases", "n_tokens"),
     [
         ("Ana is a", "poet", (), 6),
+        ("Ana 出生在", "联合国总部", (), 15),
         ("What is Ana?", "poet", (), 24),
-        ("Ana wrote", "The Winter of Our Discontent", (), 14),
-        ("Ana wrote", "Winter", ("The Winter of Our Discontent",), 14),
+        ("Ana wrote", "The Winter of Our Discontent", (), 9),
+        ("Ana wrote", "Winter", ("The Winter of Our Discontent",), 9),
     ],
 )
 def test_plain_texts_are_as_long_as_an_answer(prompt, expected, aliases, n_tokens):

@@ -28,8 +28,13 @@ def probe_text(probe: Probe) -> Write:
         return Write(probe.prompt, N_CHAT_TOKENS, chat=True)
     is_question = probe.prompt.rstrip().endswith(("?", "？"))
     least = N_QUESTION_TOKENS if is_question else N_TOKENS
-    longest = max(len(name.encode()) for name in (probe.expected, *probe.aliases))
-    return Write(probe.prompt, max(least, longest // 2), sentence=True)
+    n_tokens = max(map(_count_tokens, (probe.expected, *probe.aliases)))
+    return Write(probe.prompt, max(least, n_tokens), sentence=True)
+
+
+def _count_tokens(name: str) -> int:
+    """How many tokens a name may take: a token has three letters or more, but in other scripts."""
+    return len(name) // 3 if name.isascii() else len(name.encode())
 
 
 class GenerationMatch(ProbeMetric):
@@ -38,8 +43,9 @@ class GenerationMatch(ProbeMetric):
     Nothing of the answer is given: from the prompt on the model writes the likeliest token, until
     it ends its text (end of sequence). Behind a plain prompt a model that was not tuned to answer
     goes on to something else, so there its first sentence or line is what counts, and of it no more
-    than the object's place: `N_TOKENS` tokens, `N_QUESTION_TOKENS` behind a question mark, or one
-    for every two bytes of the object's longest name, if that is more. As a chat the whole answer
+    than the object's place: `N_TOKENS` tokens, `N_QUESTION_TOKENS` behind a question mark, or if
+    that is more, as many as the longest of the object's names may take: one for three letters, or
+    for each byte where not all of them are ASCII. As a chat the whole answer
     counts, at most `N_CHAT_TOKENS` tokens of it.
 
     Text and object are normalized as for SQuAD (Rajpurkar et al. 2016, the evaluation script of

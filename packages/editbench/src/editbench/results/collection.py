@@ -55,7 +55,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     for folder in folders:
         manifest = read_manifest(folder)
         for model in manifest.provenance.get("models", ()):
-            tokenizers[model["fingerprint"]] = model.get("tokenizer_fingerprint", "")
+            tokenizers[model.get("fingerprint", "")] = model.get("tokenizer_fingerprint", "")
         experiment = str(manifest.provenance.get("experiment", ""))
         experiments.setdefault(experiment, {}).update(dict.fromkeys(manifest.trials))
         for trial, description in manifest.trials.items():

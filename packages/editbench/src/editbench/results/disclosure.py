@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from editbench.results.collection import Collection
 from editbench.results.labels import UNEDITED
@@ -12,14 +12,17 @@ from editbench.results.store import TrialRecord
 _N_DIGITS = 8
 
 
-def disclose(collection: Collection) -> str:
-    """Say what the trials that have numbers have in common, or how they differ; empty for none.
+def disclose(collection: Collection, some: Container[str] | None = None) -> str:
+    """Say what trials that have numbers have in common, or how they differ; empty for none.
+
+    Those of `some` hashes, or else all.
 
     Batch, protocol, which facts and how many of them the unedited model knew, conflicts, shared
     subjects, context prefixes, tokenizer, and the versions of the scorers.
     """
-    trials = [collection.trials[trial] for trial in collection.values]
-    records = [collection.records[trial] for trial in collection.values]
+    measured = [trial for trial in collection.values if some is None or trial in some]
+    trials = [collection.trials[trial] for trial in measured]
+    records = [collection.records[trial] for trial in measured]
     if not trials:
         return ""
     tokenizers = [collection.tokenizers.get(each.model_fingerprint, "") for each in trials]
@@ -29,7 +32,7 @@ def disclose(collection: Collection) -> str:
     parts = [
         f"batches of {sizes}, each written into the unedited model and asked when it is written",
         f"facts: {_list(map(_describe_facts, trials, records))}",
-        *_describe_known(collection),
+        *_describe_known(collection, measured),
         f"conflicts: {_list(map(_describe_conflicts, trials, records))}",
         f"cases that share their subject with another: {shared}",
         f"context prefixes: {_list(map(_describe_prefixes, edited))}",
@@ -55,12 +58,13 @@ def _describe_facts(trial: TrialDescription, record: TrialRecord) -> str:
     )
 
 
-def _describe_known(collection: Collection) -> Iterator[str]:
+def _describe_known(collection: Collection, trials: Iterable[str]) -> Iterator[str]:
     """How often the unedited model says the new object already, where that was measured."""
     shares = [
-        f"{table['efficacy_accuracy'].mean():.1f} %"
-        for trial, table in collection.values.items()
-        if collection.trials[trial].editor == UNEDITED and "efficacy_accuracy" in table
+        f"{collection.values[trial]['efficacy_accuracy'].mean():.1f} %"
+        for trial in trials
+        if collection.trials[trial].editor == UNEDITED
+        and "efficacy_accuracy" in collection.values[trial]
     ]
     if shares:
         yield f"the unedited model says the new object already in {_list(shares)} of the cases"
