@@ -93,7 +93,7 @@ def test_rates_worked_by_hand():
 @pytest.mark.parametrize(
     ("prompt", "expected", "aliases", "n_tokens"),
     [
-        ("Ana is a", "poet", (), 6),
+        ("Ana is a", "poet", (), 5),
         ("Ana 出生在", "联合国总部", (), 15),
         ("What is Ana?", "poet", (), 24),
         ("Ana wrote", "The Winter of Our Discontent", (), 9),

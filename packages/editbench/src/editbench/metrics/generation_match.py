@@ -9,13 +9,13 @@ from editbench.models.joining import needs_space
 from editbench.questions import Answers, Question, Write, WriteAnswer
 from editbench.requests import Probe
 
-N_TOKENS = 6
+N_TOKENS = 5
 """How many tokens a model writes behind a plain prompt at most, but for long objects."""
 
 N_QUESTION_TOKENS = 24
 """How many tokens it writes behind a question mark at most: answers to questions are sentences."""
 
-N_CHAT_TOKENS = 64
+N_CHAT_TOKENS = 32
 """How many tokens it writes as an answer to a message at most."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
