@@ -122,11 +122,16 @@ def apply(
         revision = loading.revision if name == model else None
         return replace(loading, dtype=dtype, revision=revision).load(name, plugins)
 
-    with telling_what_is_kept(lambda: "Interrupted: no model was written."), ProgressDisplay() as d:
+    with (
+        telling_what_is_kept(lambda: "Interrupted: no model was written."),
+        ProgressDisplay() as display,
+    ):
         # Damaged files are found before the model is loaded, which can take long.
         edit = WeightEdit.merge([WeightEdit.load(path) for path in edit_files])
         cases = (
-            [] if facts is None else read_cases(open_dataset(f"facts={facts}", plugins, None), d)
+            []
+            if facts is None
+            else read_cases(open_dataset(f"facts={facts}", plugins, None), display)
         )
         asked = [case.request for case in cases]
         match form:

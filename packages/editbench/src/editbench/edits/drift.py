@@ -98,7 +98,7 @@ def measure_drift(computed: Behavior, served: Behavior, n_facts: int) -> Drift:
         n_prompts=len(computed.texts),
         n_same_texts=sum(map(str.__eq__, computed.texts, served.texts)),
         largest_logit_change=float((served.logits - computed.logits).abs().max()),
-        divergence=max(0.0, float(divergence.mean())),
+        divergence=float(divergence.mean().clamp(min=0)),
         n_facts=n_facts,
         n_said_computed=computed.n_said,
         n_said_served=served.n_said,

@@ -59,8 +59,11 @@ def lower_ranks(
         truncate: Whether a higher rank may be cut, to the best approximation (Eckart and Young).
 
     Raises:
-        EditError: An update is of no matrix; or of a higher rank, and may not be truncated.
+        EditError: There is no update; one is of no matrix; or of a higher rank, and may not be
+            truncated.
     """
+    if not updates:
+        raise EditError("adapter: the edit changes nothing, got no update. There is none to write.")
     factors: dict[str, UpdateFactors] = {}
     losses = Losses()
     ranks: dict[str, int] = {}

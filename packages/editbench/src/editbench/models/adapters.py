@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from editbench.errors import ModelError
+from editbench.files.seals import checksum_file
 from editbench.models.architecture import weight_is_transposed
 from editbench.models.editable import EditableModel
 from editbench.models.folder import ADAPTER_CONFIG
@@ -88,6 +89,15 @@ def put_adapter_on(model: EditableModel, adapter: Path, name: str) -> EditableMo
     served.source, served.gguf = model.source, model.gguf
     served.adapters = (*model.adapters, adapter)
     return served
+
+
+def describe_adapters(model: EditableModel) -> list[dict[str, str]]:
+    """Which adapters are on a model, as plain JSON values: for provenance."""
+    files = {path: path if path.is_file() else path / ADAPTER_WEIGHTS for path in model.adapters}
+    return [
+        {"file": path.name, **({"sha256": checksum_file(file)} if file.is_file() else {})}
+        for path, file in files.items()
+    ]
 
 
 def load_peft(network: PreTrainedModel, folder: Path, name: str) -> Any:
