@@ -34,7 +34,13 @@ real: $(INSTALLED) .venv/.real-model  ## Correct 15 facts of a real model, and p
 test-thorough: $(INSTALLED)  ## Kill processes at any point, damage files, run the benchmarks small (a few minutes).
 	$(PYTEST) -m 'thorough and not slow'
 
-test-real: $(INSTALLED) .venv/.real-model  ## Run the tests on the real model (some minutes).
+# llama.cpp, built, as a package for Node; where there is no npm its tests are skipped.
+.venv/.llama-cpp: $(INSTALLED)
+	! command -v npm || npm install --silent --prefix .venv/node --omit=optional --ignore-scripts \
+		node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	touch $@
+
+test-real: $(INSTALLED) .venv/.real-model .venv/.llama-cpp  ## Run the tests on the real model (some minutes).
 	$(BIN)/python -m pytest -m real
 
 test: $(INSTALLED)  ## Run the default suite.
