@@ -20,6 +20,8 @@ from editbench.models.loading import DTypeName, load_model
 from editbench.requests import EditRequest
 from memit_core import UpdateFactors
 
+# peft asks transformers for what has got another name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 WEIGHTS = "adapter_model.safetensors"
 FACT = EditRequest("0", "Zoë Lund", "{} works as a", "poet")
 
@@ -154,14 +156,12 @@ def test_a_rank_that_is_too_high_is_refused_or_cut_and_said(base) -> None:
 def test_what_an_adapter_cannot_change_is_refused(base) -> None:
     folder = base("gpt2")
     model = load(str(folder))
-    for name, says in (
-        ("transformer.h.1.mlp.c_proj.bias", "it changes matrices alone"),
-        ("transformer.wte.weight", "cannot be in one"),
-    ):
-        shape = model.model.get_parameter(name).shape
-        edit = WeightEdit({name: torch.ones(shape)}, change(model, {1: 1}).card)
-        with pytest.raises((EditError, ModelError), match=says):
-            export(edit, folder)
+    name = "transformer.h.1.mlp.c_proj.bias"
+    edit = WeightEdit({name: torch.ones(32)}, change(model, {1: 1}).card)
+    with pytest.raises(EditError, match="it changes matrices alone, got an update of .*bias"):
+        export(edit, folder)
+    with pytest.raises(EditError, match="the edit changes nothing"):
+        export(WeightEdit({}, edit.card), folder)
     assert not folder.with_name("adapter").exists()
 
 
@@ -232,4 +232,4 @@ def test_half_precision_bases_are_served_by_the_update_that_was_computed(base) -
         ].dtype
         == torch.float32
     )
-    assert written.drift.n_same_texts >= 19
+    assert written.drift.divergence < 1e-3

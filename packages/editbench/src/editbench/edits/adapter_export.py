@@ -138,12 +138,12 @@ def _write(
     turned = []
     for name, update in factors.items():
         path, _, kind = name.rpartition(".")
-        try:
-            turned.append(weight_is_transposed(model.model.get_submodule(path)))
-        except ModelError as error:
-            raise EditError(f"adapter: '{name}' cannot be in one: {error}") from error
         if kind != "weight":
-            raise EditError(f"adapter: '{name}' cannot be in one; expected a weight of a module.")
+            raise EditError(
+                f"adapter: it changes weights of linear maps alone, got '{name}'. Write the whole "
+                "model: --as model."
+            )
+        turned.append(weight_is_transposed(model.model.get_submodule(path)))
         ranks[path] = update.rank
         tensors[f"base_model.model.{path}.lora_A.weight"] = update.right.T.contiguous()
         tensors[f"base_model.model.{path}.lora_B.weight"] = update.left.contiguous()

@@ -1,5 +1,7 @@
 """An edit for llama.cpp: a GGUF file with the edited tensors replaced, or a LoRA file."""
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,7 @@ class GgufExport:
     base: Base
     source: GgufFile
     replaced: dict[str, Tensor]
+    tensors: dict[str, str]
     meant: dict[str, Tensor]
     losses: Losses
     tensor_type: TensorType
@@ -79,7 +82,8 @@ class GgufExport:
         losses = Losses()
         replaced: dict[str, Tensor] = {}
         meant: dict[str, Tensor] = {}
-        for name, place in _find_places(edit, model, source).items():
+        places = _find_places(edit, model, source)
+        for name, place in places.items():
             parameter = model.model.get_parameter(name).data
             change = make_dense(orient_for_module(model, name, parameter, edit.updates[name])).cpu()
             before = read_tensor(source, place.tensor)
@@ -95,6 +99,7 @@ class GgufExport:
             Base.of(model),
             source,
             replaced,
+            {name: place.tensor for name, place in places.items()},
             meant,
             losses,
             tensor_type,
@@ -119,8 +124,10 @@ class GgufExport:
                 raise not_as_meant(str(error)) from error
             for name, expected in self.meant.items():
                 found = written.model.get_parameter(name).cpu()
+                stored = self.replaced[self.tensors[name]]  # Gemma's norms are larger by one
                 tolerated = 2 * torch.finfo(_coarser(dtype, found.dtype)).eps
-                if relative_error(found, expected) > tolerated:
+                error = (found.double() - expected.double()).norm()
+                if error > tolerated * stored.double().norm():
                     raise not_as_meant(f"'{name}' has other numbers")
             served = observe(written, self.facts)
             export = Export(
@@ -235,6 +242,7 @@ def _write_adapter(
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(alpha))
+    n_bytes = 0
     for name, factors in low.factors.items():
         place, dtype = places[name], _DTYPES[tensor_type]
         rows, columns = split_order(place, model.model, name)
@@ -244,10 +252,13 @@ def _write_adapter(
         for part, values in (("lora_a", inner), ("lora_b", outer)):
             cast = cast_total(values, dtype, name, _REMEDY).contiguous()
             writer.add_tensor(f"{place.tensor}.{part}", cast.numpy())
+            n_bytes += cast.nbytes
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if path.stat().st_size < n_bytes:  # numpy says nothing when a disk is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _read_back(

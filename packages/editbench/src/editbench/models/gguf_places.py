@@ -118,7 +118,9 @@ def split_order(place: GgufPlace, model: PreTrainedModel, parameter: str) -> tup
     """
     d_out, d_in = place.shape
     module = model.get_submodule(parameter.rpartition(".")[0])
-    numbered = rearrange(torch.arange(d_out * d_in), "(out in_) -> out in_", out=d_out)
+    numbered = rearrange(
+        torch.arange(d_out * d_in), "(outputs inputs) -> outputs inputs", outputs=d_out
+    )
     there = place.to_file(numbered.T if weight_is_transposed(module) else numbered)
     rows, columns = there[:, 0] // d_in, there[0] % d_in
     if there.shape != (d_out, d_in) or not torch.equal(there, rows[:, None] * d_in + columns):
