@@ -70,7 +70,7 @@ def measure(name: str, n_edits: int, folder: Path) -> Iterator[dict[str, Any]]:
             "n_bytes": _size(out),
             "n_bytes_base": base,
             "n_bytes_edit": (folder / "edit.safetensors").stat().st_size,
-            "lost": written.losses.overall,
+            "lost": written.errors.overall,
             "n_same_texts": written.drift.n_same_texts,
             "n_prompts": written.drift.n_prompts,
             "logit_change": written.drift.largest_logit_change,

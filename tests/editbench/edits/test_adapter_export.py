@@ -92,7 +92,7 @@ def test_peft_makes_the_edited_model_of_the_base(base, family: str) -> None:
     drift = written.drift
     assert (drift.n_same_texts, drift.n_prompts) == (20, 20)
     assert drift.largest_logit_change <= 1e-4
-    assert written.losses.overall == 0
+    assert written.errors.overall == 0
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] == (family == "gpt2")
     assert config["base_model_name_or_path"] == str(folder)
@@ -133,7 +133,7 @@ def test_a_dense_update_of_low_rank_is_exact(base) -> None:
     name, factors = next(iter(edit.updates.items()))
     dense = WeightEdit({name: factors.dense()}, edit.card)
     out, written = export(dense, folder, max_rank=3)
-    assert written.losses.overall == 0
+    assert written.errors.overall == 0
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 3
 
 
@@ -148,8 +148,8 @@ def test_a_rank_that_is_too_high_is_refused_or_cut_and_said(base) -> None:
     name, kept = next(iter(edit.updates.items()))
     values = torch.linalg.svdvals(kept.double())
     lost = float(values[4:].norm() / values.norm())
-    assert written.losses.of_each[name] == pytest.approx(lost)
-    assert list(written.losses.of_each.values())[1] == 0
+    assert written.errors.of_each[name] == pytest.approx(lost)
+    assert list(written.errors.of_each.values())[1] == 0
     assert written.drift.largest_logit_change > 1e-3
 
 

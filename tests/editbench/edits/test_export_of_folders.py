@@ -185,8 +185,8 @@ def test_half_precision_stays_and_takes_edits_of_full_precision(llama, save) -> 
     old, new = (tensors(folder)[f"model.{DOWN}"].double() for folder in (source, out))
     assert torch.equal(new, (old + update.double()).bfloat16().double())
     lost = float((new - old - update.double()).norm() / update.double().norm())
-    assert written.losses.overall == pytest.approx(lost)
-    assert written.losses.of_each == {f"model.{DOWN}": pytest.approx(lost)}
+    assert written.errors.overall == pytest.approx(lost)
+    assert written.errors.of_each == {f"model.{DOWN}": pytest.approx(lost)}
     assert 1e-3 < lost < 0.1
     assert written.drift.n_same_texts >= 15  # of a model without any training
 

@@ -93,7 +93,7 @@ def test_the_file_is_the_source_but_for_the_edited_tensors(family: str, tmp_path
                 found, parameter, rtol=tolerance, atol=1e-6 * (tolerance > 0)
             )
     assert written.drift.n_same_texts >= 19
-    assert 0 < written.losses.overall < 1e-2
+    assert 0 < written.errors.overall < 1e-2
     assert written.dtypes == ("float16",)
 
 

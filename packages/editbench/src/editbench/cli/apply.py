@@ -183,16 +183,16 @@ def _check_options(
 
 
 def _describe(written: "Export", form: Form) -> None:
-    is_model, losses = form == "model", written.losses.of_each
+    is_model, errors = form == "model", written.errors.of_each
     line = f"{'Replaced' if is_model else 'Changes'} {written.n_replaced} of {written.n_tensors}"
-    line += f" tensors, in {' and '.join(written.dtypes)}" if losses else " tensors"
-    if overall := written.losses.overall:
+    line += f" tensors, in {' and '.join(written.dtypes)}" if errors else " tensors"
+    if overall := written.errors.overall:
         cause = "rounding" if is_model else "what was cut off"
         line += f": {cause} moves the update by {100 * overall:.2g} % of its norm"
     click.echo(line)
-    for name, lost in losses.items() if overall else ():
+    for name, lost in errors.items() if overall else ():
         click.echo(f"  {name}: {100 * lost:.2g} %")
-    if max(losses.values(), default=0.0) > _MUCH_LOST:
+    if max(errors.values(), default=0.0) > _MUCH_LOST:
         where, remedy = (
             ("in this precision", "Write it in float32 (--dtype, --tensor-type of a GGUF file)")
             if is_model

@@ -87,7 +87,7 @@ def observe_meant(
     edit: WeightEdit, low: LowRankUpdates, computed: Computed, facts: Sequence[EditRequest]
 ) -> Behavior:
     """What the model says with the edit as the adapter has it: less what was cut off."""
-    if not low.losses.overall:
+    if not low.errors.overall:
         return computed.behavior
     with WeightEdit(low.factors, edit.card).applied(computed.model):
         return observe(computed.model, facts)
@@ -125,7 +125,7 @@ def conclude(
         n_replaced=len(low.factors),
         n_tensors=sum(1 for _ in network.parameters()),
         dtypes=dtypes,
-        losses=low.losses,
+        errors=low.errors,
         drift=measure_drift(computed.behavior, served, n_facts),
     )
 

@@ -191,7 +191,7 @@ class _Writer:
             n_replaced=len(self.replacement.tensors),
             n_tensors=len(self.source.tensors),
             dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in self.replacement.dtypes),
-            losses=self.replacement.losses,
+            errors=self.replacement.errors,
             drift=measure_drift(self.behavior, served, len(self.facts)),
             left_out=self.source.left_out,
         )

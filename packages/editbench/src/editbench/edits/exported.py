@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from editbench.edits.drift import Behavior, Drift, observe
-from editbench.edits.losses import Losses
+from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.files.whole_files import writing_whole, writing_whole_folder
@@ -31,7 +31,7 @@ class Export:
         n_replaced: Tensors that were replaced, or that an adapter changes.
         n_tensors: Tensors of the model in all.
         dtypes: Precisions of those that were written.
-        losses: What is lost of the update, by rounding to these precisions or by a bound on ranks.
+        errors: What is lost of the update, by rounding to these precisions or by a bound on ranks.
         drift: How far what was written is from what was computed.
         left_out: Files of the source that may hold the unedited weights in another form.
     """
@@ -39,7 +39,7 @@ class Export:
     n_replaced: int
     n_tensors: int
     dtypes: tuple[str, ...]
-    losses: Losses
+    errors: UpdateErrors
     drift: Drift
     left_out: tuple[str, ...] = field(default=())
 

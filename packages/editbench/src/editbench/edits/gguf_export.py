@@ -22,10 +22,10 @@ from editbench.edits.exported import (
     writing_export,
 )
 from editbench.edits.files import Update
-from editbench.edits.losses import Losses
 from editbench.edits.low_rank import LowRankUpdates, lower_ranks
 from editbench.edits.model_card import Base, describe_model
 from editbench.edits.replacement import cast_total
+from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import WeightEdit, make_dense, orient_for_module
 from editbench.errors import EditError, ModelError
 from editbench.files.whole_files import write_whole
@@ -60,7 +60,7 @@ class GgufExport:
     replaced: dict[str, Tensor]
     tensors: dict[str, str]
     meant: dict[str, Tensor]
-    losses: Losses
+    errors: UpdateErrors
     tensor_type: TensorType
     facts: Sequence[EditRequest]
 
@@ -79,7 +79,7 @@ class GgufExport:
         """
         model, source = computed.model, computed.model.gguf
         assert source is not None
-        losses = Losses()
+        errors = UpdateErrors()
         replaced: dict[str, Tensor] = {}
         meant: dict[str, Tensor] = {}
         places = _find_places(edit, model, source)
@@ -89,7 +89,7 @@ class GgufExport:
             before = read_tensor(source, place.tensor)
             total = before.double() + place.to_file(change)
             new = cast_total(total, _DTYPES[tensor_type], name, _REMEDY)
-            losses.note_rounding(name, new, total, before)
+            errors.note_rounding(name, new, total, before)
             replaced[place.tensor] = new
             meant[name] = edit.edited(model, name, parameter).to(parameter.dtype).cpu()
         return cls(
@@ -101,7 +101,7 @@ class GgufExport:
             replaced,
             {name: place.tensor for name, place in places.items()},
             meant,
-            losses,
+            errors,
             tensor_type,
             facts,
         )
@@ -134,7 +134,7 @@ class GgufExport:
                 n_replaced=len(self.replaced),
                 n_tensors=len(self.source.tensors),
                 dtypes=(str(dtype).removeprefix("torch."),),
-                losses=self.losses,
+                errors=self.errors,
                 drift=measure_drift(self.behavior, served, len(self.facts)),
             )
             text = describe_model(self.base, self.edit.card, "gguf", export, self.facts)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editbench.edits.files import Update
-from editbench.edits.losses import Losses
+from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import frobenius_norm
 from editbench.errors import EditError
 from memit_core import UpdateFactors
@@ -19,11 +19,11 @@ class LowRankUpdates:
 
     Attributes:
         factors: Of each parameter, in float32.
-        losses: What was cut off.
+        errors: What was cut off.
     """
 
     factors: Mapping[str, UpdateFactors]
-    losses: Losses
+    errors: UpdateErrors
 
 
 def decompose(update: Update) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ def lower_ranks(
     if not updates:
         raise EditError("adapter: the edit changes nothing, got no update. There is none to write.")
     factors: dict[str, UpdateFactors] = {}
-    losses = Losses()
+    errors = UpdateErrors()
     ranks: dict[str, int] = {}
     for name, update in updates.items():
         if isinstance(update, Tensor) and update.ndim != 2:
@@ -75,7 +75,7 @@ def lower_ranks(
             )
         if isinstance(update, UpdateFactors) and update.rank <= max_rank:
             factors[name] = UpdateFactors(update.left.float(), update.right.float())
-            losses.squares[name] = 0.0, frobenius_norm(update) ** 2
+            errors.squares[name] = 0.0, frobenius_norm(update) ** 2
             continue
         left, values, right = decompose(update)
         shape = (len(left), len(right))
@@ -85,7 +85,7 @@ def lower_ranks(
         cut = 0.0
         if rank > max_rank:
             ranks[name], cut = rank, float(values[kept:].square().sum())
-        losses.squares[name] = cut, float(values.square().sum())
+        errors.squares[name] = cut, float(values.square().sum())
         share = values[:kept].sqrt()  # alike in size, which half precision likes best
         factors[name] = UpdateFactors(
             (left[:, :kept] * share).float().contiguous(),
@@ -96,7 +96,7 @@ def lower_ranks(
         raise EditError(
             f"adapter: the update of '{name}' has rank {ranks[name]}; expected at most {max_rank}. "
             f"Allow more (--max-rank {ranks[name]}); leave out what lies beyond (--truncate), "
-            f"{100 * losses.of_each[name]:.2g} % of the update; or write the whole model (--as "
+            f"{100 * errors.of_each[name]:.2g} % of the update; or write the whole model (--as "
             "model)."
         )
-    return LowRankUpdates(factors, losses)
+    return LowRankUpdates(factors, errors)

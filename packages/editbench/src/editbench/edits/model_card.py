@@ -107,7 +107,7 @@ def describe_model(
         "|---|---|---|",
         *(
             f"| `{name}` | {_number(updates.get(name, {}).get('relative_norm'))} | {error:.2g} |"
-            for name, error in export.losses.of_each.items()
+            for name, error in export.errors.of_each.items()
         ),
         "",
         "## How it was checked",

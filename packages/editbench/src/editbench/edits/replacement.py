@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from editbench.edits.losses import Losses
 from editbench.edits.model_folder import Place, Precision
+from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
@@ -26,14 +26,14 @@ class Replacement:
         before: Of each edited parameter what the checkpoint holds, as the module stores it.
         after: The same as it is written.
         dtypes: The precisions that are written.
-        losses: What they do to the update.
+        errors: What they do to the update.
     """
 
     tensors: Mapping[Place, Tensor]
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     dtypes: tuple[torch.dtype, ...]
-    losses: Losses
+    errors: UpdateErrors
 
 
 def find_replacement(
@@ -59,20 +59,20 @@ def find_replacement(
     tensors, dtypes = _through_conversion(edit, model, elsewhere, checkpoint, precision)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
-    losses = Losses()
+    errors = UpdateErrors()
     for name, found in places.items():
         before[name] = checkpoint[found[0]].read() if found else _in_memory(model, name)
         total = edit.edited(model, name, before[name]).cpu()
         dtype = precision.of(name, before[name].dtype) if found else dtypes[name]
         after[name] = cast_total(total, dtype, name)
-        losses.note_rounding(name, after[name], total, before[name])
+        errors.note_rounding(name, after[name], total, before[name])
         tensors |= dict.fromkeys(found, after[name])
     return Replacement(
         tensors,
         before,
         after,
         tuple(dict.fromkeys(tensor.dtype for tensor in tensors.values())),
-        losses,
+        errors,
     )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Losses:
+class UpdateErrors:
     """How far the updates Δ' that were written are from those that were meant, Δ.
 
     Attributes:
