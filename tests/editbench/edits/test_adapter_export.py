@@ -158,7 +158,7 @@ def test_what_an_adapter_cannot_change_is_refused(base) -> None:
     model = load(str(folder))
     name = "transformer.h.1.mlp.c_proj.bias"
     edit = WeightEdit({name: torch.ones(32)}, change(model, {1: 1}).card)
-    with pytest.raises(EditError, match="it changes matrices alone, got an update of .*bias"):
+    with pytest.raises(EditError, match=r"it changes matrices alone, got an update of .*bias"):
         export(edit, folder)
     with pytest.raises(EditError, match="the edit changes nothing"):
         export(WeightEdit({}, edit.card), folder)

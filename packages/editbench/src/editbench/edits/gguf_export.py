@@ -126,8 +126,8 @@ class GgufExport:
                 found = written.model.get_parameter(name).cpu()
                 stored = self.replaced[self.tensors[name]]  # Gemma's norms are larger by one
                 tolerated = 2 * torch.finfo(_coarser(dtype, found.dtype)).eps
-                error = (found.double() - expected.double()).norm()
-                if error > tolerated * stored.double().norm():
+                difference = (found.double() - expected.double()).norm()
+                if difference > tolerated * stored.double().norm():
                     raise not_as_meant(f"'{name}' has other numbers")
             served = observe(written, self.facts)
             export = Export(
