@@ -45,9 +45,7 @@ def apply(edit: Path, form: str, name: str) -> Path:
     """Write a form; it has to say what the edited model says."""
     out = edit.with_name(name)
     if not out.exists():
-        output = invoke(
-            "apply", "--model", MODEL, "--edit", edit, "--facts", FACTS, "--as", form, "--out", out
-        )
+        output = invoke("apply", "--model", MODEL, "--edit", edit, "--as", form, "--out", out)
         numbers = r"(\d+) of (\d+) greedy texts.* of 15 facts (\d+) are said, (\d+) by"
         n_same, n_prompts, n_served, n_computed = map(int, re.search(numbers, output).groups())
         assert n_same >= 0.95 * n_prompts

@@ -37,7 +37,7 @@ def test_an_adapter_is_written_and_measured_as_a_model(
 ):
     edit(model_folder)
     apply = ["apply", "--model", model_folder, "--edit", "e", "--as", "adapter"]
-    result = invoke(*apply, "--out", "a", "--max-rank", 24, "--facts", facts_file)
+    result = invoke(*apply, "--out", "a", "--max-rank", 24)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     changed, drift, wrote = result.stdout.splitlines()
@@ -70,11 +70,11 @@ def test_a_rank_that_is_cut_is_said(invoke, edit, refuses, model_folder):
     assert "Warning: little of the update is left at this rank." in result.stderr
 
 
-def test_gguf_files_stay_gguf_files(invoke, edit, gguf_file, facts_file, tmp_path):
+def test_gguf_files_stay_gguf_files(invoke, edit, gguf_file, tmp_path):
     edit(gguf_file)
     apply = ["apply", "--model", gguf_file, "--edit", "e"]
     for form, out, kind in (("model", "m.gguf", "float16"), ("gguf-adapter", "l.gguf", "float32")):
-        result = invoke(*apply, "--as", form, "--out", out, "--facts", facts_file)
+        result = invoke(*apply, "--as", form, "--out", out)
         assert result.exit_code == 0, result.output
         assert f"tensors, in {kind}" in result.stdout
         assert "greedy texts are the same" in result.stdout

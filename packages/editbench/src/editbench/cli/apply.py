@@ -8,12 +8,10 @@ import click
 
 from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.lookup import read_cases
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import open_dataset
 
 if TYPE_CHECKING:
     from editbench.edits.exported import Export
@@ -74,13 +72,6 @@ _DEFAULT_MAX_RANK = 256
 @click.option(
     "--truncate", is_flag=True, help="Cut updates of a higher rank to it, and say what is lost."
 )
-@click.option(
-    "--facts",
-    type=in_file,
-    metavar="FILE",
-    help="The facts that were written: both the edited model and what was written are asked for "
-    "them, and the model card lists them.",
-)
 @options.loading(
     options.dtype(
         default="auto",
@@ -98,7 +89,6 @@ def apply(
     tensor_type: "TensorType | None",
     max_rank: int,
     truncate: bool,
-    facts: Path | None,
     loading: ModelLoading,
 ) -> None:
     """Write a model with edits on it, or what makes one of its base.
@@ -108,7 +98,7 @@ def apply(
     and is exact where the update's rank allows it. A README.md says what was edited, and how.
 
     What was written is read back by the program that will use it, and compared with the edited
-    model, before the command is done. An edit fits the model that it was computed for, and no
+    model, before the command is done; both are asked for the facts that the edit file has. An edit fits the model that it was computed for, and no
     other.
     """
     _check_options(form, out, tensor_type, truncate, loading)
@@ -127,22 +117,18 @@ def apply(
         ProgressDisplay() as display,
     ):
         # Damaged files are found before the model is loaded, which can take long.
-        edit = WeightEdit.merge([WeightEdit.load(path) for path in edit_files])
-        cases = (
-            []
-            if facts is None
-            else read_cases(open_dataset(f"facts={facts}", plugins, None), display)
-        )
-        asked = [case.request for case in cases]
+        edits = [WeightEdit.load(path) for path in edit_files]
+        edit = WeightEdit.merge(edits)
+        facts = [fact for each in edits if each.recipe for fact in each.recipe.requests]
         match form:
             case "model":
                 kind: TensorType = tensor_type or "F16"
                 written = export_edit(
-                    edit, model, out, load=load, dtype=loading.dtype, tensor_type=kind, facts=asked
+                    edit, model, out, load=load, dtype=loading.dtype, tensor_type=kind, facts=facts
                 )
             case "adapter":
                 written = export_adapter(
-                    edit, model, out, load=load, max_rank=max_rank, truncate=truncate, facts=asked
+                    edit, model, out, load=load, max_rank=max_rank, truncate=truncate, facts=facts
                 )
             case "gguf-adapter":
                 written = export_gguf_adapter(
@@ -153,7 +139,7 @@ def apply(
                     tensor_type=tensor_type or "F32",
                     max_rank=max_rank,
                     truncate=truncate,
-                    facts=asked,
+                    facts=facts,
                 )
     _describe(written, form)
     click.echo(f"Wrote {out}: {model} with {edit.card.n_edits} fact(s) by {edit.card.editor}")
