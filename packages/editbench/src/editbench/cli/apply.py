@@ -98,8 +98,8 @@ def apply(
     and is exact where the update's rank allows it. A README.md says what was edited, and how.
 
     What was written is read back by the program that will use it, and compared with the edited
-    model, before the command is done; both are asked for the facts that the edit file has. An edit fits the model that it was computed for, and no
-    other.
+    model, before the command is done; both are asked for the facts that the edit file has. An edit
+    fits the model that it was computed for, and no other.
     """
     _check_options(form, out, tensor_type, truncate, loading)
     from editbench.edits.adapter_export import export_adapter
@@ -114,7 +114,7 @@ def apply(
 
     with (
         telling_what_is_kept(lambda: "Interrupted: no model was written."),
-        ProgressDisplay() as display,
+        ProgressDisplay(),
     ):
         # Damaged files are found before the model is loaded, which can take long.
         edits = [WeightEdit.load(path) for path in edit_files]
