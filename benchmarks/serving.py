@@ -24,7 +24,8 @@ from editbench.edits.gguf_export import export_gguf_adapter
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.editable import EditableModel
 from editbench.models.loading import DTypeName
-from editbench.plugins.atlas import Atlas
+from editbench.plugins.atlas import AtlasDataset
+from editbench.plugins.sources import default_cache
 from editbench.requests import EditRequest
 
 REAL_FACTS = Path(__file__).parents[1] / "docs" / "examples" / "real-facts.jsonl"
@@ -38,7 +39,8 @@ def load(name: str, dtype: DTypeName) -> EditableModel:
 
 def facts_for(name: str, n_edits: int) -> list[EditRequest]:
     """Facts that are not what the model knows."""
-    cases = Atlas().cases() if name == "atlas" else read_facts(REAL_FACTS)
+    atlas = AtlasDataset(None, default_cache())
+    cases = atlas.cases() if name == "atlas" else read_facts(REAL_FACTS)
     return [case.request for case in cases[:n_edits]]
 
 

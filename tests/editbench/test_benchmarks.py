@@ -65,6 +65,17 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
         assert row["difference"] < 1e-4
 
 
+def test_every_form_is_served(tmp_path: Path) -> None:
+    folder, adapter = run(
+        "serving", "--models", "atlas", "--n-edits", "2", out=tmp_path / "record.json"
+    )
+    assert (folder["form"], adapter["form"]) == ("folder", "peft adapter")
+    assert adapter["n_bytes"] < folder["n_bytes"]
+    for row in (folder, adapter):
+        assert row["n_same_texts"] >= 0.95 * row["n_prompts"] == 0.95 * 22
+        assert row["n_said"] == row["n_said_computed"]
+
+
 def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux's /proc")

@@ -162,7 +162,7 @@ def test_apply_keeps_the_precision_of_the_files_and_says_what_rounding_does(
     )
     assert re.fullmatch(said, replaced)
     assert re.fullmatch(r"  transformer\.h\.1\.mlp\.c_proj\.weight: 0.\d+ %", lost)
-    assert re.fullmatch(r"Served against computed: \d+ of 20 greedy texts are the same, .*", drift)
+    assert re.fullmatch(r"Served against computed: \d+ of 26 greedy texts are the same, .*", drift)
     assert left_out.endswith("hold the weights without the edit: pytorch_model.bin")
     assert wrote == "Wrote kept: half with 6 fact(s) by nudge"
     source, kept = (tmp_path / name / "config.json" for name in ("half", "kept"))

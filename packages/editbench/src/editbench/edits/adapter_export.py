@@ -18,7 +18,7 @@ from editbench.edits.exported import (
     writing_export,
 )
 from editbench.edits.low_rank import LowRankUpdates, lower_ranks
-from editbench.edits.model_card import Base, describe_model
+from editbench.edits.model_card import BaseDescription, describe_model
 from editbench.edits.weight_edit import WeightEdit, make_dense
 from editbench.errors import EditError, ModelError
 from editbench.files.whole_files import write_whole
@@ -73,7 +73,7 @@ def export_adapter(
     with writing_export(folder) as unfinished:
         low = lower_ranks(edit.updates, max_rank, truncate=truncate)
         computed = load_for(edit, name, load, facts)
-        base = Base.of(computed.model)
+        base = BaseDescription.of(computed.model)
         _write(low.factors, computed.model, base, unfinished)
         meant = observe_meant(edit, low, computed, facts)
         served = _read_back(low.factors, computed.model, unfinished, facts)
@@ -131,7 +131,7 @@ def conclude(
 
 
 def _write(
-    factors: Mapping[str, UpdateFactors], model: EditableModel, base: Base, folder: Path
+    factors: Mapping[str, UpdateFactors], model: EditableModel, base: BaseDescription, folder: Path
 ) -> None:
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

@@ -20,7 +20,7 @@ from editbench.edits.exported import (
     writing_export,
 )
 from editbench.edits.gguf_export import GgufExport, TensorType
-from editbench.edits.model_card import Base, describe_model
+from editbench.edits.model_card import BaseDescription, describe_model
 from editbench.edits.model_folder import ModelFolder, Precision
 from editbench.edits.replacement import Replacement, find_replacement
 from editbench.edits.weight_edit import WeightEdit
@@ -121,7 +121,7 @@ class _Writer:
     edit: WeightEdit
     behavior: Behavior
     computed: DTypeName  # in which the source has the edit's fingerprint
-    base: Base
+    base: BaseDescription
     source: ModelFolder
     replacement: Replacement
     precision: Precision
@@ -163,7 +163,7 @@ class _Writer:
             edit,
             computed.behavior,
             computed.dtype,
-            Base.of(model),
+            BaseDescription.of(model),
             source,
             replacement,
             precision,

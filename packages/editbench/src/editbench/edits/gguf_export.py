@@ -23,7 +23,7 @@ from editbench.edits.exported import (
 )
 from editbench.edits.files import Update
 from editbench.edits.low_rank import LowRankUpdates, lower_ranks
-from editbench.edits.model_card import Base, describe_model
+from editbench.edits.model_card import BaseDescription, describe_model
 from editbench.edits.replacement import cast_total
 from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import WeightEdit, make_dense, orient_for_module
@@ -55,7 +55,7 @@ class GgufExport:
     edit: WeightEdit
     behavior: Behavior
     computed: DTypeName
-    base: Base
+    base: BaseDescription
     source: GgufFile
     replaced: dict[str, Tensor]
     tensors: dict[str, str]
@@ -96,7 +96,7 @@ class GgufExport:
             edit,
             computed.behavior,
             computed.dtype,
-            Base.of(model),
+            BaseDescription.of(model),
             source,
             replaced,
             {name: place.tensor for name, place in places.items()},
@@ -174,7 +174,7 @@ def export_gguf_adapter(
     with writing_export(path, as_folder=False) as unfinished:
         low = lower_ranks(edit.updates, max_rank, truncate=truncate)
         computed = load_for(edit, name, load, facts)
-        model, base = computed.model, Base.of(computed.model)
+        model, base = computed.model, BaseDescription.of(computed.model)
         _write_adapter(low, model, _find_places(edit, model, model.gguf), unfinished, tensor_type)
         meant = observe_meant(edit, low, computed, facts)
         with _read_back(edit, low, model, unfinished, tensor_type).applied(model):

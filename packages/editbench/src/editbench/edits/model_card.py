@@ -22,7 +22,7 @@ _FORMS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseDescription:
     """What is said of the model that was edited.
 
     Attributes:
@@ -55,7 +55,7 @@ class Base:
 
 
 def describe_model(
-    base: Base, card: EditCard, form: str, export: Export, facts: Sequence[EditRequest]
+    base: BaseDescription, card: EditCard, form: str, export: Export, facts: Sequence[EditRequest]
 ) -> str:
     """Write the text of a model card.
 
