@@ -95,7 +95,7 @@ class WeightEdit(Edit):
             report[name] = {
                 "n_weights": parameter.numel(),
                 "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
-                "relative_norm": _frobenius_norm(update) / weight_norm if weight_norm else None,
+                "relative_norm": frobenius_norm(update) / weight_norm if weight_norm else None,
             }
         edit.card = card.model_copy(update={"extra": {**(extra or {}), "updates": report}})
         return edit
@@ -170,7 +170,7 @@ class WeightEdit(Edit):
     @property
     def changes_something(self) -> bool:
         """Whether any update is other than zero."""
-        return any(_frobenius_norm(update) > 0 for update in self.updates.values())
+        return any(frobenius_norm(update) > 0 for update in self.updates.values())
 
     @property
     def identity(self) -> str:
@@ -326,6 +326,7 @@ def _merged_card(cards: Sequence[EditCard]) -> EditCard:
         model_fingerprint=first.model_fingerprint,
         edits_on=first.edits_on,
         model_dtype=next((card.model_dtype for card in cards if card.model_dtype), None),
+        model_gguf=next((card.model_gguf for card in cards if card.model_gguf), None),
         editor="+".join(dict.fromkeys(card.editor for card in cards)),
         config=first.config if same_config else {"merged": [card.config for card in cards]},
         requests_hash=hashlib.sha256(hashes.encode()).hexdigest(),
@@ -352,7 +353,7 @@ def make_dense(update: Update) -> Tensor:
     return update.double()
 
 
-def _frobenius_norm(update: Update) -> float:
+def frobenius_norm(update: Update) -> float:
     """‖Δ‖ in float64; of factors through their Gram matrices, without forming Δ."""
     if isinstance(update, UpdateFactors):
         left, right = update.left.double(), update.right.double()

@@ -44,11 +44,13 @@ class EditableModel:
         planned_device: For a model without weights, the device that work on it is planned for.
         source: The folder that its weights were read from; None if there is none.
         gguf: The GGUF file that they were read from, dequantized; None if there is none.
+        adapters: What was merged into them since, in order: PEFT folders, llama.cpp's LoRA files.
     """
 
     planned_device: torch.device | None = None
     source: Path | None = None
     gguf: GgufFile | None = None
+    adapters: tuple[Path, ...] = ()
 
     def __init__(
         self,
