@@ -53,6 +53,16 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What does the model say to `question` without the edit?
+
+    The unedited model is asked, whichever edit is on the model that other questions go to.
+    """
+
+    question: Score | Generate | Read
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreAnswer:
     """The tokens of a continuation, or of a text that was read, under teacher forcing.
 
@@ -77,6 +87,6 @@ class GenerateAnswer:
     text: str
 
 
-Question = Score | Generate | Read
+Question = Score | Generate | Read | Before
 Answer = ScoreAnswer | GenerateAnswer
 Answers = Mapping[Question, Answer]

@@ -5,7 +5,7 @@ stay on the evaluation side, so that no editor can train on its own exam.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
+PortabilityKind = Literal["reasoning", "aliasing", "reversal", "multi_hop"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
 _UNSET = {"joiner": None, "chat": False}
@@ -71,11 +72,11 @@ class EditRequest:
                 f"request '{self.case_id}': field 'prompt' must contain '{{}}' exactly once, "
                 f"got {self.prompt!r}. Put '{{}}' where the subject goes."
             )
-        for field in ("subject", "target"):
-            if not getattr(self, field).strip():
+        for name in ("subject", "target"):
+            if not getattr(self, name).strip():
                 raise RequestError(
-                    f"request '{self.case_id}': field '{field}' must not be empty, "
-                    f"got {getattr(self, field)!r}."
+                    f"request '{self.case_id}': field '{name}' must not be empty, "
+                    f"got {getattr(self, name)!r}."
                 )
 
     @property
@@ -129,6 +130,65 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Query:
+    """A prompt, and what the model may say next.
+
+    Attributes:
+        prompt: Complete text; the model is asked to continue it.
+        answers: The answer, and other names of it or other right ones; any of them counts.
+        joiner: What stands between prompt and answer; see `EditRequest`.
+        chat: Whether the prompt is a user's message; see `EditRequest`.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    joiner: str | None = None
+    chat: bool = False
+
+    @property
+    def questions(self) -> tuple[Score, ...]:
+        """How likely is each of the answers after the prompt?"""
+        return tuple(Score(self.prompt, each, self.joiner, self.chat) for each in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One fact of those that an answer follows from.
+
+    Attributes:
+        subject: Whom it is about, as requests call it.
+        relation: The relation's name in requests.
+        target: The object.
+        is_edited: Whether it is so only once a request has written it.
+    """
+
+    subject: str
+    relation: str
+    target: str
+    is_edited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortabilityProbe:
+    """Does the model answer what follows from an edit?
+
+    Attributes:
+        kind: How it follows: by any other inference, under another name of the subject, in the
+            other direction, or over further facts.
+        queries: What is asked.
+        needs_all: Whether all queries must be answered right; otherwise one is enough.
+        conditions: What the unedited model must know, or else the probe does not count.
+        hops: The facts that the answers follow from, where the dataset names them.
+    """
+
+    kind: PortabilityKind
+    queries: tuple[Query, ...]
+    needs_all: bool = False
+    conditions: tuple[Query, ...] = ()
+    hops: tuple[Hop, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EditCase:
     """A request together with everything that judges whether it worked.
 
@@ -138,6 +198,8 @@ class EditCase:
         probes: Efficacy, paraphrase and neighborhood probes.
         generation_prompts: Openings from which text is generated to judge fluency.
         reference_texts: Texts about the new target, to judge consistency against.
+        portability: What follows from the edit. It does not show in `repr`, so that results of
+            before there were such probes keep their addresses.
     """
 
     request: EditRequest
@@ -145,6 +207,38 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    portability: tuple[PortabilityProbe, ...] = field(default=(), repr=False)
+
+
+def mask_contaminated(cases: Sequence[EditCase]) -> tuple[list[EditCase], int]:
+    """Leave out the portability probes that have another answer once all of a batch is written.
+
+    An edit of weights cannot be withheld from one question, so the question is: where a request
+    of the batch writes another object into one of its hops (as MQuAKE-Remastered masks edits of
+    other cases, Zhong et al. 2025), and where the batch lacks a request that it follows from.
+
+    Args:
+        cases: The cases of one batch.
+
+    Returns:
+        The cases with the probes that remain, and how many were left out.
+    """
+    written: dict[tuple[str, str | None], set[str]] = {}
+    for request in (case.request for case in cases):
+        written.setdefault((request.subject, request.relation), set()).add(request.target)
+
+    def holds(hop: Hop) -> bool:
+        targets = written.get((hop.subject, hop.relation), set())
+        return targets == {hop.target} or not (targets or hop.is_edited)
+
+    kept = [
+        replace(
+            case, portability=tuple(each for each in case.portability if all(map(holds, each.hops)))
+        )
+        for case in cases
+    ]
+    n_before, n_after = (sum(len(case.portability) for case in each) for each in (cases, kept))
+    return kept, n_before - n_after
 
 
 @dataclass(frozen=True, slots=True)

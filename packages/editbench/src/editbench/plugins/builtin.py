@@ -54,10 +54,27 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
     """Register the datasets that ship with editbench."""
     from editbench.datasets.counterfact import CounterFact, CounterFactFull
     from editbench.datasets.facts import Facts
+    from editbench.datasets.flat import KnowEdit, QAEdit, WikiBigEdit
+    from editbench.datasets.mquake import MQuAKE, MQuAKERemastered
+    from editbench.datasets.ripple_edits import RippleEdits
     from editbench.datasets.zsre import ZsRE
     from editbench.plugins.atlas import AtlasDataset, AtlasTraining, AtlasValidation
 
-    return [AtlasDataset, AtlasValidation, AtlasTraining, CounterFact, CounterFactFull, ZsRE, Facts]
+    return [
+        AtlasDataset,
+        AtlasValidation,
+        AtlasTraining,
+        CounterFact,
+        CounterFactFull,
+        ZsRE,
+        MQuAKE,
+        MQuAKERemastered,
+        RippleEdits,
+        KnowEdit,
+        QAEdit,
+        WikiBigEdit,
+        Facts,
+    ]
 
 
 @hookimpl
@@ -65,9 +82,18 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.generation import GenerationEntropy, ReferenceScore
     from editbench.metrics.perplexity import Perplexity
+    from editbench.metrics.portability import Portability
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
 
-    return [Success, Accuracy, TokenAccuracy, GenerationEntropy, ReferenceScore, Perplexity]
+    return [
+        Success,
+        Accuracy,
+        TokenAccuracy,
+        Portability,
+        GenerationEntropy,
+        ReferenceScore,
+        Perplexity,
+    ]
 
 
 @hookimpl

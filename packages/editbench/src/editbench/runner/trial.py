@@ -88,11 +88,15 @@ class CaseBatch:
         texts: Held-out texts to read, each with an id; a trial's batches share them between them,
             so that each is read once, whatever the number of batches.
         questions: What the metrics ask about cases and texts, each question once.
+        before: What they ask the unedited model, whatever is edited; each question once.
+        n_masked: How many portability probes of its cases others of them make wrong.
     """
 
     cases: tuple[EditCase, ...]
     texts: tuple[tuple[str, str], ...]
     questions: tuple[Question, ...]
+    before: tuple[Question, ...] = ()
+    n_masked: int = 0
 
     @property
     def requests(self) -> list[EditRequest]:

@@ -125,7 +125,7 @@ def make_questionnaires(
         if key not in pools_of:
             pools: dict[tuple[str, int | None], set[Question]] = {}
             for batch in batches:
-                for question in batch.questions:
+                for question in (*batch.questions, *batch.before):
                     seed = trial_seed if isinstance(question, Generate) else None
                     pools.setdefault((model.fingerprint, seed), set()).add(question)
             pools_of[key] = pools
