@@ -52,6 +52,10 @@ class Read:
     text: str
 
 
+PlainQuestion = Score | Generate | Read
+"""What a model is asked as it stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Before:
     """What does the model say to `question` without the edit?
@@ -59,7 +63,7 @@ class Before:
     The unedited model is asked, whichever edit is on the model that other questions go to.
     """
 
-    question: Score | Generate | Read
+    question: PlainQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,6 @@ class GenerateAnswer:
     text: str
 
 
-Question = Score | Generate | Read | Before
+Question = PlainQuestion | Before
 Answer = ScoreAnswer | GenerateAnswer
 Answers = Mapping[Question, Answer]

@@ -39,6 +39,29 @@ def default_metrics(
     return [metric for metric in metrics if has_questions(metric, dataset)]
 
 
+def choose_metrics(
+    dataset: "Dataset",
+    chosen: "Sequence[AnyMetric]",
+    plugins: PluginManager,
+    display: ProgressDisplay,
+) -> "list[AnyMetric]":
+    """The metrics that were chosen or, where none were, those that are meant for a dataset.
+
+    Of several, those that it leaves nothing to ask are left out, and named.
+    """
+    from editbench.runner import has_questions
+
+    if not chosen:
+        return default_metrics(dataset, plugins)
+    asked = [metric for metric in chosen if has_questions(metric, dataset)]
+    for metric in chosen if asked else []:
+        if metric not in asked:
+            display.say(
+                f"Metric '{metric.name}' has nothing to ask about '{dataset.name}': left out."
+            )
+    return asked or list(chosen)
+
+
 def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCase]":
     """The dataset's cases; says what was understood of its file, and what was left out."""
     cases = dataset.cases()

@@ -18,9 +18,9 @@ from editbench.cli.execution import (
 from editbench.cli.layers import WantedLayers, facts_of_dataset, layers_option
 from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
+    choose_metrics,
     choose_sizes,
     configure_editors,
-    default_metrics,
     find_metrics,
     note_files,
     remark_on_corpus,
@@ -190,6 +190,10 @@ def run(
         }
         for model in editables:
             remark_on_corpus(configured[id(model)], inputs, model, display)
+        wanted_metrics = {
+            id(source): choose_metrics(source, chosen_metrics, plugins, display)
+            for source in sources
+        }
         trials = [
             trial
             for source in sources
@@ -197,7 +201,7 @@ def run(
                 models=editables,
                 datasets=[source],
                 editors=lambda model: configured[id(model)],
-                metrics=lambda dataset: chosen_metrics or default_metrics(dataset, plugins),
+                metrics=lambda dataset: wanted_metrics[id(dataset)],
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
                 n_batches=lambda n: math.ceil(min_cases / n),

@@ -4,9 +4,9 @@ from editbench.datasets.base import Dataset, FileDataset
 from editbench.datasets.counterfact import CounterFact, CounterFactFull
 from editbench.datasets.download import RemoteFile, fetch
 from editbench.datasets.facts import Facts, read_facts
-from editbench.datasets.flat import KnowEdit, QAEdit, WikiBigEdit
+from editbench.datasets.flat import KnowEditDataset, QAEditDataset, WikiBigEditDataset
 from editbench.datasets.mquake import MQuAKE, MQuAKERemastered
-from editbench.datasets.ripple_edits import RippleEdits
+from editbench.datasets.ripple_edits import RippleEditsDataset
 from editbench.datasets.zsre import ZsRE
 
 __all__ = [
@@ -15,13 +15,13 @@ __all__ = [
     "Dataset",
     "Facts",
     "FileDataset",
-    "KnowEdit",
+    "KnowEditDataset",
     "MQuAKE",
     "MQuAKERemastered",
-    "QAEdit",
+    "QAEditDataset",
     "RemoteFile",
-    "RippleEdits",
-    "WikiBigEdit",
+    "RippleEditsDataset",
+    "WikiBigEditDataset",
     "ZsRE",
     "fetch",
     "read_facts",

@@ -43,7 +43,7 @@ class FlatDataset(FileDataset):
         return case_of_fact(fact, str(index), self.understanding)
 
 
-class QAEdit(FlatDataset):
+class QAEditDataset(FlatDataset):
     """QAEdit: questions as people ask them, with five unrelated ones each (WILD; 19,249 records).
 
     `target` is the answer to `prompt`, `rephrase` a paraphrase, and each of `locality` a question
@@ -64,7 +64,7 @@ class QAEdit(FlatDataset):
     }
 
 
-class WikiBigEdit(FlatDataset):
+class WikiBigEditDataset(FlatDataset):
     """WikiBigEdit: what changed in Wikidata from February to July 2024 (eight files, > 500,000).
 
     `update` is the question, `ans` its new answer, `rephrase` a paraphrase, `loc` with `loc_ans` a
@@ -84,7 +84,7 @@ class WikiBigEdit(FlatDataset):
     )
 
 
-class KnowEdit(FlatDataset):
+class KnowEditDataset(FlatDataset):
     """KnowEdit: Wikidata counterfacts and recent facts, zsRE and WikiBio with what follows.
 
     `portability` says what follows (`Reasoning` and `Logical_Generalization`, `Subject_Aliasing`),

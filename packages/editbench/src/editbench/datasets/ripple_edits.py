@@ -53,7 +53,7 @@ _WORDINGS: Mapping[str, str] = {
 others are their own name: "mother of {} is"."""
 
 
-class RippleEdits(FileDataset):
+class RippleEditsDataset(FileDataset):
     """RippleEdits (recent): facts new to Wikidata, and what follows from them and what does not.
 
     A record says in one sentence what is to be written, and in which relation of Wikidata; how the

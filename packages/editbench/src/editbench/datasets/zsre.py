@@ -36,6 +36,11 @@ class ZsRE(FileDataset):
 
     name: ClassVar[str] = "zsre"
     default_metrics: ClassVar[tuple[str, ...]] = ("token-accuracy",)
+    source: ClassVar[str] = "https://memit.baulab.info/data/dsets/ (MEND's split)"
+    known_errors: ClassVar[str] = (
+        "tools do not agree on what is to be written: 'answers' here and in the authors' code, "
+        "'alt' in EasyEdit"
+    )
     remote: ClassVar[RemoteFile | None] = RemoteFile(
         url="https://memit.baulab.info/data/dsets/zsre_mend_eval.json",
         sha256="8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",

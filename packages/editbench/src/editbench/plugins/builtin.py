@@ -54,9 +54,9 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
     """Register the datasets that ship with editbench."""
     from editbench.datasets.counterfact import CounterFact, CounterFactFull
     from editbench.datasets.facts import Facts
-    from editbench.datasets.flat import KnowEdit, QAEdit, WikiBigEdit
+    from editbench.datasets.flat import KnowEditDataset, QAEditDataset, WikiBigEditDataset
     from editbench.datasets.mquake import MQuAKE, MQuAKERemastered
-    from editbench.datasets.ripple_edits import RippleEdits
+    from editbench.datasets.ripple_edits import RippleEditsDataset
     from editbench.datasets.zsre import ZsRE
     from editbench.plugins.atlas import AtlasDataset, AtlasTraining, AtlasValidation
 
@@ -69,10 +69,10 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
         ZsRE,
         MQuAKE,
         MQuAKERemastered,
-        RippleEdits,
-        KnowEdit,
-        QAEdit,
-        WikiBigEdit,
+        RippleEditsDataset,
+        KnowEditDataset,
+        QAEditDataset,
+        WikiBigEditDataset,
         Facts,
     ]
 

@@ -11,7 +11,7 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Question
+from editbench.questions import PlainQuestion
 from editbench.requests import ConflictPolicy, EditCase, EditRequest
 from editbench.results.manifest import Sample, TrialDescription
 
@@ -94,8 +94,8 @@ class CaseBatch:
 
     cases: tuple[EditCase, ...]
     texts: tuple[tuple[str, str], ...]
-    questions: tuple[Question, ...]
-    before: tuple[Question, ...] = ()
+    questions: tuple[PlainQuestion, ...]
+    before: tuple[PlainQuestion, ...] = ()
     n_masked: int = 0
 
     @property
