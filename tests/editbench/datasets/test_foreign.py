@@ -84,8 +84,8 @@ def read(write, content: object, name: str = "facts.json") -> tuple[EditCase, tu
             "Graz",
             (
                 "read as a JSON array; 'target_new' as target, 'ground_truth' as target_true, "
-                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, the subject in "
-                "'prompt' as {}; ignored: 'portability' (no metric asks about it)."
+                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, 'portability' as "
+                "portability, the subject in 'prompt' as {}."
             ),
         ),
         (
