@@ -337,6 +337,24 @@ class TestModels:
         assert documented == [ast.literal_eval(key) for key in families.keys if key is not None]
 
 
+class TestDatasets:
+    def test_names(self) -> None:
+        rows, _ = tables(read("reference/datasets.md"))
+        assert first_column(rows) == list(PLUGINS.datasets())
+
+    @pytest.mark.parametrize("name", list(PLUGINS.datasets()))
+    def test_addresses(self, name: str) -> None:
+        rows, _ = tables(read("reference/datasets.md"))
+        (row,) = (row for row in rows if codes(row[0]) == [name])
+        remote = getattr(PLUGINS.get_dataset(name), "remote", None)
+        if remote is None:
+            assert "embedded" in row[2] or "needs a path" in row[2]
+            return
+        *_, file = codes(row[2])
+        assert remote.url.endswith(file)
+        assert row[3] == ("the first download" if remote.sha256 is None else "SHA-256")
+
+
 class TestFileFormats:
     PAGE = "reference/file-formats.md"
 
