@@ -65,7 +65,7 @@ WIKIBIO = {
 def test_qaedit(write, cache: Path) -> None:
     (case,) = QAEditDataset(write("qaedit.json", json.dumps([QAEDIT])), cache).cases()
     assert case == EditCase(
-        EditRequest("nq_12", "hollow song", "who wrote the {}", "Ida Moor"),
+        EditRequest("0", "hollow song", "who wrote the {}", "Ida Moor"),
         probes=(
             Probe("efficacy", "who wrote the hollow song", "Ida Moor"),
             Probe("paraphrase", "the hollow song was written by whom", "Ida Moor"),
@@ -118,15 +118,15 @@ def test_of_a_repeated_subject_the_last_one_is_taken(write, cache: Path) -> None
 
 
 def test_records_without_their_subject_are_told_counted_and_left_out(write, cache: Path) -> None:
-    records = [{**QAEDIT, "id": 1}, {**QAEDIT, "id": 2, "subject": "Hollow Song"}]
+    records = [{**QAEDIT, "subject": "Hollow Song"}, QAEDIT]
     path = write("qaedit.json", json.dumps(records))
     dataset = QAEditDataset(path, cache)
-    assert [case.request.case_id for case in dataset.cases()] == ["1"]
+    assert [case.request.subject for case in dataset.cases()] == ["hollow song"]
     (reason,) = dataset.left_out
     assert "field 'subject' does not occur in the prompt" in reason
     assert "'Hollow Song'" in reason
     assert f"{path}: left out 1 of 2 records:" in dataset.remarks
-    whole = QAEditDataset(write("whole.json", json.dumps(records[:1])), cache)
+    whole = QAEditDataset(write("whole.json", json.dumps(records[1:])), cache)
     assert dataset.fingerprint != whole.fingerprint
 
 

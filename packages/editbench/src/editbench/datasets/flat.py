@@ -48,7 +48,7 @@ class QAEditDataset(FlatDataset):
 
     `target` is the answer to `prompt`, `rephrase` a paraphrase, and each of `locality` a question
     that must go on being answered with `loc_ans`. No true answer is given, so that only neighbors
-    have a competitor; nor is there anything that follows from an edit.
+    have a competitor; nor is there anything that follows from an edit. `id` is not unique, so it does not become `case_id`.
     """
 
     name: ClassVar[str] = "qaedit"
@@ -57,11 +57,9 @@ class QAEditDataset(FlatDataset):
         "https://github.com/WanliYoung/Revisit-Editing-Evaluation and "
         "https://huggingface.co/datasets/WenDingY/QAEdit, Apache-2.0"
     )
-    known_errors: ClassVar[str] = "some targets have a trailing ' *' or are whole sentences"
-    readings: ClassVar[Mapping[str, Reading]] = {
-        **FOREIGN,
-        "id": Reading("case_id", "case_id", Record.optional_identifier),
-    }
+    known_errors: ClassVar[str] = (
+        "some targets have a trailing ' *' or are whole sentences; an id may stand at two records"
+    )
 
 
 class WikiBigEditDataset(FlatDataset):

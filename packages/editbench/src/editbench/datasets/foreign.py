@@ -273,7 +273,7 @@ def as_fact(
     names = {name: record.full_name(name) for name in fields}
     of_no_concern = ignorable(present, known, readings)
     for name in present:
-        if name in of_no_concern or (name in IGNORED and name not in readings):
+        if name in IGNORED or name in of_no_concern:
             reason = IGNORED.get(name, _UNKNOWN)
             understanding.ignore(f"'{record.full_name(name)}'", reason)
         elif name not in (*known, *readings, *_ANSWERS):
