@@ -48,7 +48,8 @@ class QAEditDataset(FlatDataset):
 
     `target` is the answer to `prompt`, `rephrase` a paraphrase, and each of `locality` a question
     that must go on being answered with `loc_ans`. No true answer is given, so that only neighbors
-    have a competitor; nor is there anything that follows from an edit. `id` is not unique, so it does not become `case_id`.
+    have a competitor; nor is there anything that follows from an edit. `id` is not
+    unique, so it does not become `case_id`.
     """
 
     name: ClassVar[str] = "qaedit"

@@ -1,6 +1,7 @@
 """Questions put to a model: each distinct one once, in batches, exactly as if asked alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -9,19 +10,27 @@ from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.passages import Passage
 from editbench.models.scoring import score_continuations, score_passages
-from editbench.questions import Answer, Generate, Question, Read, Score, ScoreAnswer
+from editbench.questions import (
+    Answer,
+    Generate,
+    GenerateAnswer,
+    PlainQuestion,
+    Read,
+    Score,
+    ScoreAnswer,
+)
 
 Progress = Callable[[int, int], None]
 
 
 def answer_questions(
     model: EditableModel,
-    questions: Iterable[Question],
+    questions: Iterable[PlainQuestion],
     *,
     seed: int,
     token_budget: int,
     on_progress: Progress | None = None,
-) -> dict[Question, Answer]:
+) -> dict[PlainQuestion, Answer]:
     """Ask a model questions.
 
     An answer does not depend on what else is asked, beyond the rounding of a batched forward pass;
@@ -41,7 +50,8 @@ def answer_questions(
     Raises:
         RequestError: A text has no tokens, or a prompt more than the model takes.
     """
-    asked = list(dict.fromkeys(questions))
+    wordings = {question: _as_asked(model, question) for question in questions}
+    asked = list(dict.fromkeys(wordings.values()))
     scores = [question for question in asked if isinstance(question, Score)]
     prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
@@ -53,13 +63,40 @@ def answer_questions(
         if on_progress is not None:
             on_progress(n_done, len(asked))
 
-    answers: dict[Question, Answer] = {}
+    answers: dict[PlainQuestion, Answer] = {}
     # Not inference mode: some models cache tensors on the way, and an editor may need them later.
     with torch.no_grad():
         answers.update(score_continuations(model, scores, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
         answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
-    return {question: answers[question] for question in asked}
+    return {
+        question: _without_preamble(question, wording, answers[wording])
+        for question, wording in wordings.items()
+    }
+
+
+def _as_asked(model: EditableModel, question: PlainQuestion) -> PlainQuestion:
+    """The question behind what edits of prompts put before it."""
+    if isinstance(question, Read) or (prompt := model.as_asked(question.prompt)) == question.prompt:
+        return question
+    if isinstance(question, Generate):
+        before, after = (
+            len(model.tokens.encode(text, chat=question.chat)) for text in (question.prompt, prompt)
+        )
+        return replace(question, prompt=prompt, n_tokens=question.n_tokens + after - before)
+    return replace(question, prompt=prompt)
+
+
+def _without_preamble(question: PlainQuestion, wording: PlainQuestion, answer: Answer) -> Answer:
+    """A generated text begins with the prompt that was asked for."""
+    if (
+        isinstance(question, Generate)
+        and isinstance(wording, Generate)
+        and isinstance(answer, GenerateAnswer)
+    ):
+        preamble = wording.prompt.removesuffix(question.prompt)
+        return replace(answer, text=answer.text.removeprefix(preamble))
+    return answer
 
 
 def read_texts(

@@ -20,8 +20,9 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
     from editbench.editors import alphaedit, memit
     from editbench.editors.emmet import Emmet
-    from editbench.editors.finetune import FineTune
+    from editbench.editors.finetune import FineTune, LocFineTune
     from editbench.editors.mend.editor import Mend
+    from editbench.editors.prompting import InContext, Retrieval
     from editbench.editors.rome import Rome
     from editbench.editors.ultraedit import UltraEdit
     from editbench.editors.unedited import Unedited
@@ -45,7 +46,10 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
         alphaedit.Sphere,
         UltraEdit,
         FineTune,
+        LocFineTune,
         Mend,
+        InContext,
+        Retrieval,
     ]
 
 
