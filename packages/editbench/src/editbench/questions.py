@@ -41,6 +41,26 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """What does the model say after `prompt`, always with the likeliest token?
+
+    Its text ends where the model ends it, by an end-of-sequence token.
+
+    Attributes:
+        prompt: What the model is given.
+        n_tokens: How many tokens it writes at most, the prompt's not counted.
+        chat: Whether the prompt is a user's message, which the model's chat template goes around.
+        sentence: Whether the text also ends with its first sentence or line: a model that was not
+            tuned to answer goes on to something else.
+    """
+
+    prompt: str
+    n_tokens: int
+    chat: bool = False
+    sentence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """How likely is each token of `text`, read from its beginning?
 
@@ -52,7 +72,7 @@ class Read:
     text: str
 
 
-PlainQuestion = Score | Generate | Read
+PlainQuestion = Score | Generate | Write | Read
 """What a model is asked as it stands."""
 
 
@@ -91,6 +111,13 @@ class GenerateAnswer:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class WriteAnswer:
+    """What was written behind the prompt."""
+
+    text: str
+
+
 Question = PlainQuestion | Before
-Answer = ScoreAnswer | GenerateAnswer
+Answer = ScoreAnswer | GenerateAnswer | WriteAnswer
 Answers = Mapping[Question, Answer]

@@ -18,14 +18,14 @@ ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 PortabilityKind = Literal["reasoning", "aliasing", "reversal", "multi_hop"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
-_UNSET = {"joiner": None, "chat": False}
+_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": ()}
 
 
 def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
-    `joiner` and `chat` are among them only where they are set: a fact that says nothing about how
-    it is asked keeps the address that it had before one could say so.
+    `joiner`, `chat` and `aliases` are among them only where they are set: a fact that says nothing
+    about how it is asked keeps the address that it had before one could say so.
     """
     return {
         name: value
@@ -113,6 +113,7 @@ class Probe:
             None where the dataset names none (zsRE), and then only accuracy is defined.
         joiner: What stands between prompt and continuation; see `EditRequest`.
         chat: Whether the prompt is a user's message; see `EditRequest`.
+        aliases: Other names of what is expected, which a text of the model's own may use.
     """
 
     kind: ProbeKind
@@ -121,6 +122,7 @@ class Probe:
     alternative: str | None = None
     joiner: str | None = None
     chat: bool = False
+    aliases: tuple[str, ...] = ()
 
     __repr__ = _show
 
@@ -239,6 +241,23 @@ def mask_contaminated(cases: Sequence[EditCase]) -> tuple[list[EditCase], int]:
     ]
     n_before, n_after = (sum(len(case.portability) for case in each) for each in (cases, kept))
     return kept, n_before - n_after
+
+
+def as_chat(case: EditCase) -> EditCase:
+    """The case with every prompt as a user's message, and what follows as the answer to it."""
+
+    def ask(queries: tuple[Query, ...]) -> tuple[Query, ...]:
+        return tuple(replace(query, chat=True) for query in queries)
+
+    return replace(
+        case,
+        request=replace(case.request, chat=True),
+        probes=tuple(replace(probe, chat=True) for probe in case.probes),
+        portability=tuple(
+            replace(probe, queries=ask(probe.queries), conditions=ask(probe.conditions))
+            for probe in case.portability
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

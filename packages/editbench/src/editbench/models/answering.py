@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -9,15 +10,17 @@ from editbench.errors import RequestError
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
 from editbench.models.passages import Passage
-from editbench.models.scoring import score_continuations, score_passages
+from editbench.models.scoring import follow_prompts, run_passages
 from editbench.questions import (
     Answer,
     Generate,
     GenerateAnswer,
     PlainQuestion,
+    Question,
     Read,
     Score,
     ScoreAnswer,
+    Write,
 )
 
 Progress = Callable[[int, int], None]
@@ -30,7 +33,7 @@ def answer_questions(
     seed: int,
     token_budget: int,
     on_progress: Progress | None = None,
-) -> dict[PlainQuestion, Answer]:
+) -> dict[Question, Answer]:
     """Ask a model questions.
 
     An answer does not depend on what else is asked, beyond the rounding of a batched forward pass;
@@ -52,7 +55,7 @@ def answer_questions(
     """
     wordings = {question: _as_asked(model, question) for question in questions}
     asked = list(dict.fromkeys(wordings.values()))
-    scores = [question for question in asked if isinstance(question, Score)]
+    followed = [question for question in asked if isinstance(question, Score | Write)]
     prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
     n_done = 0
@@ -66,7 +69,7 @@ def answer_questions(
     answers: dict[PlainQuestion, Answer] = {}
     # Not inference mode: some models cache tensors on the way, and an editor may need them later.
     with torch.no_grad():
-        answers.update(score_continuations(model, scores, token_budget, report).items())
+        answers.update(follow_prompts(model, followed, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
         answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
     return {
@@ -121,10 +124,10 @@ def read_texts(
         windows[question] = len(own)
         passages += own
     found: dict[Read, dict[int, ScoreAnswer]] = {question: {} for question in questions}
-    for scores in score_passages(model, passages, token_budget):
+    for scores in run_passages(model, passages, token_budget):
         n_done = 0
         for (question, index), answer in scores:
-            found[question][index] = answer
+            found[question][index] = cast(ScoreAnswer, answer)
             n_done += len(found[question]) == windows[question]
         report(n_done)
     return {

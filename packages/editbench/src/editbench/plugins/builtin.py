@@ -85,6 +85,7 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
 def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.generation import GenerationEntropy, ReferenceScore
+    from editbench.metrics.generation_match import GenerationExact, GenerationMatch
     from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.portability import Portability
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
@@ -93,6 +94,8 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
         Success,
         Accuracy,
         TokenAccuracy,
+        GenerationMatch,
+        GenerationExact,
         Portability,
         GenerationEntropy,
         ReferenceScore,

@@ -153,7 +153,7 @@ def _check_questions(metric: Any, questions: Any) -> str | None:
     from editbench.questions import Question
 
     kinds = get_args(Question)
-    problem = _is_sequence_of(kinds, "a tuple of questions (Score, Generate, Read, Before)")
+    problem = _is_sequence_of(kinds, "a tuple of questions (Score, Generate, Write, Read, Before)")
     if said := problem(metric, questions):
         return said
     for question in questions:

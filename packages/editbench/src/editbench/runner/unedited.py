@@ -24,6 +24,8 @@ from editbench.questions import (
     Read,
     Score,
     ScoreAnswer,
+    Write,
+    WriteAnswer,
 )
 from editbench.runner.trial import CaseBatch
 
@@ -100,8 +102,10 @@ class Questionnaire:
         return f"{name_entry('answers', content)[:32]}.json.gz"
 
     def _decode(self, content: list[dict[str, Any]]) -> Answers:
-        answers = [_decode(fields) for fields in content]
-        return dict(zip(self.questions, answers, strict=True))
+        return {
+            question: _decode(question, fields)
+            for question, fields in zip(self.questions, content, strict=True)
+        }
 
 
 def make_questionnaires(
@@ -157,15 +161,19 @@ def _order(question: PlainQuestion) -> tuple[str, str, str, str]:
     match question:
         case Score(prompt, continuation, joiner, chat):
             return "score", prompt, continuation, f"{joiner!r} {chat}"
+        case Write(prompt, n_tokens, chat, sentence):  # beside the scores of its prompt
+            return "score", prompt, "", f"{n_tokens:06d} {chat} {sentence}"
         case Generate(prompt, n_tokens, chat):
             return "generate", prompt, f"{n_tokens:06d}", str(chat)
         case Read(text):
             return "read", text, "", ""
 
 
-def _decode(fields: dict[str, object]) -> Answer:
-    if "text" in fields:
+def _decode(question: PlainQuestion, fields: dict[str, object]) -> Answer:
+    if isinstance(question, Generate):
         return GenerateAnswer(str(fields["text"]))
+    if isinstance(question, Write):
+        return WriteAnswer(str(fields["text"]))
     log_probs, argmax = fields["log_probs"], fields["argmax"]
     if not isinstance(log_probs, list) or not isinstance(argmax, list):
         raise TypeError("no answer")
