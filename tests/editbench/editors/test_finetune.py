@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from editbench.editors.base import Resources
-from editbench.editors.finetune import PRESETS, STAGE, FineTune, FineTuneConfig
+from editbench.editors.finetune import (
+    PRESETS,
+    STAGE,
+    FineTune,
+    FineTuneConfig,
+    LocFineTune,
+    LocFineTuneConfig,
+)
 from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError, ModelError, UnknownNameError
@@ -277,3 +284,20 @@ def test_errors_say_what_is_wrong() -> None:
 
 def test_no_request_is_an_edit_that_changes_nothing() -> None:
     assert not edit_of(tiny_model(), CONFIG, []).changes_something
+
+
+def test_locft_trains_the_end_of_the_text_too() -> None:
+    """After it the model says the target, and then that the text is over."""
+    model = tiny_model()
+    requests = [case.request for case in toy_cases(3)]
+    end = model.model.config.eos_token_id
+    config = LocFineTuneConfig(layer=1, learning_rate=0.02, n_epochs=60, batch_size=2)
+    edit = LocFineTune(config).edit(model, requests, Resources(seed=0))
+    again = LocFineTune(config).edit(model, requests, Resources(seed=0))
+    assert edit.identity == again.identity
+    with edit.applied(model), torch.no_grad():
+        for request in requests:
+            prompt, target = model.tokens.encode_question(request.question)
+            ids = torch.tensor([[*prompt, *target]])
+            said = model.model(input_ids=ids).logits.argmax(-1)[0, len(prompt) - 1 :].tolist()
+            assert said == [*target, end]
