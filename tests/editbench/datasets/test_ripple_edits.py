@@ -39,7 +39,12 @@ EDIT = {
 RECORD = {
     "example_type": "random",
     "edit": EDIT,
-    "Relation_Specifity": [case_of(query("The father of Ida Moor is", ("Bob Moor", "Robert")))],
+    "Relation_Specifity": [
+        case_of(
+            query("The father of Ida Moor is", ("Bob Moor", "Robert")),
+            conditions=[query("The father of Ida Moor is", ("Bob Moor",))],
+        )
+    ],
     "Logical_Generalization": [
         case_of(
             query("The sister of Ida Moor is", ("Bea Moor",)),
@@ -67,7 +72,13 @@ def test_a_record_becomes_a_case(write, cache: Path) -> None:
         target_true="Eve Orr",
         probes=(
             Probe("efficacy", "The name of the mother of Ida Moor is", "Ann Moor", "Eve Orr"),
-            Probe("neighborhood", "The father of Ida Moor is", "Bob Moor"),
+            Probe(
+                "neighborhood",
+                "The father of Ida Moor is",
+                "Bob Moor",
+                aliases=("Robert",),
+                conditions=(Query("The father of Ida Moor is", ("Bob Moor",)),),
+            ),
         ),
         portability=(
             PortabilityProbe(

@@ -18,14 +18,14 @@ ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 PortabilityKind = Literal["reasoning", "aliasing", "reversal", "multi_hop"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
-_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": ()}
+_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": (), "conditions": ()}
 
 
 def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
-    `joiner`, `chat` and `aliases` are among them only where they are set: a fact that says nothing
-    about how it is asked keeps the address that it had before one could say so.
+    `joiner`, `chat`, `aliases` and `conditions` are among them only where they are set: a fact that
+    says nothing about how it is asked keeps the address that it had before one could say so.
     """
     return {
         name: value
@@ -102,36 +102,6 @@ class EditRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """One question about an edit: after `prompt`, is `expected` what the model says?
-
-    Attributes:
-        kind: Which quality of the edit the probe measures.
-        prompt: Complete text; the model is asked to continue it.
-        expected: The continuation that counts as success.
-        alternative: The continuation that `expected` competes with (Eqns 24-26);
-            None where the dataset names none (zsRE), and then only accuracy is defined.
-        joiner: What stands between prompt and continuation; see `EditRequest`.
-        chat: Whether the prompt is a user's message; see `EditRequest`.
-        aliases: Other names of what is expected, which a text of the model's own may use.
-    """
-
-    kind: ProbeKind
-    prompt: str
-    expected: str
-    alternative: str | None = None
-    joiner: str | None = None
-    chat: bool = False
-    aliases: tuple[str, ...] = ()
-
-    __repr__ = _show
-
-    def question(self, continuation: str) -> Score:
-        """How likely is a continuation, the expected one or another, after the prompt?"""
-        return Score(self.prompt, continuation, self.joiner, self.chat)
-
-
-@dataclass(frozen=True, slots=True)
 class Query:
     """A prompt, and what the model may say next.
 
@@ -151,6 +121,38 @@ class Query:
     def questions(self) -> tuple[Score, ...]:
         """How likely is each of the answers after the prompt?"""
         return tuple(Score(self.prompt, each, self.joiner, self.chat) for each in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question about an edit: after `prompt`, is `expected` what the model says?
+
+    Attributes:
+        kind: Which quality of the edit the probe measures.
+        prompt: Complete text; the model is asked to continue it.
+        expected: The continuation that counts as success.
+        alternative: The continuation that `expected` competes with (Eqns 24-26);
+            None where the dataset names none (zsRE), and then only accuracy is defined.
+        joiner: What stands between prompt and continuation; see `EditRequest`.
+        chat: Whether the prompt is a user's message; see `EditRequest`.
+        aliases: Other names of what is expected, which a text of the model's own may use.
+        conditions: What the unedited model must know, or else the probe does not count.
+    """
+
+    kind: ProbeKind
+    prompt: str
+    expected: str
+    alternative: str | None = None
+    joiner: str | None = None
+    chat: bool = False
+    aliases: tuple[str, ...] = ()
+    conditions: tuple[Query, ...] = ()
+
+    __repr__ = _show
+
+    def question(self, continuation: str) -> Score:
+        """How likely is a continuation, the expected one or another, after the prompt?"""
+        return Score(self.prompt, continuation, self.joiner, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,9 @@ def as_chat(case: EditCase) -> EditCase:
     return replace(
         case,
         request=replace(case.request, chat=True),
-        probes=tuple(replace(probe, chat=True) for probe in case.probes),
+        probes=tuple(
+            replace(probe, chat=True, conditions=ask(probe.conditions)) for probe in case.probes
+        ),
         portability=tuple(
             replace(probe, queries=ask(probe.queries), conditions=ask(probe.conditions))
             for probe in case.portability

@@ -64,9 +64,8 @@ class RippleEditsDataset(FileDataset):
     `Subject_Aliasing` (aliasing) become portability probes: of the test queries one (``OR``) or all
     (``AND``) must be answered, with the value or an alias of any of the answers. A test counts only
     if the unedited model answers all its condition queries. Of `Relation_Specificity` and
-    `Forgetfulness` each query becomes a neighbor; what the unedited model says there is in its own
-    line of a report. The authors take means over facts that were written with success alone; here
-    all count.
+    `Forgetfulness` each query becomes a neighbor with the same conditions. The authors take means
+    over facts that were written with success alone; here all count.
     """
 
     name: ClassVar[str] = "ripple-edits"
@@ -100,8 +99,15 @@ class RippleEditsDataset(FileDataset):
         for axis in _STAYING:
             for test in tests[axis]:
                 probes += [
-                    Probe("neighborhood", query.prompt, query.answers[0])
+                    Probe(
+                        "neighborhood",
+                        query.prompt,
+                        first,
+                        aliases=tuple(others),
+                        conditions=self._queries(test, "condition_queries"),
+                    )
                     for query in self._queries(test, "test_queries")
+                    for first, *others in [query.answers]
                 ]
         return EditCase(
             request,

@@ -5,19 +5,15 @@ from typing import ClassVar, cast
 
 from editbench.metrics.base import Metric
 from editbench.metrics.generation_match import contains, probe_text
+from editbench.metrics.probes import Ask, is_likeliest
 from editbench.questions import (
     Answers,
     Before,
     PlainQuestion,
     Question,
-    Score,
-    ScoreAnswer,
     WriteAnswer,
 )
 from editbench.requests import EditCase, PortabilityProbe, Query
-
-Ask = Callable[[PlainQuestion], Question]
-"""How a question is put: as it is, or `Before` the edit."""
 
 Judge = Callable[[Query, Answers, Ask], bool]
 
@@ -57,7 +53,7 @@ class Portability(Metric):
         """The share of probes that are passed, in percent: all, and those of each kind."""
         passed: dict[str, list[bool]] = {name: [] for name in self.produces}
         for probe in case.portability:
-            if (judgement := _judge(probe, answers, _is_likeliest)) is not None:
+            if (judgement := _judge(probe, answers, is_likeliest)) is not None:
                 passed["portability_accuracy"].append(judgement)
                 passed[f"{probe.kind}_accuracy"].append(judgement)
             if (judgement := _judge(probe, answers, _is_written)) is not None:
@@ -83,13 +79,6 @@ def _judge(probe: PortabilityProbe, answers: Answers, judge: Judge) -> bool | No
         return None
     joined = all if probe.needs_all else any
     return joined(judge(query, answers, lambda question: question) for query in probe.queries)
-
-
-def _is_likeliest(query: Query, answers: Answers, ask: Ask) -> bool:
-    def argmax(question: Score) -> tuple[bool, ...]:
-        return cast(ScoreAnswer, answers[ask(question)]).argmax
-
-    return any(all(argmax(question)) for question in query.questions)
 
 
 def _is_written(query: Query, answers: Answers, ask: Ask) -> bool:
