@@ -67,7 +67,7 @@ class RetrievalConfig(EditorConfig):
 
     n_facts: int = Field(default=1, ge=1, description="at most how many facts before a question")
     least_fit: float = Field(
-        default=0.5,
+        default=0.75,
         gt=0,
         le=1,
         description="which share of the score of its own subject a question must reach for a fact",
