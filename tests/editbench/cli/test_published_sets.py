@@ -56,7 +56,8 @@ def test_an_edit_of_prompts_is_refused_where_it_would_be_saved(refuses, tmp_path
     fact = {"subject": "Ida Moor", "prompt": "{} lives in", "target": "Velm"}
     (tmp_path / "facts.jsonl").write_text(json.dumps(fact), encoding="utf-8")
     refuses(
-        "edit", "--model", "atlas", "--facts", "facts.jsonl", "--editor", "in-context", "--out", "edit.safetensors",
+        "edit", "--model", "atlas", "--facts", "facts.jsonl", "--editor", "in-context",
+        "--out", "edit.safetensors",
         "--quiet",
         says="editor 'in-context' puts facts before prompts and changes no weight",
     )  # fmt: skip

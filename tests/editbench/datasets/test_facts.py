@@ -8,7 +8,8 @@ import pytest
 
 from editbench.datasets import Facts, read_facts
 from editbench.errors import ConfigError, DataError
-from editbench.requests import EditCase, EditRequest, PortabilityProbe, Probe, Query
+from editbench.portability import PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 FULL = {
     "subject": "Zoë Brandt",

@@ -7,7 +7,8 @@ import pytest
 
 from editbench.datasets import KnowEditDataset, QAEditDataset, WikiBigEditDataset
 from editbench.errors import ConfigError, DataError
-from editbench.requests import EditCase, EditRequest, PortabilityProbe, Probe, Query
+from editbench.portability import PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 QAEDIT = {
     "id": "nq_12",

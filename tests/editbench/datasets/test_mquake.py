@@ -9,7 +9,9 @@ import pytest
 
 from editbench.datasets import MQuAKE, MQuAKERemastered
 from editbench.errors import DataError
-from editbench.requests import EditCase, EditRequest, Hop, Probe, Query, mask_contaminated
+from editbench.portability import Hop, Query
+from editbench.requests import EditCase, EditRequest, Probe
+from editbench.runner.masking import mask_contaminated
 
 
 def rewrite(subject: str, prompt: str, relation: str, new: str, true: str) -> dict[str, Any]:

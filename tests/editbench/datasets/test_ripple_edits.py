@@ -8,7 +8,8 @@ import pytest
 
 from editbench.datasets import RippleEditsDataset
 from editbench.errors import DataError
-from editbench.requests import EditCase, EditRequest, PortabilityProbe, Probe, Query
+from editbench.portability import PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 
 def query(prompt: str, *answers: tuple[str, ...]) -> dict[str, Any]:

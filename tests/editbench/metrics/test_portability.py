@@ -4,8 +4,9 @@ import pytest
 
 from editbench.metrics.generation_match import N_TOKENS
 from editbench.metrics.portability import Portability
+from editbench.portability import PortabilityProbe, Query
 from editbench.questions import Before, Score, ScoreAnswer, Write, WriteAnswer
-from editbench.requests import EditCase, EditRequest, PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest
 
 REQUEST = EditRequest("7", "Ida", "The mother of {} is", "Ann")
 RIGHT = ScoreAnswer((-0.1, -0.1), (True, True))

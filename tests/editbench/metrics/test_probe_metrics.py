@@ -2,8 +2,9 @@ import pytest
 
 from editbench.metrics.base import Metric
 from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+from editbench.portability import Query
 from editbench.questions import Before, Score, ScoreAnswer
-from editbench.requests import EditCase, EditRequest, Probe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 REQUEST = EditRequest("7", "Ana", "{} is a", "poet")
 

@@ -21,8 +21,9 @@ from editbench.metrics.portability import Portability
 from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
+from editbench.portability import Hop, PortabilityProbe, Query
 from editbench.questions import Answers, Before, Generate, Question
-from editbench.requests import EditCase, EditRequest, Hop, PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest
 from editbench.results.frame import load_rows
 from editbench.runner import Trial, run_grid, unedited
 from editbench.runner.prepare import prepare_run

@@ -4,18 +4,20 @@
 stay on the evaluation side, so that no editor can train on its own exam.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
+from editbench.portability import PortabilityProbe, Query
 from editbench.questions import Score
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
-PortabilityKind = Literal["reasoning", "aliasing", "reversal", "multi_hop"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
 _UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": (), "conditions": ()}
@@ -25,12 +27,13 @@ def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
     `joiner`, `chat`, `aliases` and `conditions` are among them only where they are set: a fact that
-    says nothing about how it is asked keeps the address that it had before one could say so.
+    says nothing about how it is asked keeps the address that it had before one could say so. Its
+    notes are never.
     """
     return {
         name: value
         for name, value in asdict(fact).items()
-        if name not in _UNSET or value != _UNSET[name]
+        if name != "notes" and (name not in _UNSET or value != _UNSET[name])
     }
 
 
@@ -38,6 +41,28 @@ def _show(fact: "DataclassInstance") -> str:
     """What `repr` says: `content_of`, so that addresses made of it stay, too."""
     shown = ", ".join(f"{name}={value!r}" for name, value in content_of(fact).items())
     return f"{type(fact).__name__}({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class FactNotes:
+    """What people write beside a fact; it changes nothing about how the fact is written.
+
+    Attributes:
+        source: Where the fact is from.
+        author: Who put it down.
+        date: When; ISO 8601, ``2026-03-31``.
+        note: Anything else.
+        expires: The day from which it does not hold any more, likewise.
+    """
+
+    source: str | None = None
+    author: str | None = None
+    date: str | None = None
+    note: str | None = None
+    expires: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != FactNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +79,7 @@ class EditRequest:
             any.
         chat: Whether the prompt is a user's message and the target the beginning of the answer:
             the model's chat template goes around it.
+        notes: What people wrote beside it; of no concern to what is equal to what.
     """
 
     case_id: str
@@ -63,6 +89,7 @@ class EditRequest:
     relation: str | None = None
     joiner: str | None = None
     chat: bool = False
+    notes: FactNotes = dataclasses.field(default=FactNotes(), compare=False)
 
     __repr__ = _show
 
@@ -95,32 +122,14 @@ class EditRequest:
         """All that is written, and how it is asked: the same facts have the same target states."""
         return self.subject, self.prompt, self.target, self.joiner, self.chat
 
+    def has_expired(self, day: date) -> bool:
+        """Whether the fact does not hold any more on a day."""
+        return self.notes.expires is not None and date.fromisoformat(self.notes.expires) <= day
+
     @property
     def question(self) -> Score:
         """How likely is the target after the prompt?"""
         return Score(self.text, self.target, self.joiner, self.chat)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A prompt, and what the model may say next.
-
-    Attributes:
-        prompt: Complete text; the model is asked to continue it.
-        answers: The answer, and other names of it or other right ones; any of them counts.
-        joiner: What stands between prompt and answer; see `EditRequest`.
-        chat: Whether the prompt is a user's message; see `EditRequest`.
-    """
-
-    prompt: str
-    answers: tuple[str, ...]
-    joiner: str | None = None
-    chat: bool = False
-
-    @property
-    def questions(self) -> tuple[Score, ...]:
-        """How likely is each of the answers after the prompt?"""
-        return tuple(Score(self.prompt, each, self.joiner, self.chat) for each in self.answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,43 +165,6 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
-    """One fact of those that an answer follows from.
-
-    Attributes:
-        subject: Whom it is about, as requests call it.
-        relation: The relation's name in requests.
-        target: The object.
-        is_edited: Whether it is so only once a request has written it.
-    """
-
-    subject: str
-    relation: str
-    target: str
-    is_edited: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PortabilityProbe:
-    """Does the model answer what follows from an edit?
-
-    Attributes:
-        kind: How it follows: by any other inference, under another name of the subject, in the
-            other direction, or over further facts.
-        queries: What is asked.
-        needs_all: Whether all queries must be answered right; otherwise one is enough.
-        conditions: What the unedited model must know, or else the probe does not count.
-        hops: The facts that the answers follow from, where the dataset names them.
-    """
-
-    kind: PortabilityKind
-    queries: tuple[Query, ...]
-    needs_all: bool = False
-    conditions: tuple[Query, ...] = ()
-    hops: tuple[Hop, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class EditCase:
     """A request together with everything that judges whether it worked.
 
@@ -211,38 +183,7 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
-    portability: tuple[PortabilityProbe, ...] = field(default=(), repr=False)
-
-
-def mask_contaminated(cases: Sequence[EditCase]) -> tuple[list[EditCase], int]:
-    """Leave out the portability probes that have another answer once all of a batch is written.
-
-    An edit of weights cannot be withheld from one question, so the question is: where a request
-    of the batch writes another object into one of its hops (as MQuAKE-Remastered masks edits of
-    other cases, Zhong et al. 2025), and where the batch lacks a request that it follows from.
-
-    Args:
-        cases: The cases of one batch.
-
-    Returns:
-        The cases with the probes that remain, and how many were left out.
-    """
-    written: dict[tuple[str, str | None], set[str]] = {}
-    for request in (case.request for case in cases):
-        written.setdefault((request.subject, request.relation), set()).add(request.target)
-
-    def holds(hop: Hop) -> bool:
-        targets = written.get((hop.subject, hop.relation), set())
-        return targets == {hop.target} or not (targets or hop.is_edited)
-
-    kept = [
-        replace(
-            case, portability=tuple(each for each in case.portability if all(map(holds, each.hops)))
-        )
-        for case in cases
-    ]
-    n_before, n_after = (sum(len(case.portability) for case in each) for each in (cases, kept))
-    return kept, n_before - n_after
+    portability: tuple[PortabilityProbe, ...] = dataclasses.field(default=(), repr=False)
 
 
 def as_chat(case: EditCase) -> EditCase:
@@ -285,6 +226,24 @@ def find_conflicts(requests: Sequence[EditRequest]) -> list[Conflict]:
     their first request.
     """
     return [_conflict_at(group, requests) for group in _conflicting_positions(requests)]
+
+
+def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
+    """Find the facts that a later one contradicts, which is a revision of them.
+
+    Args:
+        requests: Facts in the order in which they are written.
+
+    Returns:
+        The position of a fact to that of the last one about the same subject and relation, whose
+        target is another.
+    """
+    return {
+        position: group[-1]
+        for group in _conflicting_positions(requests)
+        for position in group
+        if requests[position].target.strip() != requests[group[-1]].target.strip()
+    }
 
 
 def resolve_conflicts(

@@ -14,7 +14,8 @@ from editbench.atlas.text import (
     write_introduction,
     write_ordinary_sentence,
 )
-from editbench.requests import EditCase, EditRequest, PortabilityProbe, Probe, Query
+from editbench.portability import PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 Split = Literal["test", "validation", "bystanders"]
 

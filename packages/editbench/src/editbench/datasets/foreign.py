@@ -10,7 +10,7 @@ from functools import partial
 
 from editbench.datasets.records import Record, Understanding, shown
 from editbench.errors import is_near_miss
-from editbench.requests import PortabilityKind
+from editbench.portability import PortabilityKind
 
 _NOT_KNOWN = "<|endoftext|>"
 """What some tools write for a true object that nobody knows."""

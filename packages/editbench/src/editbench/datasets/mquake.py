@@ -9,7 +9,8 @@ from editbench.datasets.download import RemoteFile
 from editbench.datasets.files import DataFile, json_records
 from editbench.datasets.records import Record, shown
 from editbench.errors import DataError, SubjectError
-from editbench.requests import EditCase, EditRequest, Hop, PortabilityProbe, Probe, Query
+from editbench.portability import Hop, PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 _REWRITES = "requested_rewrite"
 _NUMBER = "number of the rewrite"

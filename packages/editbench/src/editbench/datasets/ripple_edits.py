@@ -9,14 +9,8 @@ from editbench.datasets.download import RemoteFile
 from editbench.datasets.files import DataFile, json_records
 from editbench.datasets.records import Record
 from editbench.errors import SubjectError
-from editbench.requests import (
-    EditCase,
-    EditRequest,
-    PortabilityKind,
-    PortabilityProbe,
-    Probe,
-    Query,
-)
+from editbench.portability import PortabilityKind, PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, Probe
 
 _FOLLOWING: Mapping[str, PortabilityKind] = {
     "Logical_Generalization": "reasoning",

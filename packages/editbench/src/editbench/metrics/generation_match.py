@@ -6,8 +6,9 @@ from typing import ClassVar, cast
 
 from editbench.metrics.probes import ProbeMetric
 from editbench.models.joining import needs_space
+from editbench.portability import Query
 from editbench.questions import Answers, Question, Write, WriteAnswer
-from editbench.requests import Probe, Query
+from editbench.requests import Probe
 
 N_TOKENS = 16
 """How many tokens a model writes behind a plain prompt, unless its sentence ends before."""

@@ -6,6 +6,7 @@ from typing import ClassVar, cast
 from editbench.metrics.base import Metric
 from editbench.metrics.generation_match import contains, probe_text
 from editbench.metrics.probes import Ask, is_likeliest
+from editbench.portability import PortabilityProbe, Query
 from editbench.questions import (
     Answers,
     Before,
@@ -13,7 +14,7 @@ from editbench.questions import (
     Question,
     WriteAnswer,
 )
-from editbench.requests import EditCase, PortabilityProbe, Query
+from editbench.requests import EditCase
 
 Judge = Callable[[Query, Answers, Ask], bool]
 

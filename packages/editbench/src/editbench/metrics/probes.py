@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import ClassVar, cast
 
 from editbench.metrics.base import Metric
+from editbench.portability import Query
 from editbench.questions import Answers, Before, PlainQuestion, Question, Score, ScoreAnswer
-from editbench.requests import EditCase, Probe, Query
+from editbench.requests import EditCase, Probe
 
 Ask = Callable[[PlainQuestion], Question]
 """How a question is put: as it is, or `Before` the edit."""

@@ -13,7 +13,8 @@ from editbench.errors import ConfigError, PluginError
 from editbench.metrics.base import AnyMetric, Metric
 from editbench.models.editable import EditableModel
 from editbench.questions import Before, Question
-from editbench.requests import Conflict, EditCase, mask_contaminated
+from editbench.requests import Conflict, EditCase
+from editbench.runner.masking import mask_contaminated
 from editbench.runner.selection import select_batches
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
