@@ -72,7 +72,23 @@ class Read:
     text: str
 
 
-PlainQuestion = Score | Generate | Write | Read
+@dataclass(frozen=True, slots=True)
+class Diverge:
+    """How far from the unedited model's is the distribution of the next token?
+
+    Attributes:
+        text: What both read.
+        everywhere: Whether each place of the text that predicts one of its tokens is asked about,
+            as `Read` would; otherwise only what follows the text.
+        chat: Whether the text is a user's message, which the model's chat template goes around.
+    """
+
+    text: str
+    everywhere: bool = False
+    chat: bool = False
+
+
+PlainQuestion = Score | Generate | Write | Read | Diverge
 """What a model is asked as it stands."""
 
 
@@ -118,6 +134,18 @@ class WriteAnswer:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class DivergeAnswer:
+    """KL(unedited ‖ as it is) of next-token distributions in nats, place by place."""
+
+    nats: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over places."""
+        return sum(self.nats) / len(self.nats)
+
+
 Question = PlainQuestion | Before
-Answer = ScoreAnswer | GenerateAnswer | WriteAnswer
+Answer = ScoreAnswer | GenerateAnswer | WriteAnswer | DivergeAnswer
 Answers = Mapping[Question, Answer]

@@ -6,7 +6,7 @@ stay on the evaluation side, so that no editor can train on its own exam.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -184,25 +184,6 @@ class EditCase:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     portability: tuple[PortabilityProbe, ...] = dataclasses.field(default=(), repr=False)
-
-
-def as_chat(case: EditCase) -> EditCase:
-    """The case with every prompt as a user's message, and what follows as the answer to it."""
-
-    def ask(queries: tuple[Query, ...]) -> tuple[Query, ...]:
-        return tuple(replace(query, chat=True) for query in queries)
-
-    return replace(
-        case,
-        request=replace(case.request, chat=True),
-        probes=tuple(
-            replace(probe, chat=True, conditions=ask(probe.conditions)) for probe in case.probes
-        ),
-        portability=tuple(
-            replace(probe, queries=ask(probe.queries), conditions=ask(probe.conditions))
-            for probe in case.portability
-        ),
-    )
 
 
 @dataclass(frozen=True, slots=True)

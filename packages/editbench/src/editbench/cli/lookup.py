@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
+from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
@@ -84,6 +85,20 @@ def choose_sizes(
         if len(conflicts) > _N_CONFLICTS_SHOWN:
             display.say(f"  and {len(conflicts) - _N_CONFLICTS_SHOWN} more")
     return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
+
+
+def check_chat(models: "Iterable[EditableModel]") -> None:
+    """Refuse models that cannot be asked as a chat.
+
+    Raises:
+        ConfigError: A model's tokenizer has no chat template.
+    """
+    for model in models:
+        if not model.tokens.has_chat_template:
+            raise ConfigError(
+                f"--chat: the tokenizer has no chat template, got model '{model.name}'. Leave out "
+                "--chat, or use a model that was tuned to chat."
+            )
 
 
 def note_files(overrides: "Iterable[Overrides]", display: ProgressDisplay) -> None:

@@ -6,13 +6,14 @@ from itertools import chain
 from typing import Any
 
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
-from editbench.models.answering import cut_text
 from editbench.models.batches import Padded
+from editbench.models.divergence import make_compared_rows
 from editbench.models.editable import EditableModel
 from editbench.models.generation import PromptExtent, batch_prompts
 from editbench.models.passages import Opening, Passage, RowExtent
+from editbench.models.reading import cut_text
 from editbench.models.scoring import batch_passages, make_openings, make_passages
-from editbench.questions import Generate, Question, Read, Score, Write
+from editbench.questions import Diverge, Generate, Question, Read, Score, Write
 
 
 def estimate_answers(
@@ -32,11 +33,20 @@ def estimate_answers(
     asked = list(dict.fromkeys(questions))
     scores = make_passages(model, [each for each in asked if isinstance(each, Score)])
     openings = make_openings(model, [each for each in asked if isinstance(each, Write)])
-    texts = chain.from_iterable(cut_text(model, each) for each in asked if isinstance(each, Read))
+    texts = chain.from_iterable(
+        cut_text(model, each, each.text) for each in asked if isinstance(each, Read)
+    )
     prompts = [question for question in asked if isinstance(question, Generate)]
+    compared = [
+        Passage(each, ids[: places.start + 1], ids[places.start : places.stop])
+        for each in asked
+        if isinstance(each, Diverge)
+        for _, ids, places in make_compared_rows(model, each)
+    ]
     stages = [
         _estimate_scores(model, scores, budget, openings),
         _estimate_scores(model, list(texts), budget),
+        *([_estimate_scores(model, compared, budget)] * 2),  # without the edits and with them
         _estimate_texts(model, prompts, budget),
     ]
     return add_stages(stage for stage in stages if stage.n_tokens)

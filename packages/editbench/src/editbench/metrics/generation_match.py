@@ -10,11 +10,14 @@ from editbench.portability import Query
 from editbench.questions import Answers, Question, Write, WriteAnswer
 from editbench.requests import Probe
 
-N_TOKENS = 16
-"""How many tokens a model writes behind a plain prompt, unless its sentence ends before."""
+N_TOKENS = 6
+"""How many tokens a model writes behind a plain prompt at most, but for long objects."""
+
+N_QUESTION_TOKENS = 24
+"""How many tokens it writes behind a question mark at most: answers to questions are sentences."""
 
 N_CHAT_TOKENS = 64
-"""How many tokens it writes as an answer to a message, unless it ends its answer before."""
+"""How many tokens it writes as an answer to a message at most."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -22,8 +25,13 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def probe_text(probe: Probe | Query) -> Write:
     """What is asked for a probe's or query's text: a sentence, or as a chat the whole answer."""
-    n_tokens = N_CHAT_TOKENS if probe.chat else N_TOKENS
-    return Write(probe.prompt, n_tokens, probe.chat, sentence=not probe.chat)
+    if probe.chat:
+        return Write(probe.prompt, N_CHAT_TOKENS, chat=True)
+    is_question = probe.prompt.rstrip().endswith(("?", "？"))
+    least = N_QUESTION_TOKENS if is_question else N_TOKENS
+    names = probe.answers if isinstance(probe, Query) else (probe.expected, *probe.aliases)
+    longest = max(len(name.encode()) for name in names)
+    return Write(probe.prompt, max(least, longest // 2), sentence=True)
 
 
 class GenerationMatch(ProbeMetric):
@@ -31,8 +39,10 @@ class GenerationMatch(ProbeMetric):
 
     Nothing of the answer is given: from the prompt on the model writes the likeliest token, until
     it ends its text (end of sequence). Behind a plain prompt a model that was not tuned to answer
-    goes on to something else, so there its first sentence or line is what counts, and at most
-    `N_TOKENS` tokens of it; as a chat the whole answer counts, at most `N_CHAT_TOKENS` tokens.
+    goes on to something else, so there its first sentence or line is what counts, and of it no more
+    than the object's place: `N_TOKENS` tokens, `N_QUESTION_TOKENS` behind a question mark, or one
+    for every two bytes of the object's longest name, if that is more. As a chat the whole answer
+    counts, at most `N_CHAT_TOKENS` tokens of it.
 
     Text and object are normalized as for SQuAD (Rajpurkar et al. 2016, the evaluation script of
     version 1.1): lower case, ASCII punctuation left out, the words a, an and the left out, white

@@ -1,25 +1,24 @@
 """Questions put to a model: each distinct one once, in batches, exactly as if asked alone."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import cast
 
 import torch
 
-from editbench.errors import RequestError
+from editbench.models.divergence import find_divergences
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
-from editbench.models.passages import Passage
-from editbench.models.scoring import follow_prompts, run_passages
+from editbench.models.reading import read_texts
+from editbench.models.scoring import follow_prompts
 from editbench.questions import (
     Answer,
+    Diverge,
     Generate,
     GenerateAnswer,
     PlainQuestion,
     Question,
     Read,
     Score,
-    ScoreAnswer,
     Write,
 )
 
@@ -40,7 +39,8 @@ def answer_questions(
     the global random state is neither read nor changed.
 
     Args:
-        model: The model, edited or not, as it stands.
+        model: The model, edited or not, as it stands. Where it is compared with the unedited one,
+            edits come off for a while, and on again.
         questions: What to ask; repetitions are asked once.
         seed: Decides, together with the prompt, what is sampled for a `Generate`.
         token_budget: At most how many tokens, padding included, one forward pass holds (a single
@@ -58,6 +58,7 @@ def answer_questions(
     followed = [question for question in asked if isinstance(question, Score | Write)]
     prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
+    compared = [question for question in asked if isinstance(question, Diverge)]
     n_done = 0
 
     def report(n_new: int) -> None:
@@ -71,6 +72,7 @@ def answer_questions(
     with torch.no_grad():
         answers.update(follow_prompts(model, followed, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
+        answers.update(find_divergences(model, compared, token_budget, report).items())
         answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
     return {
         question: _without_preamble(question, wording, answers[wording])
@@ -80,7 +82,9 @@ def answer_questions(
 
 def _as_asked(model: EditableModel, question: PlainQuestion) -> PlainQuestion:
     """The question behind what edits of prompts put before it."""
-    if isinstance(question, Read) or (prompt := model.as_asked(question.prompt)) == question.prompt:
+    if isinstance(question, Read | Diverge):  # which sees to it itself
+        return question
+    if (prompt := model.as_asked(question.prompt)) == question.prompt:
         return question
     if isinstance(question, Generate):
         before, after = (
@@ -100,64 +104,3 @@ def _without_preamble(question: PlainQuestion, wording: PlainQuestion, answer: A
         preamble = wording.prompt.removesuffix(question.prompt)
         return replace(answer, text=answer.text.removeprefix(preamble))
     return answer
-
-
-def read_texts(
-    model: EditableModel,
-    questions: Sequence[Read],
-    token_budget: int,
-    report: Callable[[int], None],
-) -> dict[Read, ScoreAnswer]:
-    """Answer distinct `Read` questions.
-
-    Every token is scored once, but for a first one that nothing comes before. A text that is longer
-    than the model takes is read in windows of that length, each of which begins with the last token
-    of the one before (and with what the tokenizer puts before any text).
-
-    Raises:
-        RequestError: A text has no token that another one comes before.
-    """
-    windows: dict[Read, int] = {}
-    passages = []
-    for question in questions:
-        own = list(cut_text(model, question))
-        windows[question] = len(own)
-        passages += own
-    found: dict[Read, dict[int, ScoreAnswer]] = {question: {} for question in questions}
-    for scores in run_passages(model, passages, token_budget):
-        n_done = 0
-        for (question, index), answer in scores:
-            found[question][index] = cast(ScoreAnswer, answer)
-            n_done += len(found[question]) == windows[question]
-        report(n_done)
-    return {
-        question: _join([parts[index] for index in sorted(parts)])
-        for question, parts in found.items()
-    }
-
-
-def cut_text(model: EditableModel, question: Read) -> Iterator[Passage[tuple[Read, int]]]:
-    """Divide a text into passages that the model takes, labeled with their numbers from 0.
-
-    Raises:
-        RequestError: The text has no token that another one comes before.
-    """
-    opening = model.tokens.opening
-    ids = model.tokens.encode(question.text)[len(opening) :]
-    start = 0 if opening else 1
-    if len(ids) <= start:
-        raise RequestError(
-            f"reading: nothing is left to predict, got {question.text!r}. Give a longer text."
-        )
-    window = len(ids) if model.max_positions is None else model.max_positions - len(opening)
-    for index, first in enumerate(range(start, len(ids), window)):
-        # The last token of a passage is predicted and not read, so a window has room for one more.
-        context = [*opening, *ids[max(0, first - 1) : first]]
-        yield Passage((question, index), context, ids[first : first + window])
-
-
-def _join(parts: Sequence[ScoreAnswer]) -> ScoreAnswer:
-    return ScoreAnswer(
-        tuple(score for part in parts for score in part.log_probs),
-        tuple(right for part in parts for right in part.argmax),
-    )

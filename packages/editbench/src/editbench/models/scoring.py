@@ -169,7 +169,7 @@ def _run(
     cache = DynamicCache(config=model.model.config) if is_kept else None
     arguments = {**inputs, "past_key_values": cache, "use_cache": is_kept}
     read = [(index, position + shifts[index]) for index, _, position in places]
-    logits = _forward(model, arguments, read)
+    logits = read_logits(model, arguments, read)
     found = _look_up(model, logits, places, tokens)
     written: list[list[int]] = []
     opened = [index for index, row in enumerate(rows) if row.openings]
@@ -207,10 +207,10 @@ def _run(
         for position in range(len(ids))
     ]
     arguments = {**behind, "past_key_values": cache, "use_cache": True}
-    return found | _look_up(model, _forward(model, arguments, read), places, tokens), written
+    return found | _look_up(model, read_logits(model, arguments, read), places, tokens), written
 
 
-def _forward(
+def read_logits(
     model: EditableModel, arguments: dict[str, Any], read: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
     """Logits at places (row, position) of a batch, ``[n_places, vocab]``."""

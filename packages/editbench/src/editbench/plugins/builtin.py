@@ -89,6 +89,7 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.portability import Portability
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+    from editbench.metrics.specificity import CounterFactPlus, Divergence
 
     return [
         Success,
@@ -100,6 +101,8 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
         GenerationEntropy,
         ReferenceScore,
         Perplexity,
+        CounterFactPlus,
+        Divergence,
     ]
 
 

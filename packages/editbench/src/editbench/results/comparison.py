@@ -20,7 +20,7 @@ from editbench.results.variants import find_variants
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals
 _CASES = (
     "model_fingerprint", "dataset_fingerprint", "n_edits", "n_batches", "relations", "seed",
-    "sample", "on_conflict",
+    "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What two trials must have in common to be about the same cases."""
 

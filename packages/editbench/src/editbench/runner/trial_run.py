@@ -151,6 +151,8 @@ def run_trial(
         seconds=seconds,
         peak_memory_bytes=memory.measure(),
         n_conflicts=trial.n_conflicts,
+        n_known=trial.n_known,
+        n_shared_subjects=trial.n_shared_subjects,
         edits=tuple(cards),
         warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
     )

@@ -18,6 +18,8 @@ from editbench.models.editable import EditableModel
 from editbench.questions import (
     Answer,
     Answers,
+    Diverge,
+    DivergeAnswer,
     Generate,
     GenerateAnswer,
     PlainQuestion,
@@ -167,6 +169,8 @@ def _order(question: PlainQuestion) -> tuple[str, str, str, str]:
             return "generate", prompt, f"{n_tokens:06d}", str(chat)
         case Read(text):
             return "read", text, "", ""
+        case Diverge(text, everywhere, chat):
+            return "diverge", text, str(everywhere), str(chat)
 
 
 def _decode(question: PlainQuestion, fields: dict[str, object]) -> Answer:
@@ -174,6 +178,8 @@ def _decode(question: PlainQuestion, fields: dict[str, object]) -> Answer:
         return GenerateAnswer(str(fields["text"]))
     if isinstance(question, Write):
         return WriteAnswer(str(fields["text"]))
+    if isinstance(question, Diverge) and isinstance(nats := fields["nats"], list):
+        return DivergeAnswer(tuple(nats))
     log_probs, argmax = fields["log_probs"], fields["argmax"]
     if not isinstance(log_probs, list) or not isinstance(argmax, list):
         raise TypeError("no answer")

@@ -15,7 +15,7 @@ SameCases = tuple[object, ...]
 
 _SETTING = (
     "model", "model_fingerprint", "dataset", "dataset_fingerprint", "n_edits", "n_batches",
-    "relations", "seed", "sample", "on_conflict",
+    "relations", "seed", "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What trials must have in common to be shown side by side."""
 
@@ -150,6 +150,8 @@ def _write_part(name: str, value: object) -> str:
         case "relations":
             return " + ".join(value) if isinstance(value, tuple) and value else "all relations"
         case "sample":
+            return f"{value} facts"
+        case "facts":
             return f"{value} facts"
         case "on_conflict":
             return f"conflicts: {value}"
