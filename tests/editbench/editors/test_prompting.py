@@ -10,8 +10,9 @@ from editbench.editors.prompting import InContext, Retrieval, RetrievalConfig
 from editbench.edits.prompt_edit import PromptEdit, state_fact
 from editbench.errors import EditError
 from editbench.models.answering import answer_questions
+from editbench.models.divergence import divergence
 from editbench.models.editable import EditableModel
-from editbench.questions import Generate, Read, Score
+from editbench.questions import Diverge, Generate, Read, Score
 from editbench.requests import EditRequest
 from editbench.testing import check_editor, tiny_model, toy_cases
 
@@ -83,6 +84,25 @@ def test_texts_that_are_read_and_weights_stay_as_they_are(model):
     assert edit.identity == in_context(model, request).identity
     assert edit.identity != in_context(model).identity
     assert not in_context(model).changes_something
+
+
+def test_divergence_is_that_of_the_question_behind_the_facts(model):
+    request = toy_cases(1)[0].request
+    prompt = Diverge("Elif Lund works as a")
+    text = Diverge("Elif Lund works as a pilot.", everywhere=True)
+    edit = in_context(model, request)
+    with edit.applied(model):
+        found = ask(model, prompt, text)
+
+    def logits(text: str) -> torch.Tensor:
+        ids = torch.tensor([model.tokens.encode(text)])
+        return model.model(input_ids=ids).logits[0, -1:]
+
+    with torch.no_grad():
+        expected = divergence(logits(prompt.text), logits(edit.preamble("") + prompt.text))
+    assert found[prompt].nats == pytest.approx(expected.tolist(), rel=1e-4)
+    assert found[prompt].mean > 0
+    assert found[text].mean == 0
 
 
 def test_there_is_nothing_to_save(model, tmp_path: Path):
