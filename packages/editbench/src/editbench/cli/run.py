@@ -34,7 +34,6 @@ from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import (
     complete_inputs,
     open_dataset,
-    open_held_out_text,
     view_dataset,
 )
 from editbench.requests import ConflictPolicy
@@ -206,7 +205,9 @@ def run(
                 "out one of them."
             )
     folder = choose_folder(out if resume or not only_plan else None, resume=resume)
-    held_out = None if held_out_text is None else open_held_out_text(held_out_text)
+    from editbench.datasets.corpus import text_file_corpus
+
+    held_out = None if held_out_text is None else text_file_corpus(held_out_text)
     sources = [
         view_dataset(
             open_dataset(option, plugins, cache, skip_invalid=skip_invalid),

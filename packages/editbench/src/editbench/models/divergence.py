@@ -50,7 +50,8 @@ def find_divergences(
         found = {index: [0.0] * len(places) for index, (_, _, places) in enumerate(rows)}
     for index, (question, _, _) in enumerate(rows):
         nats[question] += found[index]
-    report(len(questions))
+    if questions:
+        report(len(questions))
     return {question: DivergeAnswer(tuple(each)) for question, each in nats.items()}
 
 

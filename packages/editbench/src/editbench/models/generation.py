@@ -16,7 +16,7 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.preallocated_layer import PreallocatedLayer
+from editbench.models.preallocated_states import PreallocatedStates
 from editbench.questions import Generate, GenerateAnswer
 
 TOP_K = 5
@@ -170,7 +170,7 @@ def _read_from_cache(
     cache = DynamicCache(config=model.model.config)
     # Only layers that keep all tokens: those with a sliding window are small anyway.
     cache.layers = [
-        PreallocatedLayer(n_positions) if type(layer) is DynamicLayer else layer
+        PreallocatedStates(n_positions) if type(layer) is DynamicLayer else layer
         for layer in cache.layers
     ]
     rows = torch.arange(len(prompts))

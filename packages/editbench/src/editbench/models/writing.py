@@ -16,7 +16,7 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.passages import Label, Opening
-from editbench.models.preallocated_layer import PreallocatedLayer
+from editbench.models.preallocated_states import PreallocatedStates
 
 # A mark, with the quotes and brackets that it closes, before white space; but for the period of an
 # initial or a usual abbreviation.
@@ -162,7 +162,7 @@ def copy_rows(cache: DynamicCache, rows: Tensor, n_more: int) -> DynamicCache:
     made.layers = []
     for layer in cache.layers:
         if type(layer) is DynamicLayer:
-            made.layers.append(PreallocatedLayer.of_rows(layer, rows, n_positions))
+            made.layers.append(PreallocatedStates.of_rows(layer, rows, n_positions))
         else:  # those with a sliding window are small
             own = cast(DynamicLayer, copy.copy(layer))
             own.batch_select_indices(rows)

@@ -46,17 +46,6 @@ def view_dataset(
     return dataset if is_same else DatasetView(dataset, as_chat=as_chat, held_out=held_out)
 
 
-def open_held_out_text(path: Path) -> "Corpus":
-    """Find the texts of ``--held-out-text``.
-
-    Raises:
-        DataError: The file cannot be read or holds no text.
-    """
-    from editbench.datasets.corpus import text_file_corpus
-
-    return text_file_corpus(path.expanduser())
-
-
 def validation_of(source: str, plugins: PluginManager) -> str:
     """The validation split of a ``NAME[=PATH]``; the same where there is none."""
     name = f"{source}-validation"

@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 
-class PreallocatedLayer(DynamicLayer):
+class PreallocatedStates(DynamicLayer):
     """Keys and values of one layer, which makes its room once, and hands out the used part of it.
 
     The cache of transformers makes a new tensor for each token and copies the old one into it: four
