@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, PluginError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
@@ -54,7 +54,14 @@ def choose_metrics(
 
     if not chosen:
         return default_metrics(dataset, plugins)
-    asked = [metric for metric in chosen if has_questions(metric, dataset)]
+
+    def may_ask(metric: "AnyMetric") -> bool:
+        try:
+            return has_questions(metric, dataset)
+        except PluginError:  # the trials say so
+            return True
+
+    asked = [metric for metric in chosen if may_ask(metric)]
     for metric in chosen if asked else []:
         if metric not in asked:
             display.say(
