@@ -145,6 +145,19 @@ TABLES = (
         n_words=2,
     ),
     RowTable(
+        frozenset({"times_as_long"}),
+        {
+            "scorers of": _text("what"),
+            "model": _text("model"),
+            "success and accuracy": _time("two_scorers"),
+            "generation-match, too": _time("three_scorers"),
+            "times as long": _number("times_as_long", ".2f"),
+            "tokens of a text": _number("tokens_of_a_text", ".1f"),
+            "turns": _count("repeats"),
+        },
+        n_words=2,
+    ),
+    RowTable(
         frozenset({"n", "peak_bytes"}),
         {
             "what": _text("what"),
