@@ -352,6 +352,19 @@ def test_list_names_everything_and_where_it_comes_from(invoke):
     }
 
 
+def test_list_datasets_says_where_they_are_from_and_what_is_wrong_with_them(invoke):
+    listed = " ".join(invoke("list", "datasets").stdout.split())
+    assert "From https://github.com/princeton-nlp/MQuAKE, MIT. Known errors: 33 to 76 %" in listed
+    (qaedit,) = (
+        each
+        for each in json.loads(invoke("list", "datasets", "--format", "json").stdout)["datasets"]
+        if each["name"] == "qaedit"
+    )
+    assert "Apache-2.0" in qaedit["source"]
+    assert "trailing ' *'" in qaedit["known_errors"]
+    assert "Known errors" not in invoke("list").stdout
+
+
 class BreaksTheContract:
     @hookimpl
     def editbench_register_editors(self):

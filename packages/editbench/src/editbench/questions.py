@@ -88,6 +88,20 @@ class Diverge:
     chat: bool = False
 
 
+PlainQuestion = Score | Generate | Write | Read | Diverge
+"""What a model is asked as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What does the model say to `question` without the edit?
+
+    The unedited model is asked, whichever edit is on the model that other questions go to.
+    """
+
+    question: PlainQuestion
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreAnswer:
     """The tokens of a continuation, or of a text that was read, under teacher forcing.
@@ -132,6 +146,6 @@ class DivergeAnswer:
         return sum(self.nats) / len(self.nats)
 
 
-Question = Score | Generate | Write | Read | Diverge
+Question = PlainQuestion | Before
 Answer = ScoreAnswer | GenerateAnswer | WriteAnswer | DivergeAnswer
 Answers = Mapping[Question, Answer]

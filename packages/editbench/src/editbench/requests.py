@@ -11,6 +11,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
+from editbench.portability import PortabilityProbe, Query
 from editbench.questions import Score
 
 if TYPE_CHECKING:
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
-_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": ()}
+_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": (), "conditions": ()}
 
 
 def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
-    `joiner`, `chat` and `aliases` are among them only where they are set: a fact that says nothing
-    about how it is asked keeps the address that it had before one could say so. Its notes are
-    never.
+    `joiner`, `chat`, `aliases` and `conditions` are among them only where they are set: a fact that
+    says nothing about how it is asked keeps the address that it had before one could say so. Its
+    notes are never.
     """
     return {
         name: value
@@ -98,11 +99,11 @@ class EditRequest:
                 f"request '{self.case_id}': field 'prompt' must contain '{{}}' exactly once, "
                 f"got {self.prompt!r}. Put '{{}}' where the subject goes."
             )
-        for field in ("subject", "target"):
-            if not getattr(self, field).strip():
+        for name in ("subject", "target"):
+            if not getattr(self, name).strip():
                 raise RequestError(
-                    f"request '{self.case_id}': field '{field}' must not be empty, "
-                    f"got {getattr(self, field)!r}."
+                    f"request '{self.case_id}': field '{name}' must not be empty, "
+                    f"got {getattr(self, name)!r}."
                 )
 
     @property
@@ -144,6 +145,7 @@ class Probe:
         joiner: What stands between prompt and continuation; see `EditRequest`.
         chat: Whether the prompt is a user's message; see `EditRequest`.
         aliases: Other names of what is expected, which a text of the model's own may use.
+        conditions: What the unedited model must know, or else the probe does not count.
     """
 
     kind: ProbeKind
@@ -153,6 +155,7 @@ class Probe:
     joiner: str | None = None
     chat: bool = False
     aliases: tuple[str, ...] = ()
+    conditions: tuple[Query, ...] = ()
 
     __repr__ = _show
 
@@ -171,6 +174,8 @@ class EditCase:
         probes: Efficacy, paraphrase and neighborhood probes.
         generation_prompts: Openings from which text is generated to judge fluency.
         reference_texts: Texts about the new target, to judge consistency against.
+        portability: What follows from the edit. It does not show in `repr`, so that results of
+            before there were such probes keep their addresses.
     """
 
     request: EditRequest
@@ -178,6 +183,7 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    portability: tuple[PortabilityProbe, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, PluginError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
@@ -38,6 +38,36 @@ def default_metrics(
 
     metrics = [plugins.get_metric(name)() for name in names or dataset.default_metrics]
     return [metric for metric in metrics if has_questions(metric, dataset)]
+
+
+def choose_metrics(
+    dataset: "Dataset",
+    chosen: "Sequence[AnyMetric]",
+    plugins: PluginManager,
+    display: ProgressDisplay,
+) -> "list[AnyMetric]":
+    """The metrics that were chosen or, where none were, those that are meant for a dataset.
+
+    Of several, those that it leaves nothing to ask are left out, and named.
+    """
+    from editbench.runner import has_questions
+
+    if not chosen:
+        return default_metrics(dataset, plugins)
+
+    def may_ask(metric: "AnyMetric") -> bool:
+        try:
+            return has_questions(metric, dataset)
+        except PluginError:  # the trials say so
+            return True
+
+    asked = [metric for metric in chosen if may_ask(metric)]
+    for metric in chosen if asked else []:
+        if metric not in asked:
+            display.say(
+                f"Metric '{metric.name}' has nothing to ask about '{dataset.name}': left out."
+            )
+    return asked or list(chosen)
 
 
 def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCase]":

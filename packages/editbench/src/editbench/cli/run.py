@@ -19,9 +19,9 @@ from editbench.cli.layers import WantedLayers, facts_of_dataset, layers_option
 from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
     check_chat,
+    choose_metrics,
     choose_sizes,
     configure_editors,
-    default_metrics,
     find_metrics,
     note_files,
     remark_on_corpus,
@@ -239,6 +239,10 @@ def run(
         }
         for model in editables:
             remark_on_corpus(configured[id(model)], inputs, model, display)
+        wanted_metrics = {
+            id(source): choose_metrics(source, chosen_metrics, plugins, display)
+            for source in sources
+        }
         trials = [
             trial
             for source in sources
@@ -246,7 +250,7 @@ def run(
                 models=editables,
                 datasets=[source],
                 editors=lambda model: configured[id(model)],
-                metrics=lambda dataset: chosen_metrics or default_metrics(dataset, plugins),
+                metrics=lambda dataset: wanted_metrics[id(dataset)],
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
                 n_batches=lambda n: math.ceil(min_cases / n),

@@ -1,7 +1,7 @@
 """A dataset seen in another way: asked as a chat, or with held-out text of the user's own."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.errors import DataError
+from editbench.portability import Query
 from editbench.requests import EditCase
 
 
@@ -75,8 +76,17 @@ class DatasetView(Dataset):
 
 
 def _ask_as_chat(case: EditCase) -> EditCase:
+    def ask(queries: Iterable[Query]) -> tuple[Query, ...]:
+        return tuple(replace(query, chat=True) for query in queries)
+
     return replace(
         case,
         request=replace(case.request, chat=True),
-        probes=tuple(replace(probe, chat=True) for probe in case.probes),
+        probes=tuple(
+            replace(probe, chat=True, conditions=ask(probe.conditions)) for probe in case.probes
+        ),
+        portability=tuple(
+            replace(probe, queries=ask(probe.queries), conditions=ask(probe.conditions))
+            for probe in case.portability
+        ),
     )

@@ -6,6 +6,7 @@ from typing import ClassVar, cast
 
 from editbench.metrics.probes import ProbeMetric
 from editbench.models.joining import needs_space
+from editbench.portability import Query
 from editbench.questions import Answers, Question, Write, WriteAnswer
 from editbench.requests import Probe
 
@@ -22,14 +23,14 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def probe_text(probe: Probe) -> Write:
-    """What is asked for a probe's text: a sentence, or as a chat the whole answer."""
+def probe_text(probe: Probe | Query) -> Write:
+    """What is asked for a probe's or query's text: a sentence, or as a chat the whole answer."""
     if probe.chat:
         return Write(probe.prompt, N_CHAT_TOKENS, chat=True)
     is_question = probe.prompt.rstrip().endswith(("?", "？"))
     least = N_QUESTION_TOKENS if is_question else N_TOKENS
-    n_tokens = max(map(_count_tokens, (probe.expected, *probe.aliases)))
-    return Write(probe.prompt, max(least, n_tokens), sentence=True)
+    names = probe.answers if isinstance(probe, Query) else (probe.expected, *probe.aliases)
+    return Write(probe.prompt, max(least, *map(_count_tokens, names)), sentence=True)
 
 
 def _count_tokens(name: str) -> int:

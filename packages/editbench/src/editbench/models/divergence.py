@@ -1,6 +1,7 @@
 """How far edits have moved a model: KL divergence of next-token distributions, before ‖ after."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -39,11 +40,12 @@ def find_divergences(
         RequestError: A text has no token, or a prompt is longer than the model takes.
     """
     nats: dict[Diverge, list[float]] = {question: [] for question in questions}
-    rows = [row for question in questions for row in make_compared_rows(model, question)]
+    before = [row for each in questions for row in make_compared_rows(model, each)]
+    rows = [row for each in questions for row in make_compared_rows(model, each, as_asked=True)]
     if model.edits_on:
         found: dict[int, list[float]] = {}
         for group in _group(model, rows, token_budget):
-            found.update(_compare(model, rows, group))
+            found.update(_compare(model, before, rows, group))
     else:
         found = {index: [0.0] * len(places) for index, (_, _, places) in enumerate(rows)}
     for index, (question, _, _) in enumerate(rows):
@@ -53,14 +55,19 @@ def find_divergences(
     return {question: DivergeAnswer(tuple(each)) for question, each in nats.items()}
 
 
-def make_compared_rows(model: EditableModel, question: Diverge) -> Iterator[_Row]:
+def make_compared_rows(
+    model: EditableModel, question: Diverge, *, as_asked: bool = False
+) -> Iterator[_Row]:
     """What is read to answer a question: its prompt, or its text in passages that the model takes.
+
+    A prompt may be read `as_asked`, behind what edits of prompts put before it.
 
     Raises:
         RequestError: A text has no token, or a prompt is longer than the model takes.
     """
     if not question.everywhere:
-        ids = model.tokens.encode(question.text, chat=question.chat)
+        prompt = model.as_asked(question.text) if as_asked else question.text
+        ids = model.tokens.encode(prompt, chat=question.chat)
         model.check_length(len(ids), question.text)
         yield question, ids, range(len(ids) - 1, len(ids))
         return
@@ -101,18 +108,22 @@ def _group(
 
 
 def _compare(
-    model: EditableModel, rows: Sequence[_Row], group: Sequence[Sequence[int]]
+    model: EditableModel,
+    unedited: Sequence[_Row],
+    rows: Sequence[_Row],
+    group: Sequence[Sequence[int]],
 ) -> Iterator[tuple[int, list[float]]]:
     halving = Halving(f"reading on '{model.name}'")
     n_places = sum(len(rows[index][2]) for batch in group for index in batch)
     kept_on = model.memory.place(n_places * model.size.n_logits * model.size.itemsize)
 
-    def read(some: Sequence[int]) -> Tensor:
-        places = [(row, place) for row, index in enumerate(some) for place in rows[index][2]]
-        return read_logits(model, model.batch([rows[index][1] for index in some]), places)
+    def read(some: Sequence[int], which: Sequence[_Row] = rows) -> Tensor:
+        places = [(row, place) for row, index in enumerate(some) for place in which[index][2]]
+        return read_logits(model, model.batch([which[index][1] for index in some]), places)
 
     with model.unedited("divergence"):
-        before = [torch.cat([p.to(kept_on) for p in halving.run(batch, read)]) for batch in group]
+        first = partial(read, which=unedited)
+        before = [torch.cat([p.to(kept_on) for p in halving.run(batch, first)]) for batch in group]
     for batch, expected in zip(group, before, strict=True):
         nats: list[float] = []
         for logits in halving.run(batch, read):

@@ -14,9 +14,10 @@ from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, PluginError
 from editbench.metrics.base import AnyMetric, Metric, TextMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Question
+from editbench.questions import Before, Question
 from editbench.requests import Conflict, EditCase
 from editbench.runner.knowledge import KnowledgeFilter
+from editbench.runner.masking import mask_contaminated
 from editbench.runner.selection import select_batches
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
@@ -59,6 +60,11 @@ class PreparedTrial:
     def n_cases(self) -> int:
         """How many cases there are in all batches."""
         return sum(len(batch.cases) for batch in self.batches)
+
+    @property
+    def asks_unedited(self) -> bool:
+        """Whether answers of the unedited model are needed, whatever the editor does."""
+        return self.is_unedited or any(batch.before for batch in self.batches)
 
     @property
     def n_shared_subjects(self) -> int:
@@ -219,6 +225,8 @@ def _gather_batches(
     held_out = dataset.held_out_texts() if is_read else ()
     texts = [(f"held-out-{index:05d}", text) for index, text in enumerate(held_out)]
     shares = [texts[start :: len(batches)] for start in range(len(batches))]
+    masked = [mask_contaminated(cases) for cases in batches]
+    batches = [cases for cases, _ in masked]
     gathered: list[dict[Question, None]] = [{} for _ in batches]
     for metric in metrics:
         has_asked = False
@@ -235,8 +243,14 @@ def _gather_batches(
     if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        CaseBatch(tuple(cases), tuple(share), tuple(known))
-        for cases, share, known in zip(batches, shares, gathered, strict=True)
+        CaseBatch(
+            tuple(cases),
+            tuple(share),
+            questions=tuple(each for each in known if not isinstance(each, Before)),
+            before=tuple(each.question for each in known if isinstance(each, Before)),
+            n_masked=n_masked,
+        )
+        for (cases, n_masked), share, known in zip(masked, shares, gathered, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Question
+from editbench.questions import PlainQuestion
 from editbench.requests import ConflictPolicy, EditCase, EditRequest
 from editbench.results.manifest import Knowledge, Sample, TrialDescription
 
@@ -92,11 +92,15 @@ class CaseBatch:
         texts: Held-out texts to read, each with an id; a trial's batches share them between them,
             so that each is read once, whatever the number of batches.
         questions: What the metrics ask about cases and texts, each question once.
+        before: What they ask the unedited model, whatever is edited; each question once.
+        n_masked: How many portability probes of its cases others of them make wrong.
     """
 
     cases: tuple[EditCase, ...]
     texts: tuple[tuple[str, str], ...]
-    questions: tuple[Question, ...]
+    questions: tuple[PlainQuestion, ...]
+    before: tuple[PlainQuestion, ...] = ()
+    n_masked: int = 0
 
     @property
     def requests(self) -> list[EditRequest]:

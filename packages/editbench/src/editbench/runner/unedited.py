@@ -22,7 +22,7 @@ from editbench.questions import (
     DivergeAnswer,
     Generate,
     GenerateAnswer,
-    Question,
+    PlainQuestion,
     Read,
     Score,
     ScoreAnswer,
@@ -45,7 +45,7 @@ class Questionnaire:
     """
 
     seed: int | None
-    questions: tuple[Question, ...]
+    questions: tuple[PlainQuestion, ...]
 
     def ask(
         self,
@@ -125,17 +125,17 @@ def make_questionnaires(
         For each trial, the questionnaires that together hold all of its questions.
     """
     # Most trials share their batches with others, which are looked at once.
-    pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[Question]]] = {}
+    pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[PlainQuestion]]] = {}
     keys = [(model.fingerprint, seed, id(batches)) for model, seed, batches in asked]
     for key, (model, trial_seed, batches) in zip(keys, asked, strict=True):
         if key not in pools_of:
-            pools: dict[tuple[str, int | None], set[Question]] = {}
+            pools: dict[tuple[str, int | None], set[PlainQuestion]] = {}
             for batch in batches:
-                for question in batch.questions:
+                for question in (*batch.questions, *batch.before):
                     seed = trial_seed if isinstance(question, Generate) else None
                     pools.setdefault((model.fingerprint, seed), set()).add(question)
             pools_of[key] = pools
-    together: dict[tuple[str, int | None], set[Question]] = {}
+    together: dict[tuple[str, int | None], set[PlainQuestion]] = {}
     for pools in pools_of.values():
         for pool, questions in pools.items():
             together.setdefault(pool, set()).update(questions)
@@ -152,14 +152,14 @@ def make_questionnaires(
     return [needed[key] for key in keys]
 
 
-def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Questionnaire]:
+def _split(seed: int | None, questions: Iterable[PlainQuestion]) -> Iterable[Questionnaire]:
     """Prompts that begin alike stay together: much of a forward pass is shared by them."""
     ordered = tuple(sorted(questions, key=_order))
     for start in range(0, len(ordered), _SIZE):
         yield Questionnaire(seed, ordered[start : start + _SIZE])
 
 
-def _order(question: Question) -> tuple[str, str, str, str]:
+def _order(question: PlainQuestion) -> tuple[str, str, str, str]:
     match question:
         case Score(prompt, continuation, joiner, chat):
             return "score", prompt, continuation, f"{joiner!r} {chat}"
@@ -173,7 +173,7 @@ def _order(question: Question) -> tuple[str, str, str, str]:
             return "diverge", text, str(everywhere), str(chat)
 
 
-def _decode(question: Question, fields: dict[str, object]) -> Answer:
+def _decode(question: PlainQuestion, fields: dict[str, object]) -> Answer:
     if isinstance(question, Generate):
         return GenerateAnswer(str(fields["text"]))
     if isinstance(question, Write):
