@@ -6,7 +6,7 @@ stay on the evaluation side, so that no editor can train on its own exam.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from editbench.errors import RequestError, UnknownNameError
 from editbench.questions import Score
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
+T = TypeVar("T")
 
 _UNSET = {"joiner": None, "chat": False}
 
@@ -211,6 +212,26 @@ def _conflict_at(group: Sequence[int], requests: Sequence[EditRequest]) -> Confl
     return Conflict(first.subject, first.relation or first.prompt, members)
 
 
+def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
+    """Find the facts of a stream that a later one takes the place of.
+
+    Args:
+        requests: What is written, in its order.
+
+    Returns:
+        Position of a fact to that of the next one about the same subject and relation that has
+        another target.
+    """
+    targets = [request.target.strip() for request in requests]
+    return {
+        position: later
+        for group in _conflicting_positions(requests)
+        for place, position in enumerate(group)
+        for later in [next((p for p in group[place:] if targets[p] != targets[position]), None)]
+        if later is not None
+    }
+
+
 def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:
     """Group the positions of requests that share a place, and keep the groups that disagree.
 
@@ -246,10 +267,8 @@ def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:
     ]
 
 
-def cut_batches(
-    requests: Sequence[EditRequest], batch_size: int | None
-) -> list[Sequence[EditRequest]]:
-    """Requests in their order, `batch_size` at a time; the last batch is what is left.
+def cut_batches(requests: Sequence[T], batch_size: int | None) -> list[Sequence[T]]:
+    """Requests, or cases, in their order, `batch_size` at a time; the last batch is what is left.
 
     Args:
         requests: All of them.

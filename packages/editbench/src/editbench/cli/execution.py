@@ -148,6 +148,8 @@ def show_result(summary: "RunSummary") -> None:
 
     for warning in summary.warnings:
         click.echo(f"Warning: {warning}", err=True)
+    for trial, reason in summary.stopped:
+        click.echo(f"Stopped: {trial.label}, {reason}")
     click.echo(format_result(summarize([summary.folder]), "table"), nl=False)
     click.echo(f"Results: {summary.folder}")
     if summary.failures:

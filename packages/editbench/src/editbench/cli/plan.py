@@ -124,8 +124,8 @@ def work_of_trials(
     from editbench.runner.trial_run import describe
 
     expected = ExpectedCache()
-    # Trials share their batches, and what is asked about one costs the same after every editor.
-    answered: dict[tuple[int, int, bool], list[StageCost]] = {}
+    # Trials share what they are asked, and that costs the same after every editor.
+    answered: dict[tuple[object, ...], list[StageCost]] = {}
     work = []
     for trial in run.prepared:
         if resumed is not None and has_succeeded(resumed, trial.hash):
@@ -134,22 +134,20 @@ def work_of_trials(
         stages: list[StageCost] = []
         if trial.failure is not None:
             stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
-        for batch in trial.batches:
-            editing = partial(
-                trial.editor.estimate, trial.model, batch.requests, resources, expected
-            )
+        for requests in trial.writes:
+            editing = partial(trial.editor.estimate, trial.model, requests, resources, expected)
             stages += _ask(trial.editor.name, editing)
+        for batch in trial.asks:
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
                 if not trial.is_unedited or expected.add("answers", key):
-                    place = (id(trial.model), id(batch), seed is None)
-                    if place not in answered:
+                    if key not in answered:
                         asking = partial(estimate_answers, trial.model, questions)
-                        answered[place] = _ask("answers", asking)
-                    stages += answered[place]
+                        answered[key] = _ask("answers", asking)
+                    stages += answered[key]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
 

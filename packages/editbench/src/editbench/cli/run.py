@@ -28,6 +28,7 @@ from editbench.cli.lookup import (
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import read_overrides
 from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
+from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
 from editbench.requests import ConflictPolicy
@@ -42,6 +43,7 @@ Examples:
   editbench run --model gpt2-xl --dataset counterfact --n-edits 1000 --n-edits 10000
   editbench run --dataset facts=mine.jsonl --model ./llama --out runs/llama
   editbench run --set memit.preservation_weight=100 --set memit.preservation_weight=1000
+  editbench run --n-edits 1000 --batch-size 10 --checkpoint 100 --checkpoint 500
   editbench run --out runs/llama --resume ...   (with the options of that run)
 """
 
@@ -72,6 +74,28 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     help=f"How many facts to write at once. [default: {DEFAULT_N_EDITS}, or all if fewer]",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the facts N at a time, each batch into what those before it left, instead of all "
+    "at once.",
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --batch-size: ask about all facts so far when N are written, and keep what is "
+    "found. It is done at the end in any case.",
+)
+@click.option(
+    "--stop-when",
+    metavar="RULE",
+    help="With --batch-size: end at a checkpoint where a metric has gone too far, such as "
+    "'score<50' or 'perplexity>1.1x', which is 1.1 times that of the unedited model.",
 )
 @click.option(
     "--min-cases",
@@ -127,6 +151,9 @@ def run(
     models: tuple[str, ...],
     datasets: tuple[str, ...],
     n_edits: tuple[int, ...],
+    batch_size: int | None,
+    checkpoints: tuple[int, ...],
+    stop_when: str | None,
     min_cases: int,
     relations: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -174,7 +201,15 @@ def run(
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }
-        from editbench.runner import grid, prepare_run
+        from editbench.runner import StopRule, grid, prepare_run
+
+        rule = None if stop_when is None else StopRule.parse(stop_when)
+        largest = max(size for some in sizes.values() for size in some)
+        if checkpoints and max(checkpoints) > largest:
+            raise ConfigError(
+                f"--checkpoint: so many facts are never written, got {max(checkpoints)}; expected "
+                f"at most {largest}. Write more with --n-edits."
+            )
 
         # Which trials are finished can only be told with the weights.
         load = loading.outline if only_plan and not resume else loading.load
@@ -201,6 +236,9 @@ def run(
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
                 n_batches=lambda n: math.ceil(min_cases / n),
+                batch_size=batch_size,
+                checkpoints=lambda n: [each for each in checkpoints if each <= n],
+                stop_when=rule,
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 on_conflict=on_conflict,

@@ -30,6 +30,17 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
     Raises:
         EditError: The file cannot be written.
     """
+    try:
+        write_tensors(path, name_tensors(updates), json.loads(card.model_dump_json()))
+    except OSError as error:
+        raise EditError(
+            f"save edit: cannot write the file, got {str(path)!r} ({error}). "
+            "Choose a folder that exists, is writable and has space left."
+        ) from error
+
+
+def name_tensors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
+    """The tensors of updates, as a file names them."""
     tensors = {}
     for parameter, update in updates.items():
         if isinstance(update, UpdateFactors):
@@ -37,13 +48,7 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
             tensors[f"{parameter}.right"] = update.right
         else:
             tensors[f"{parameter}.dense"] = update
-    try:
-        write_tensors(path, tensors, json.loads(card.model_dump_json()))
-    except OSError as error:
-        raise EditError(
-            f"save edit: cannot write the file, got {str(path)!r} ({error}). "
-            "Choose a folder that exists, is writable and has space left."
-        ) from error
+    return tensors
 
 
 def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
@@ -66,7 +71,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
             f"load edit: cannot read the file, got {str(path)!r} ({error}); expected a safetensors "
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
-    return _assemble_updates(path, tensors), _parse_card(path, file.card)
+    return assemble_updates(path, tensors), _parse_card(path, file.card)
 
 
 def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:
@@ -86,7 +91,12 @@ def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:
         ) from error
 
 
-def _assemble_updates(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+def assemble_updates(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+    """Undo `name_tensors`; `path` is where they are from, for messages.
+
+    Raises:
+        EditError: A tensor is of another name, incomplete, misshapen or not finite.
+    """
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         parameter, _, part = name.rpartition(".")

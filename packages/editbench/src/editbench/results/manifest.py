@@ -13,6 +13,7 @@ Sample = Literal["first", "shuffled"]
 """Whether the cases are the dataset's first, or drawn with the seed."""
 
 _N_HASH_DIGITS = 16
+_OF_STREAMS = {"batch_size", "checkpoints", "stop_when"}
 
 
 class MetricDescription(BaseModel):
@@ -51,6 +52,11 @@ class TrialDescription(BaseModel):
         dataset_fingerprint: Hash of the dataset's content.
         n_edits: How many requests are written at once.
         n_batches: How many batches of so many requests are written, each into the unedited model.
+        batch_size: How many requests at a time, one batch after another into the same model; None
+            writes all of a batch at once.
+        checkpoints: After how many of them all that were written so far are asked, where they are
+            written in batches; the last is `n_edits`.
+        stop_when: At which number of a checkpoint the trial ends there.
         relations: The relations whose facts are written, in equal shares; none means all.
         seed: Source of every random choice.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
@@ -71,6 +77,9 @@ class TrialDescription(BaseModel):
     dataset_fingerprint: str
     n_edits: int
     n_batches: int = 1
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: str | None = None
     relations: tuple[str, ...] = ()
     seed: int
     sample: Sample
@@ -81,8 +90,13 @@ class TrialDescription(BaseModel):
 
     @property
     def hash(self) -> str:
-        """The trial's content address: of all fields but what the run happens to call the model."""
+        """The trial's content address: of all fields but what the run happens to call the model.
+
+        Those of streams are among them only where they are set: what is written at once keeps the
+        address that it had before there were streams.
+        """
         content = self.model_dump(mode="json", exclude={"model"})
+        content = {k: v for k, v in content.items() if v or k not in _OF_STREAMS}
         encoded = json.dumps(content, sort_keys=True).encode()
         return hashlib.sha256(encoded).hexdigest()[:_N_HASH_DIGITS]
 
@@ -90,6 +104,8 @@ class TrialDescription(BaseModel):
     def label(self) -> str:
         """What messages call the trial."""
         batches = f" in {self.n_batches} batches" if self.n_batches > 1 else ""
+        if self.batch_size is not None:
+            batches = f" in batches of {self.batch_size}"
         relations = f" of {' and '.join(self.relations)}" if self.relations else ""
         return (
             f"{self.editor} on {self.model}, {self.dataset}, {self.n_edits} edits{batches}"

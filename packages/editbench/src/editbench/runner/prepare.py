@@ -9,12 +9,13 @@ from typing import Any
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
 from editbench.editors.unedited import Unedited
-from editbench.errors import ConfigError, PluginError
+from editbench.errors import ConfigError, PluginError, UnknownNameError
 from editbench.metrics.base import AnyMetric, Metric
 from editbench.models.editable import EditableModel
 from editbench.questions import Question
-from editbench.requests import Conflict, EditCase
+from editbench.requests import Conflict, EditCase, EditRequest, cut_batches, find_superseded
 from editbench.runner.selection import select_batches
+from editbench.runner.stop_rule import StopRule
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
 from editbench.second_moments.obtaining import read_second_moments
@@ -34,6 +35,10 @@ class PreparedTrial:
         metrics: Its metrics, fitted to its dataset.
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
+        batch_size: How many cases of a batch are written at a time, one batch after another; None
+            for all at once.
+        checkpoints: After how many of them all so far are asked; the last is all of them.
+        stop_when: When a stream ends at a checkpoint.
         questionnaires: Where the unedited model's answers to its questions are.
         failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
     """
@@ -47,6 +52,9 @@ class PreparedTrial:
     metrics: tuple[AnyMetric, ...] = ()
     batches: tuple[CaseBatch, ...] = ()
     n_conflicts: int = 0
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: StopRule | None = None
     questionnaires: tuple[Questionnaire, ...] = ()
     failure: PluginError | None = None
 
@@ -54,6 +62,29 @@ class PreparedTrial:
     def n_cases(self) -> int:
         """How many cases there are in all batches."""
         return sum(len(batch.cases) for batch in self.batches)
+
+    @property
+    def asks(self) -> Sequence[CaseBatch]:
+        """What is asked at a time."""
+        return [self.asked_at(each) for each in self.checkpoints] or self.batches
+
+    @property
+    def writes(self) -> list[Sequence[EditRequest]]:
+        """What is written at a time."""
+        return [
+            part for batch in self.batches for part in cut_batches(batch.requests, self.batch_size)
+        ]
+
+    def asked_at(self, checkpoint: int) -> CaseBatch:
+        """What a stream is asked after so many facts: about all that no later one has replaced."""
+        (whole,) = self.batches
+        superseded = find_superseded(whole.requests[:checkpoint])
+        cases = tuple(
+            case for place, case in enumerate(whole.cases[:checkpoint]) if place not in superseded
+        )
+        asked = [_ask_about(metric, cases, whole.texts) for metric in self.metrics]
+        questions = dict.fromkeys(question for some in asked for question in some)
+        return CaseBatch(cases, whole.texts, tuple(questions))
 
     @property
     def is_unedited(self) -> bool:
@@ -119,7 +150,15 @@ class _Preparation:
     def prepare(self, trial: Trial) -> PreparedTrial:
         """Prepare one trial, but for its questionnaires; see `prepare_run`."""
         prepared = PreparedTrial(
-            trial.hash, trial.label, trial.seed, trial.editor, trial.model, trial.inputs
+            trial.hash,
+            trial.label,
+            trial.seed,
+            trial.editor,
+            trial.model,
+            trial.inputs,
+            batch_size=trial.batch_size,
+            checkpoints=trial.all_checkpoints,
+            stop_when=trial.stop_when,
         )
         try:
             metrics, batches, n_conflicts = self._work_out(trial)
@@ -129,9 +168,11 @@ class _Preparation:
 
     def _work_out(self, trial: Trial) -> tuple[tuple[AnyMetric, ...], tuple[CaseBatch, ...], int]:
         self._check_editor(trial)
+        _check_stream(trial)
         wanted: dict[str, Any] = {
             "n_edits": trial.n_edits,
             "n_batches": trial.n_batches,
+            "batch_size": trial.batch_size,
             "relations": trial.relations,
             "sample": trial.sample,
             "seed": trial.seed if trial.sample == "shuffled" else 0,
@@ -193,11 +234,7 @@ def _gather_batches(
     for metric in metrics:
         has_asked = False
         for cases, share, known in zip(batches, shares, gathered, strict=True):
-            questions = (
-                [question for case in cases for question in metric.questions(case)]
-                if isinstance(metric, Metric)
-                else [question for _, text in share for question in metric.questions(text)]
-            )
+            questions = _ask_about(metric, cases, share)
             known.update(dict.fromkeys(questions))
             has_asked = has_asked or bool(questions)
         if not has_asked:
@@ -208,6 +245,44 @@ def _gather_batches(
         CaseBatch(tuple(cases), tuple(share), tuple(known))
         for cases, share, known in zip(batches, shares, gathered, strict=True)
     )
+
+
+def _ask_about(
+    metric: AnyMetric, cases: Sequence[EditCase], texts: Sequence[tuple[str, str]]
+) -> list[Question]:
+    if isinstance(metric, Metric):
+        return [question for case in cases for question in metric.questions(case)]
+    return [question for _, text in texts for question in metric.questions(text)]
+
+
+def _check_stream(trial: Trial) -> None:
+    """Refuse batches, checkpoints and a rule that do not go together."""
+    size, n = trial.batch_size, trial.n_edits
+    if size is None:
+        if trial.checkpoints or trial.stop_when is not None:
+            raise ConfigError(
+                "stream: there are checkpoints only where facts are written in batches, got no "
+                "batch size. Give --batch-size, or leave out --checkpoint and --stop-when."
+            )
+        return
+    if size < 1 or trial.n_batches > 1:
+        raise ConfigError(
+            f"stream: all facts go into one model, {size} at a time, got {trial.n_batches} "
+            "separate ones to have enough cases; expected one, and a positive size. Leave out "
+            "--min-cases, or --batch-size."
+        )
+    for checkpoint in trial.checkpoints:
+        if not 0 < checkpoint <= n or (checkpoint % size and checkpoint != n):
+            raise ConfigError(
+                f"stream: no batch ends at a checkpoint, got {checkpoint} of {n} facts written "
+                f"{size} at a time; expected a multiple of {size}, at most {n}, or {n}."
+            )
+    if (rule := trial.stop_when) is not None:
+        known = [
+            name for metric in trial.metrics for name in (*metric.produces, *metric.aggregates)
+        ]
+        if rule.metric not in known:
+            raise UnknownNameError("metric in --stop-when", rule.metric, known)
 
 
 def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:

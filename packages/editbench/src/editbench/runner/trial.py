@@ -14,6 +14,7 @@ from editbench.models.editable import EditableModel
 from editbench.questions import Question
 from editbench.requests import ConflictPolicy, EditCase, EditRequest
 from editbench.results.manifest import Sample, TrialDescription
+from editbench.runner.stop_rule import StopRule
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Trial:
         metrics: What is measured.
         n_batches: How many such batches are written, each into the unedited model, and measured:
             a few edits at a time need many batches before their numbers mean anything.
+        batch_size: Write the requests so many at a time, one batch after another into the same
+            model; None writes them all at once.
+        checkpoints: After how many of them all that were written so far are asked, ascending, where
+            they are written in batches; after all of them, in any case.
+        stop_when: When such a stream ends at a checkpoint.
         relations: Only facts of these relations, in equal shares; none means all.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
         on_conflict: What happens to requests that contradict each other.
@@ -42,6 +48,9 @@ class Trial:
     seed: int
     metrics: tuple[AnyMetric, ...]
     n_batches: int = 1
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: StopRule | None = None
     relations: tuple[str, ...] = ()
     sample: Sample = "first"
     on_conflict: ConflictPolicy = "error"
@@ -59,6 +68,9 @@ class Trial:
             dataset_fingerprint=self.dataset.fingerprint,
             n_edits=self.n_edits,
             n_batches=self.n_batches,
+            batch_size=self.batch_size,
+            checkpoints=self.all_checkpoints,
+            stop_when=None if self.stop_when is None else str(self.stop_when),
             relations=self.relations,
             seed=self.seed,
             sample=self.sample,
@@ -67,6 +79,13 @@ class Trial:
             inputs=self.inputs.content,
             versions=package_versions(),
         )
+
+    @property
+    def all_checkpoints(self) -> tuple[int, ...]:
+        """The checkpoints of a stream, its end included; none where all is written at once."""
+        if self.batch_size is None:
+            return ()
+        return tuple(sorted({*self.checkpoints, self.n_edits}))
 
     @property
     def hash(self) -> str:
@@ -109,6 +128,9 @@ def grid(
     n_edits: Sequence[int],
     seeds: Sequence[int],
     n_batches: Callable[[int], int] = lambda n_edits: 1,
+    batch_size: int | None = None,
+    checkpoints: Callable[[int], Sequence[int]] = lambda n_edits: (),
+    stop_when: StopRule | None = None,
     relations: Sequence[tuple[str, ...]] = ((),),
     sample: Sample = "first",
     on_conflict: ConflictPolicy = "error",
@@ -124,6 +146,9 @@ def grid(
         n_edits: Numbers of requests to write at once.
         seeds: Seeds.
         n_batches: How many batches of a number of requests.
+        batch_size: How many of them are written at a time; None for all at once.
+        checkpoints: After how many of a number of requests all so far are asked.
+        stop_when: When a stream ends at a checkpoint; that of the unedited model goes to its end.
         relations: Groups of relations to take facts of; an empty group stands for all.
         sample: Whether cases are the dataset's first, or drawn with the seed.
         on_conflict: What happens to requests that contradict each other.
@@ -147,6 +172,9 @@ def grid(
                 seed=seed,
                 metrics=asked,
                 n_batches=n_batches(n),
+                batch_size=batch_size,
+                checkpoints=tuple(checkpoints(n)),
+                stop_when=None if isinstance(editor, Unedited) else stop_when,
                 relations=group,
                 sample=sample,
                 on_conflict=on_conflict,
