@@ -137,7 +137,7 @@ def work_of_trials(
         for requests in trial.writes:
             editing = partial(trial.editor.estimate, trial.model, requests, resources, expected)
             stages += _ask(trial.editor.name, editing)
-        for batch in trial.asks:
+        for batch in trial.batches if trial.is_unedited else trial.asks:
             sampled = [each for each in batch.questions if isinstance(each, Generate)]
             others = [each for each in batch.questions if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):

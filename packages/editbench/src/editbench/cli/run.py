@@ -182,6 +182,9 @@ def run(
     Hyperparameters are a model's published ones, or derived ones where there are none (the run
     says so); --config overrides them, and --set overrides both.
 
+    With --batch-size a trial is a stream: batch after batch goes into the same model, and at each
+    --checkpoint everything so far is asked.
+
     Results are kept in a folder, trial by trial; 'editbench report' shows them again.
     """
     editor_types = {name: plugins.get_editor(name) for name in editors}

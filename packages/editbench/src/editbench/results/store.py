@@ -71,6 +71,20 @@ class TrialRecord(BaseModel):
     stopped: str | None = None
     files: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def fact_statuses(self) -> dict[str, str]:
+        """What became of each case's fact in words, as far as the editor says."""
+        cards = [card.get("extra", {}).get("facts") for card in self.edits]
+        told = [fact for facts in cards if isinstance(facts, list) for fact in facts]
+        facts = self.facts or [
+            FactRecord.model_validate({"batch": 0, **fact}) for fact in told if "case_id" in fact
+        ]
+        return {
+            fact.case_id: ": ".join(filter(None, (fact.status, fact.why or fact.superseded_by)))
+            for fact in facts
+            if fact.status
+        }
+
 
 class RunStore:
     """A run folder that this process holds the lock of; made by `RunStore.open`."""

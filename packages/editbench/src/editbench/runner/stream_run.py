@@ -79,7 +79,7 @@ def run_stream(
                 seconds={"edit": seconds, "answer": perf_counter() - began},
             ),
             values=tuple(values),
-            transcripts=tuple(transcribe(asked.cases, answers)),
+            transcripts=tuple(transcribe(trial.batches[0].cases[:n_written], answers)),
             card=edit.card.model_dump(mode="json"),
             changes_something=edit.changes_something,
             stops=_judge(trial, asked, values, unedited),
