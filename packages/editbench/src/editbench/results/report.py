@@ -9,8 +9,13 @@ from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import estimate_quantities
-from editbench.results.retention import RetentionLine, measure_retention
 from editbench.results.row import Status
+from editbench.results.stream_lines import (
+    ChangeLine,
+    RetentionLine,
+    list_changes,
+    measure_retention,
+)
 from editbench.results.variants import find_variants
 
 
@@ -83,6 +88,7 @@ class Summary:
         metrics: What is known about the metrics, each once.
         failed: Trials that failed.
         retention: Metrics of streams by the age of facts, at their ends.
+        changes: What streams do to weights and keys, at their checkpoints.
         stopped: Streams that ended before their end by hash, and why.
         n_missing: How many trials have not been run yet.
         trials: Every trial by its hash, whether it has numbers or not.
@@ -94,6 +100,7 @@ class Summary:
     metrics: tuple[MetricDescription, ...]
     failed: tuple[FailedTrial, ...]
     retention: tuple[RetentionLine, ...]
+    changes: tuple[ChangeLine, ...]
     stopped: Mapping[str, str]
     n_missing: int
     trials: Mapping[str, TrialDescription]
@@ -157,6 +164,7 @@ def summarize_collection(collection: Collection) -> Summary:
         metrics=collection.distinct_metrics,
         failed=tuple(failed),
         retention=tuple(measure_retention(collection)),
+        changes=tuple(list_changes(collection)),
         stopped={trial: each.stopped for trial, each in records.items() if each.stopped},
         n_missing=len(trials) - len(records),
         trials=trials,

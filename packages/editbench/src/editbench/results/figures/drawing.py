@@ -15,7 +15,7 @@ from editbench.results.figures.dots import draw_demonstrations, draw_dots
 from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
 from editbench.results.figures.selection import Point, Selection
-from editbench.results.figures.streams import draw_retention, draw_streams
+from editbench.results.figures.streams import draw_changes, draw_retention, draw_streams
 from editbench.results.figures.style import SETTINGS
 from editbench.results.manifest import TrialDescription
 from editbench.results.report import Summary, SummaryLine
@@ -38,6 +38,7 @@ FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
 OF_STREAMS: Mapping[str, Callable[[Selection], Drawing]] = {
     "streams": draw_streams,
     "retention": draw_retention,
+    "changes": draw_changes,
 }
 """The figures that streams have, whatever experiment they are of."""
 
@@ -99,10 +100,11 @@ def choose_figures(summary: Summary) -> Iterator[RunFigure]:
         if streams:
             known = {trial: each for trial, each in known.items() if trial not in streams}
             for suffix, selection in _group(summary, summary.lines, streams, by_seed=False):
-                for kind, draw in OF_STREAMS.items() if selection.lines else ():
-                    yield RunFigure(
-                        "_".join(filter(None, (_slug(name), kind, suffix))), draw, selection
-                    )
+                numbers = {"retention": selection.retention, "changes": selection.changes}
+                for kind, draw in OF_STREAMS.items():
+                    if numbers.get(kind, selection.lines):
+                        stem = "_".join(filter(None, (_slug(name), kind, suffix)))
+                        yield RunFigure(stem, draw, selection)
         if not known:
             continue
         kind = name if name in FIGURES else guess_figure(known.values())
@@ -176,6 +178,7 @@ def _group(
                 n_failed=len(failed & known.keys()),
                 n_missing=len(known.keys() - measured - failed),
                 retention=tuple(line for line in summary.retention if line.trial in known),
+                changes=tuple(line for line in summary.changes if line.trial in known),
             ),
         )
 

@@ -13,7 +13,7 @@ from editbench.results.labels import (
 )
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.report import SummaryLine
-from editbench.results.retention import RetentionLine
+from editbench.results.stream_lines import ChangeLine, RetentionLine
 
 _OVER_TEXTS = "perplexity"
 _NOT_A_SERIES = {"n_batches", "model", "versions"}
@@ -57,6 +57,7 @@ class Selection:
         n_failed: How many of the trials failed.
         n_missing: How many have not been run yet.
         retention: Numbers by the age of facts, of streams.
+        changes: What streams do to weights and keys.
     """
 
     lines: tuple[SummaryLine, ...]
@@ -66,6 +67,7 @@ class Selection:
     n_failed: int
     n_missing: int
     retention: tuple[RetentionLine, ...] = ()
+    changes: tuple[ChangeLine, ...] = ()
 
     @property
     def labels(self) -> list[MetricLabel]:

@@ -20,13 +20,18 @@ from editbench.results.figures.selection import Point, Selection, name_series
 from editbench.results.figures.style import choose_styles
 from editbench.results.labels import MetricLabel
 from editbench.results.report import SummaryLine
-from editbench.results.retention import RetentionLine
 from editbench.results.statistics import estimate_over_draws
+from editbench.results.stream_lines import ChangeLine, RetentionLine
 
 _N_COLUMNS = 4
 _BANDS = "Bands: 95 % CI over cases; over orders, where there are several, 90 % (Student's t)."
 
-Line = TypeVar("Line", SummaryLine, RetentionLine)
+Line = TypeVar("Line", SummaryLine, RetentionLine, ChangeLine)
+
+_CHANGES = (
+    MetricLabel("update_norm", "‖ΔW‖/‖W‖", "Largest update", "", "", higher_is_better=False),
+    MetricLabel("key_drift", "‖k − k₀‖/‖k₀‖", "Drift of keys", "", "", higher_is_better=False),
+)
 
 
 def draw_streams(selection: Selection) -> Drawing:
@@ -51,6 +56,18 @@ def draw_retention(selection: Selection) -> Drawing:
     )
 
 
+def draw_changes(selection: Selection) -> Drawing:
+    """Draw how large updates are, and how far keys have moved, against facts written."""
+    return _draw(
+        selection,
+        selection.changes,
+        x=lambda line: line.checkpoint,
+        x_label="facts written",
+        title="What streams do to weights and keys",
+        labels=_CHANGES,
+    )
+
+
 def _draw(
     selection: Selection,
     lines: Sequence[Line],
@@ -58,9 +75,10 @@ def _draw(
     x: Callable[[Line], float],
     x_label: str,
     title: str,
+    labels: Sequence[MetricLabel] = (),
 ) -> Drawing:
     present = {line.metric for line in lines}
-    labels = [label for label in selection.labels if label.metric in present]
+    labels = [label for label in labels or selection.labels if label.metric in present]
     series = name_series(selection.trials, {"seed"})
     names = selection.order(series)
     styles = choose_styles(names)

@@ -87,7 +87,7 @@ def read(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
-def test_streams_have_two_figures_over_their_orders(write_stream, tmp_path):
+def test_streams_have_figures_over_their_orders(write_stream, tmp_path):
     orders = [[False, True, True, True], [True, True, False, True]]
     folder = write_stream({"unedited": [[False] * 4, [False] * 4], "memit": orders})
     paths = draw_figures(summarize([folder]), tmp_path / "figures")

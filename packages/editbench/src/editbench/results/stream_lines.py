@@ -1,4 +1,4 @@
-"""What is left of facts of a stream, by how many were written after them."""
+"""Lines about streams: what is left of facts by their age, and what a stream does to a model."""
 
 import math
 from collections.abc import Iterator
@@ -31,6 +31,42 @@ class RetentionLine:
     ci_low: float | None
     ci_high: float | None
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLine:
+    """How far a stream has changed a model at one of its checkpoints.
+
+    Attributes:
+        trial: Content hash of the trial.
+        metric: ``update_norm``, the largest ‖ΔW‖/‖W‖ of all weights; or ``key_drift``, the mean
+            over batches of ‖k - k₀‖/‖k₀‖ at the highest layer that is written to.
+        checkpoint: How many facts had been written.
+        value: The number.
+        n: How many weights, or batches.
+    """
+
+    trial: str
+    metric: str
+    checkpoint: int
+    value: float
+    n: int
+    ci_low: None = None
+    ci_high: None = None
+
+
+def list_changes(collection: Collection) -> Iterator[ChangeLine]:
+    """What the records of streams say of weights and keys."""
+    for trial, record in collection.records.items():
+        for each in record.checkpoints if trial in collection.values else ():
+            norms = [norm for norm in each.update_norms.values() if norm is not None]
+            drift = each.key_drift[max(each.key_drift, key=int)] if each.key_drift else ()
+            moved = [known for known in drift if known is not None]
+            if norms:
+                yield ChangeLine(trial, "update_norm", each.n_written, max(norms), len(norms))
+            if moved:
+                mean = sum(moved) / len(moved)
+                yield ChangeLine(trial, "key_drift", each.n_written, mean, len(moved))
 
 
 def measure_retention(collection: Collection) -> Iterator[RetentionLine]:
