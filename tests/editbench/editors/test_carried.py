@@ -25,7 +25,6 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.edit import Edit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
-from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, toy_cases
@@ -45,10 +44,10 @@ EDITORS: dict[str, Editor] = {
 
 def through_a_file(carried: Carried, path: Path) -> Carried:
     """What comes back from disk."""
-    write_tensors(path, carried.tensors, {"content": carried.content})
-    file = TensorFile(path)
-    assert file.card is not None
-    return Carried(file.read_all(), file.card["content"])
+    carried.save(path, {"from": "here"})
+    found, provenance = Carried.load(path)
+    assert provenance == {"from": "here"}
+    return found
 
 
 @pytest.mark.parametrize("name", EDITORS)

@@ -23,7 +23,7 @@ from tests.editbench.runner.toys import (
 )
 
 from editbench.editors.base import Editor, Resources
-from editbench.editors.memit import MemitConfig, MemitHistory
+from editbench.editors.memit import MemitHistory, MemitHistoryConfig
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, RequestError, UnknownNameError
 from editbench.metrics.base import TextMetric
@@ -381,17 +381,16 @@ def test_what_does_not_go_together_is_refused(model):
 
 
 def memit_stream(model: EditableModel) -> list[Trial]:
-    config = MemitConfig.parse(
+    config = MemitHistoryConfig.parse(
         {
             "critical_layers": [0, 1], "preservation_weight": 5, "n_steps": 3, "learning_rate": 0.2,
             "learning_rate_unit": "relative", "second_moment_tokens": 2_000,
         },
         "test",
     )  # fmt: skip
-    editor = MemitHistory(MemitHistory.config_type.parse(config.model_dump(), "test"))
     return make_stream(
         model,
-        editor,
+        MemitHistory(config),
         checkpoints=(2, 4, 6, 8),
         metrics=[Success(), Accuracy()],
         inputs=lambda model, _: Inputs(corpus=toy_corpus()),

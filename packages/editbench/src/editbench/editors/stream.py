@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from editbench.edits.edit_sequence import join_edits
 from editbench.edits.files import assemble_updates, name_tensors
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
+from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest, content_of, find_superseded
 
@@ -43,6 +44,30 @@ class Carried:
     def write_requests(requests: Sequence[EditRequest]) -> dict[str, Any]:
         """The part of `content` that `requests` reads."""
         return {"requests": [content_of(each) for each in requests]}
+
+    def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
+        """Write one safetensors file, whole or not at all; `provenance` is JSON.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        tensors = {name: each.contiguous() for name, each in self.tensors.items()}
+        write_tensors(path, tensors, {"provenance": provenance, "content": self.content})
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Self, Mapping[str, Any]]:
+        """Read such a file, and its provenance.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is not what was written.
+            LookupError: Likewise.
+        """
+        file = TensorFile(path)
+        card = file.card or {}
+        # How numbers lie in memory can decide the last bits of what is made of them.
+        tensors = {name: each.clone() for name, each in file.read_all().items()}
+        return cls(tensors, card["content"]), card["provenance"]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with a prefix, without it."""

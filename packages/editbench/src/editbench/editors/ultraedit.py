@@ -19,7 +19,7 @@ from editbench.editors.training.gradients import GradientTerms, gather_gradients
 from editbench.editors.training.matrices import Matrix, find_matrices
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update, assemble_updates, name_tensors
-from editbench.edits.weight_edit import WeightEdit, orient_for_edit, sum_updates
+from editbench.edits.weight_edit import WeightEdit, lay_out, orient_for_edit, sum_updates
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
@@ -146,7 +146,7 @@ class UltraEditStream(Stream):
                 update: Update = solve_edits(found.inputs, values, price).to("cpu")
                 if matrix.name in self._updates:
                     update = sum_updates(matrix.name, self._updates[matrix.name], update)
-                self._updates[matrix.name] = update
+                self._updates[matrix.name] = lay_out(update)
         self._written += batch
         facts = [{"case_id": one.case_id, "status": "written"} for one in self._written]
         return WeightEdit.build(

@@ -298,6 +298,13 @@ def _stored(update: Update, dtype: torch.dtype) -> Update:
     return UpdateFactors(own(update.left), own(update.right))
 
 
+def lay_out(update: Update) -> Update:
+    """The same update as it lies in memory when it comes from a file: row by row."""
+    if isinstance(update, UpdateFactors):
+        return UpdateFactors(update.left.contiguous(), update.right.contiguous())
+    return update.contiguous()
+
+
 def sum_updates(name: str, first: Update, second: Update) -> Update:
     """The sum of two updates of one parameter: factors side by side, or dense in float64.
 

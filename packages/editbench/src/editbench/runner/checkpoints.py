@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from editbench.editors.stream import Carried
 from editbench.edits.card import package_versions
 from editbench.files.result_folders import decode_sealed, encode_sealed, first_line
-from editbench.files.tensor_files import TensorFile, write_tensors
 from editbench.files.whole_files import is_unfinished, remove, write_whole, writing_whole_folder
 from editbench.results.stream_records import CheckpointRecord
 from editbench.results.transcript import CaseTranscript
@@ -93,8 +92,7 @@ class StreamFolder:
             with writing_whole_folder(folder) as unfinished:
                 write_whole(unfinished / _CHECKPOINT, encode_sealed(checkpoint))
                 if carried is not None:
-                    card = {**self._describe(checkpoint), "content": carried.content}
-                    write_tensors(unfinished / _CARRIED, carried.tensors, card)
+                    carried.save(unfinished / _CARRIED, self._describe(checkpoint))
         except OSError as error:
             warnings.warn(
                 f"stream: a checkpoint cannot be kept, got {str(folder)!r} ({error}). Free some "
@@ -116,11 +114,10 @@ class StreamFolder:
         path = folder / _CARRIED
         if not path.exists():
             return None
-        file = TensorFile(path)
-        card = file.card or {}
-        if (card["trial"], card["n_written"]) != (self.trial, n_written):
-            raise ValueError(f"it is of trial {card['trial']} after {card['n_written']} facts")
-        return Carried(file.read_all(), card["content"])
+        carried, told = Carried.load(path)
+        if (told["trial"], told["n_written"]) != (self.trial, n_written):
+            raise ValueError(f"it is of trial {told['trial']} after {told['n_written']} facts")
+        return carried
 
     @staticmethod
     def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.files import Update, assemble_updates, name_tensors
 from editbench.edits.weight_edit import (
     WeightEdit,
+    lay_out,
     orient_for_edit,
     orient_for_module,
     sum_updates,
@@ -162,7 +163,7 @@ class ClosedFormStream(Stream):
             finished = editor.finish(Solved(layer, update, weight, earlier, goal, kept))
             self._preserved.feed_back(layer, update, finished)
             whole = finished if earlier is None else sum_updates(name, earlier, finished)
-            self._updates[name] = whole
+            self._updates[name] = lay_out(whole)
         goal.finish()
         if self._keeps_keys:  # what comes to an end early has not been written to all layers
             for layer in layers[len(found) :]:
