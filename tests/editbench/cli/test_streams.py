@@ -44,7 +44,7 @@ def test_a_plan_has_every_batch_and_checkpoint(stream):
     def count(*options):
         result = stream("--plan", *options)
         assert result.exit_code == 0, result.output
-        return [line for line in result.stdout.splitlines() if "answers: scores" in line]
+        return [line for line in result.stdout.splitlines() if line.startswith("  answers: scores")]
 
     at_the_end, often = count(), count("--checkpoint", 2, "--checkpoint", 4)
     assert len(at_the_end) == len(often) == 2  # unedited, and nudge

@@ -212,8 +212,8 @@ def test_a_stream_goes_on_from_its_last_checkpoint(model, tmp_path, kind, strike
     later.strike, later.strikes_at = lambda: written.append(4), 4
     summary = run_grid(make_stream(model, later, metrics=metrics), tmp_path / "killed", resume=True)
     assert summary.failures == ()
-    # Written already, and not written again, unless nobody knows what is carried.
-    assert written == ([] if kind is Nudging and strikes_at > 4 else [4][: strikes_at < 9] or [4])
+    # The third batch is before the last checkpoint in one case, where what was carried is known.
+    assert written == ([] if (kind, strikes_at) == (Nudging, 8) else [4])
     run_grid(make_stream(model, nudging(kind=kind), metrics=metrics), tmp_path / "whole")
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert not (tmp_path / "killed" / "streams").exists()
@@ -303,7 +303,10 @@ def test_a_later_fact_supersedes_an_earlier_one(model, tmp_path):
 
 def test_facts_of_one_batch_may_not_contradict_each_other(model):
     with pytest.raises(RequestError, match="conflicting requests"):
-        run_grid(make_stream(model, nudging(), dataset=Toy(revised()), batch_size=10), Path("x"))
+        run_grid(
+            make_stream(model, nudging(), dataset=Toy(revised()), batch_size=N, checkpoints=()),
+            Path("x"),
+        )
 
 
 class Readable(Toy):
@@ -331,7 +334,9 @@ class Surprise(TextMetric):
 
 def test_a_stream_stops_where_a_metric_has_gone_too_far(model, tmp_path):
     options = {"metrics": [Accuracy(), Surprise()], "dataset": Readable()}
-    trials = make_stream(model, nudging(3.0), stop_when=StopRule.parse("surprise>1.01x"), **options)
+    trials = make_stream(
+        model, nudging(3.0), stop_when=StopRule.parse("surprise>1.001x"), **options
+    )
     summary = run_grid(trials, tmp_path)
     ((stopped, why),) = summary.stopped
     assert stopped.editor.name == "nudging"
