@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -409,33 +410,34 @@ def test_a_stream_killed_at_random_points_gives_the_same_rows(tmp_path):
     root = Path(__file__).parents[3]
     module = ".".join(Path(__file__).relative_to(root).with_suffix("").parts)
 
-    def start(folder: Path) -> "subprocess.Popen[bytes]":
+    @contextmanager
+    def started(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
         command = [sys.executable, "-m", module, str(folder), str(tmp_path / "cache")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
+        with subprocess.Popen(command, cwd=root, env=environment) as process:
+            yield process
 
-    whole = start(tmp_path / "whole")
-    _, said = whole.communicate(timeout=200)
-    assert whole.returncode == 0, said.decode()
+    def finish(folder: Path) -> None:
+        with started(folder) as process:
+            assert process.wait(timeout=200) == 0
+
+    def kept() -> int:
+        return len(list(tmp_path.glob("killed/streams/*/0*")))
+
+    finish(tmp_path / "whole")
     chance, n_kept = random.Random(0), []
     for _ in range(5):
-        process = start(tmp_path / "killed")
-        deadline = time.monotonic() + 60
-        # It takes seconds to import everything, and then fractions of one to do it all.
-        n_before = len(list(tmp_path.glob("killed/streams/*/*")))
-        wanted = n_before + chance.choice([0, 1])
-        while process.poll() is None and time.monotonic() < deadline:
-            begun = (tmp_path / "killed" / "run.json").exists()
-            if begun and len(list(tmp_path.glob("killed/streams/*/0*"))) >= wanted:
-                break
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        n_kept.append(len(list(tmp_path.glob("killed/streams/*/0*"))))
-    last = start(tmp_path / "killed")
-    _, said = last.communicate(timeout=200)
-    assert last.returncode == 0, said.decode()
+        wanted = kept() + chance.choice([0, 1])
+        with started(tmp_path / "killed") as process:
+            # It takes seconds to import everything, and then fractions of one to do it all.
+            while process.poll() is None:
+                if (tmp_path / "killed" / ".lock").exists() and kept() >= wanted:
+                    break
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.05))
+            process.send_signal(signal.SIGKILL)
+        n_kept.append(kept())
+    finish(tmp_path / "killed")
     assert any(n_kept), "no kill has come between two checkpoints"
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert not [path for path in tmp_path.glob("killed/**/*") if "unfinished" in path.name]
