@@ -342,8 +342,8 @@ class TestFileFormats:
 
     def test_facts(self) -> None:
         assert first_column(tables(section(self.PAGE, "Facts"))[0]) == list(FIELDS)
-        assert len(COLUMNS) == 7
-        assert "only the first seven fields" in section(self.PAGE, "Facts")
+        assert len(COLUMNS) == 12
+        assert "only the first twelve fields" in section(self.PAGE, "Facts")
 
     def test_card(self) -> None:
         card = tables(section(self.PAGE, "Edit file"))[-1]

@@ -4,8 +4,10 @@
 stay on the evaluation side, so that no editor can train on its own exam.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from editbench.errors import RequestError, UnknownNameError
@@ -25,12 +27,12 @@ def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
     `joiner` and `chat` are among them only where they are set: a fact that says nothing about how
-    it is asked keeps the address that it had before one could say so.
+    it is asked keeps the address that it had before one could say so. Its notes are never.
     """
     return {
         name: value
         for name, value in asdict(fact).items()
-        if name not in _UNSET or value != _UNSET[name]
+        if name != "notes" and (name not in _UNSET or value != _UNSET[name])
     }
 
 
@@ -38,6 +40,28 @@ def _show(fact: "DataclassInstance") -> str:
     """What `repr` says: `content_of`, so that addresses made of it stay, too."""
     shown = ", ".join(f"{name}={value!r}" for name, value in content_of(fact).items())
     return f"{type(fact).__name__}({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class FactNotes:
+    """What people write beside a fact; it changes nothing about how the fact is written.
+
+    Attributes:
+        source: Where the fact is from.
+        author: Who put it down.
+        date: When; ISO 8601, ``2026-03-31``.
+        note: Anything else.
+        expires: The day from which it does not hold any more, likewise.
+    """
+
+    source: str | None = None
+    author: str | None = None
+    date: str | None = None
+    note: str | None = None
+    expires: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != FactNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +78,7 @@ class EditRequest:
             any.
         chat: Whether the prompt is a user's message and the target the beginning of the answer:
             the model's chat template goes around it.
+        notes: What people wrote beside it; of no concern to what is equal to what.
     """
 
     case_id: str
@@ -63,6 +88,7 @@ class EditRequest:
     relation: str | None = None
     joiner: str | None = None
     chat: bool = False
+    notes: FactNotes = dataclasses.field(default=FactNotes(), compare=False)
 
     __repr__ = _show
 
@@ -94,6 +120,10 @@ class EditRequest:
     def fact(self) -> tuple[str, str, str, str | None, bool]:
         """All that is written, and how it is asked: the same facts have the same target states."""
         return self.subject, self.prompt, self.target, self.joiner, self.chat
+
+    def has_expired(self, day: date) -> bool:
+        """Whether the fact does not hold any more on a day."""
+        return self.notes.expires is not None and date.fromisoformat(self.notes.expires) <= day
 
     @property
     def question(self) -> Score:
@@ -171,6 +201,24 @@ def find_conflicts(requests: Sequence[EditRequest]) -> list[Conflict]:
     return [_conflict_at(group, requests) for group in _conflicting_positions(requests)]
 
 
+def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
+    """Find the facts that a later one contradicts, which is a revision of them.
+
+    Args:
+        requests: Facts in the order in which they are written.
+
+    Returns:
+        The position of a fact to that of the last one about the same subject and relation, whose
+        target is another.
+    """
+    return {
+        position: group[-1]
+        for group in _conflicting_positions(requests)
+        for position in group
+        if requests[position].target.strip() != requests[group[-1]].target.strip()
+    }
+
+
 def resolve_conflicts(
     cases: Sequence[EditCase], policy: ConflictPolicy
 ) -> tuple[list[EditCase], list[Conflict]]:
@@ -210,26 +258,6 @@ def _conflict_at(group: Sequence[int], requests: Sequence[EditRequest]) -> Confl
     members = tuple(requests[position] for position in group)
     first = members[0]
     return Conflict(first.subject, first.relation or first.prompt, members)
-
-
-def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
-    """Find the facts of a stream that a later one takes the place of.
-
-    Args:
-        requests: What is written, in its order.
-
-    Returns:
-        Position of a fact to that of the next one about the same subject and relation that has
-        another target.
-    """
-    targets = [request.target.strip() for request in requests]
-    return {
-        position: later
-        for group in _conflicting_positions(requests)
-        for place, position in enumerate(group)
-        for later in [next((p for p in group[place:] if targets[p] != targets[position]), None)]
-        if later is not None
-    }
 
 
 def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:

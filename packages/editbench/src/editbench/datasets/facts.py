@@ -19,9 +19,12 @@ from editbench.datasets.files import (
 from editbench.datasets.foreign import FLAT, as_fact, ignorable
 from editbench.datasets.records import Record, Understanding
 from editbench.errors import DataError
-from editbench.requests import EditCase, EditRequest, Probe
+from editbench.requests import EditCase, EditRequest, FactNotes, Probe
 
-COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
+NOTES = ("source", "author", "date", "note", "expires")
+"""Fields that are kept and shown, and change nothing about how a fact is written."""
+
+COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat", *NOTES)
 """The fields that fit into a cell: all that a CSV file may have."""
 
 FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts")
@@ -37,7 +40,8 @@ class Facts(FileDataset):
     Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, or the subject
     itself exactly once, and `target`. Optional: `target_true`, `relation`, `case_id` (by default
     the line number; in a JSON array the record's number), `chat` and, in JSON only, `joiner`,
-    `paraphrases`, `neighbors` and `generation_prompts`.
+    `paraphrases`, `neighbors` and `generation_prompts`. `source`, `author`, `date`, `note` and
+    `expires` are kept beside the fact.
 
     Paraphrases and generation prompts are complete texts; a ``{}`` in one of them is filled with
     the subject. Each neighbor is a complete prompt about something else, with the target that must
@@ -134,6 +138,13 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
         relation=fact.optional_text("relation"),
         joiner=fact.optional_string("joiner"),
         chat=fact.optional_flag("chat"),
+        notes=FactNotes(
+            source=fact.optional_text("source"),
+            author=fact.optional_text("author"),
+            date=fact.optional_date("date"),
+            note=fact.optional_text("note"),
+            expires=fact.optional_date("expires"),
+        ),
     )
     paraphrases = (text.replace("{}", subject) for text in fact.optional_texts("paraphrases"))
     probes = (

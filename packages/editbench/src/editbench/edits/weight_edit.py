@@ -14,6 +14,7 @@ from torch import Tensor
 from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
+from editbench.edits.recipe import EditRecipe
 from editbench.errors import EditError, ModelError
 from editbench.files.tensor_files import view_bytes
 from editbench.models.architecture import weight_is_transposed
@@ -39,9 +40,12 @@ class WeightEdit(Edit):
 
     changes_weights_alone: ClassVar[bool] = True
 
-    def __init__(self, updates: Mapping[str, Update], card: EditCard) -> None:
+    def __init__(
+        self, updates: Mapping[str, Update], card: EditCard, recipe: EditRecipe | None = None
+    ) -> None:
         self.updates = dict(updates)
         self.card = card
+        self.recipe = recipe
 
     @classmethod
     def build(
@@ -235,7 +239,7 @@ class WeightEdit(Edit):
         Raises:
             EditError: The file cannot be written.
         """
-        write_edit_file(path, self.updates, self.card)
+        write_edit_file(path, self.updates, self.card, self.recipe)
 
     def _parameters(self, model: EditableModel) -> dict[str, Tensor]:
         """The model's parameters that the updates are for, after checking that they fit."""

@@ -32,6 +32,7 @@ from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, mi
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.stream import Carried
 from editbench.editors.targets.batches import estimate_targets, find_unknown
+from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import WeightEdit
@@ -220,7 +221,7 @@ class ClosedForm(Editor):
             last,
             config,
             prefixes.flat,
-            resources.cache,
+            TargetCache.of(resources),
             expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,
