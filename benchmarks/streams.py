@@ -12,6 +12,7 @@ where factors weigh most: solving costs there what finding z costs elsewhere.
 """
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 from growth import make_requests
 from side_by_side import make_parser, record, time_in_turns
+from speed_work import random_moments, write_moments
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from editbench.datasets.corpus import Corpus
 from editbench.editors.base import Editor, Inputs, Share
 from editbench.edits.edit import Edit
 from editbench.models.editable import EditableModel
@@ -31,7 +32,7 @@ from editbench.models.loading import load_model
 from editbench.plugins.atlas import ATLAS, atlas_corpus
 from editbench.plugins.manager import PluginManager
 from editbench.requests import EditRequest, cut_batches
-from editbench.testing import tiny_tokenizer, toy_cases, toy_corpus
+from editbench.testing import tiny_tokenizer, toy_cases
 
 EDITORS = ("memit", "memit-history", "encore", "emmet", "alphaedit", "ultraedit", "ft-w")
 _WIDE = ("memit", "memit-history", "encore", "alphaedit")
@@ -73,11 +74,10 @@ def measure(
     editor: Editor,
     model: EditableModel,
     requests: Sequence[EditRequest],
-    corpus: Corpus,
+    inputs: Inputs,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Run both sides in turns, each with a cache of its own."""
-    inputs = Inputs(corpus=corpus)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared, used = folder / "prepared", folder / "used"
@@ -85,6 +85,7 @@ def measure(
         editor.prepare(model, requests[:1], resources, Share(0, 1))
         for _ in editor.edit_stream(model, cut_batches(requests[:2], 1), resources):
             pass  # with the second one, factors are made
+        prepared.mkdir(exist_ok=True)
         for path in prepared.glob("target_hidden*"):
             path.unlink()
 
@@ -102,7 +103,6 @@ def measure(
         def write_on() -> list[Edit]:
             return list(editor.edit_stream(model, batches, fresh()))
 
-        prepared.mkdir(exist_ok=True)
         (single, apart), (stream, edits) = time_in_turns([write_apart, write_on], args.repeats)
     return {
         "what": f"{editor.name}, {len(batches)} batches of {args.batch_size}",
@@ -121,22 +121,28 @@ def main() -> None:
     parser.add_argument("--n-batches", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--d-key", type=int, default=3_072, help="of the random model")
-    parser.add_argument("--editors", nargs="+", default=list(EDITORS))
+    parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    load = os.getloadavg()[0]  # what else the machine was doing
     n = args.n_batches * args.batch_size
     plugins = PluginManager()
     atlas = load_model("atlas", specs={"atlas": ATLAS}, device="cpu")
-    work = [(atlas, make_requests(n), atlas_corpus(), args.editors)]
-    wide = [name for name in args.editors if name in _WIDE]
-    work.append((make_wide(args.d_key), make_facts(n), toy_corpus(), wide))
-    rows = []
-    for model, requests, corpus, names in work:
-        for name in names:
-            kind = plugins.get_editor(name)
-            editor = kind(kind.default_config(model)[0])
-            rows.append(measure(editor, model, requests, corpus, args))
-    record(args, {"dtype": "float32"}, rows)
+    wide = make_wide(args.d_key)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "moments.safetensors"
+        write_moments(path, wide, random_moments(wide, tuple(range(4))))
+        work = (
+            (atlas, make_requests(n), Inputs(corpus=atlas_corpus()), EDITORS),
+            (wide, make_facts(n), Inputs(second_moments=path), _WIDE),
+        )
+        rows = []
+        for model, requests, inputs, names in work:
+            for each in (each for each in names if each in args.editors):
+                kind = plugins.get_editor(each)
+                editor = kind(kind.default_config(model)[0])
+                rows.append(measure(editor, model, requests, inputs, args))
+    record(args, {"dtype": "float32", "load_before": load}, rows)
 
 
 if __name__ == "__main__":
