@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
+_N_ESTIMATED = 20  # of the batches of a stream
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
 
 
@@ -204,15 +205,19 @@ def _ask_stream(
     """Estimate what writing batches one after another takes.
 
     What is found on an edited model no cache of the unedited one holds, and what is made once for a
-    model is made for the first batch.
+    model is made for the first batch. Of many batches some are estimated, and stand for those after
+    them.
     """
     from editbench.editors.solve_estimates import NULL_SPACES
     from editbench.second_moments.collection_work import STAGE
 
-    stages = []
+    stages: list[StageCost] = []
+    found: list[StageCost] = []
+    apart = -(-len(batches) // _N_ESTIMATED)
     for index, batch in enumerate(batches):
-        given = replace(resources, cache=None) if index else resources
-        found = _ask(editor.name, partial(editor.estimate, model, batch, given, expected))
+        if index < 2 or index % apart == 0:
+            given = replace(resources, cache=None) if index else resources
+            found = _ask(editor.name, partial(editor.estimate, model, batch, given, expected))
         stages += [each for each in found if index == 0 or each.name not in (STAGE, NULL_SPACES)]
     return stages
 

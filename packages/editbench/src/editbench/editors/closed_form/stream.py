@@ -198,7 +198,7 @@ class ClosedFormStream(Stream):
             **Carried.write_requests(self._requests),
             "context_prefixes": [list(group) for group in self._prefixes.groups],
             "targets": dict(self._targets.carried),
-            "told": self._told,
+            "told": {name: list(each) for name, each in self._told.items()},
         }
         return Carried({name: each.cpu() for name, each in tensors.items()}, content)
 
