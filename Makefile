@@ -16,7 +16,7 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery dials architectures docs clean install
+.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery notebook dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -65,6 +65,10 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 	$(BIN)/editbench report runs/gallery/table2 runs/gallery/trace --html runs/gallery/report.html
 	$(BIN)/python docs/results/take_screenshots.py runs/gallery/report.html docs/results/gallery
 	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
+
+notebook: $(INSTALLED) .venv/.real-model  ## Run the notebook about a real model again, and record what it says (minutes).
+	$(BIN)/jupyter execute --inplace docs/tutorial/real-model.ipynb
+	rm -r docs/tutorial/corrected
 
 dials: $(INSTALLED)  ## Draw again what the dials of the closed form do on a toy model (seconds).
 	$(BIN)/python docs/results/draw_dials.py

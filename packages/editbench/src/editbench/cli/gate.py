@@ -178,10 +178,12 @@ def _tabulate(verdicts: "Sequence[Verdict]", perplexity: "PerplexityVerdict | No
 
     asked = Counter(verdict.check.kind for verdict in verdicts)
     held = Counter(verdict.check.kind for verdict in verdicts if verdict.holds)
-    rows: list[tuple[str, ...]] = [(kind, str(held[kind]), str(n), "") for kind, n in asked.items()]
+    rows: list[tuple[str, ...]] = [(kind, str(held[kind]), str(n)) for kind, n in asked.items()]
+    notes = []
     if perplexity is not None:
-        remark = f"{perplexity.before:.4g} → {perplexity.now:.4g} ({perplexity.rise:+.2g} %)"
-        rows.append(("perplexity", str(int(perplexity.holds)), "1", remark))
+        rows.append(("perplexity", str(int(perplexity.holds)), "1"))
+        rise = f"{perplexity.before:.4g} → {perplexity.now:.4g} ({perplexity.rise:+.2g} %)"
+        notes.append(f"perplexity: {rise}")
     columns = (Column("check"), Column("hold", align="right"), Column("of", align="right"))
     cells = tuple(tuple(map(Cell, row)) for row in rows)
-    return Table("", (*columns, Column("")), (cells,))
+    return Table("", columns, (cells,), tuple(notes))
