@@ -17,10 +17,16 @@ from editbench.editors.subject_tokens import target_row
 from editbench.editors.training.batches import count_fitting, cut_requests, estimate_training
 from editbench.editors.training.gradients import GradientTerms, gather_gradients
 from editbench.editors.training.matrices import Matrix, find_matrices
-from editbench.edits.card import EditCard
 from editbench.edits.files import Update, assemble_updates, name_tensors
-from editbench.edits.weight_edit import WeightEdit, lay_out, orient_for_edit, sum_updates
+from editbench.edits.weight_edit import (
+    WeightEdit,
+    lay_out,
+    orient_for_edit,
+    orient_for_module,
+    sum_updates,
+)
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 from memit_core import Preservation, solve_edits
@@ -134,8 +140,12 @@ class UltraEditStream(Stream):
     def write(self, batch: Sequence[EditRequest]) -> WeightEdit:
         """Write one more batch; see `Stream.write`."""
         model, config, matrices = self._model, self._config, self._matrices
-        card = EditCard.of(model, editor=self._editor.name, config=config, requests=batch)
-        with WeightEdit(self._updates, card).applied(model):
+        # Nobody asks for the model's state meanwhile, so it need not be hashed for every batch.
+        earlier = {
+            name: orient_for_module(model, name, model.model.get_parameter(name), update)
+            for name, update in self._updates.items()
+        }
+        with updated_weights(model.model, earlier):
             terms = _gather(model, matrices, batch, self._resources)
             for matrix in matrices:
                 self._statistics_of(matrix).add(_rows(terms[matrix.name]))
