@@ -181,6 +181,20 @@ TABLES = (
         n_words=2,
     ),
     RowTable(
+        frozenset({"single_seconds", "stream_seconds"}),
+        {
+            "what": _text("what"),
+            "model": _text("model"),
+            "single edits": _time("single_seconds"),
+            "stream": _time("stream_seconds"),
+            "stream : single": _number("cost", ".2f"),
+            "steps of z": _number("single_steps", ".1f"),
+            "in the stream": _number("stream_steps", ".1f"),
+            "turns": _count("repeats"),
+        },
+        n_words=2,
+    ),
+    RowTable(
         frozenset({"n", "peak_bytes"}),
         {
             "what": _text("what"),

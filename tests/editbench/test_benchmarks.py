@@ -85,6 +85,18 @@ def test_every_form_is_served(tmp_path: Path) -> None:
         assert row["n_said"] == row["n_said_computed"]
 
 
+def test_streams_are_set_against_single_edits(tmp_path: Path) -> None:
+    sizes = ("--n-batches", "2", "--batch-size", "2", "--d-key", "64")
+    editors = ("--editors", "memit-history", "ultraedit")
+    rows = run("streams", *sizes, *editors, out=tmp_path / "record.json")
+    assert [row["what"] for row in rows] == [
+        "memit-history, 2 batches of 2", "ultraedit, 2 batches of 2",
+        "memit-history, 2 batches of 2",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["cost"] == pytest.approx(row["stream_seconds"] / row["single_seconds"])
+
+
 def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux's /proc")

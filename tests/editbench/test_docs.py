@@ -42,7 +42,7 @@ from editbench.edits.card import EditCard
 from editbench.plugins import PluginManager, load_plugins
 from editbench.requests import EditRequest
 from editbench.results.comparison import Difference
-from editbench.results.figures.drawing import FIGURES
+from editbench.results.figures.drawing import FIGURES, OF_STREAMS
 from editbench.results.figures.selection import Point
 from editbench.results.manifest import MetricDescription, RunManifest, TrialDescription
 from editbench.results.report import SummaryLine
@@ -404,7 +404,7 @@ class TestFileFormats:
 
     def test_figures(self) -> None:
         rows = tables(section("how-to/compare-runs.md", "Draw figures"))[0]
-        assert set(first_column(rows)) == set(FIGURES) - {"editors"}
+        assert set(first_column(rows)) == {*FIGURES, *OF_STREAMS} - {"editors"}
 
     def test_traces(self) -> None:
         manifest = tables(section(self.PAGE, "trace.json"))[0]

@@ -19,6 +19,7 @@ from editbench.requests import (
     EditRequest,
     Probe,
     find_conflicts,
+    find_superseded,
     resolve_conflicts,
 )
 
@@ -237,6 +238,26 @@ class TestResolveConflicts:
             assert len(cases) - len(kept) == n_lost
             untouched = [case for case in cases if case.request.case_id not in conflicting]
             assert all(case in kept for case in untouched)
+
+
+class TestSuperseded:
+    def test_the_last_one_with_another_target_takes_the_place(self) -> None:
+        given = [
+            request("a", "Spain"),
+            request("b", "Spain "),
+            request("c", "Peru"),
+            request("d", "Peru", subject="Nice"),
+            request("e", "Spain"),
+        ]
+        assert find_superseded(given[:4]) == {0: 2, 1: 2}
+        assert find_superseded(given) == {2: 4}  # what was said first holds again
+
+    @given(request_lists)
+    def test_nobody_contradicts_what_is_left(self, given_requests: list[EditRequest]) -> None:
+        superseded = find_superseded(given_requests)
+        assert all(later > place for place, later in superseded.items())
+        left = [each for place, each in enumerate(given_requests) if place not in superseded]
+        assert find_conflicts(left) == []
 
 
 class TestJoinerAndChat:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from editbench.plugins import PluginManager
 from editbench.results.manifest import RunManifest
 
 
@@ -61,3 +62,26 @@ def test_what_is_wrong_is_said_before_anything_is_done(refuses, small):
     rome = ["--set", "rome.critical_layers=[1]"]
     refuses("reproduce", "lambda", *small, *rome, "--out", "here", says="not part of this")
     refuses("reproduce", "mixing", *small, "--out", "here", says="no pair of relations is known")
+
+
+@pytest.mark.thorough
+def test_lifelong_has_every_editor_that_can_be_had(
+    invoke, model_folder, facts_file, corpus_file, tmp_path
+):
+    options = ["--model", model_folder, "--dataset", f"facts={facts_file}", "--corpus", corpus_file]
+    names = [each for each in PluginManager().editors() if each not in ("unedited", "mend")]
+    for name in names:
+        fields = PluginManager().get_editor(name).config_type.model_fields
+        quick = {"n_steps": 2, "n_context_prefixes": 1, "second_moment_tokens": 2000, "n_epochs": 1}
+        for field in quick.keys() & fields.keys():
+            options += ["--set", f"{name}.{field}={quick[field]}"]
+    result = invoke("reproduce", "lifelong", *options, "--max-edits", 2, "--out", "here")
+    assert result.exit_code == 0, result.output
+    trials = manifest_of(tmp_path / "here").trials.values()
+    assert {(trial.editor, trial.seed) for trial in trials} == {
+        (name, seed) for name in ("unedited", *names) for seed in (0, 1, 2)
+    }
+    assert {(trial.batch_size, trial.checkpoints) for trial in trials} == {(1, (1, 2))}
+    lines = json.loads(invoke("report", "here", "--format", "json").stdout)
+    assert {line["editor"] for line in lines} == {"unedited", *names}
+    assert (tmp_path / "here" / "figures" / "lifelong_retention.csv").exists()

@@ -17,6 +17,7 @@ from editbench.errors import ConfigError
 from editbench.experiments import EXPERIMENTS, Setup
 from editbench.experiments.ablations import layer_sets
 from editbench.experiments.comparisons import scaling_sizes
+from editbench.experiments.lifelong import checkpoints_of
 from editbench.experiments.relations import PAIRS
 from editbench.metrics.probes import Accuracy, Success
 from editbench.models.editable import EditableModel
@@ -234,3 +235,16 @@ def test_the_special_domain_is_about_places_that_the_world_does_not_have():
     known = {subject.name for subject in default_world().subjects}
     for case in read_facts(FACTS_FILE):
         assert (case.request.subject in known) == (case.request.relation == FRESHNESS)
+
+
+def test_lifelong_writes_batches_in_several_orders(model: EditableModel) -> None:
+    trials = EXPERIMENTS["lifelong"].trials(make_setup(model))
+    assert {trial.editor.name for trial in trials} == {"unedited", "memit", "rome", "ft-w"}
+    assert {trial.seed for trial in trials} == {3, 4, 5}
+    assert {trial.sample for trial in trials} == {"shuffled"}
+    for trial in trials:
+        assert (trial.n_edits, trial.batch_size) == (140, 14)
+        assert trial.all_checkpoints == tuple(range(14, 141, 14))
+    assert checkpoints_of(2_000, 100) == list(range(200, 2_001, 200))
+    assert checkpoints_of(250, 100) == [100, 200, 250]
+    assert checkpoints_of(1_050, 100) == [100, 200, 300, 400, 500, 600, 700, 800, 900, 1_050]

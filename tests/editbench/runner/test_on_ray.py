@@ -245,6 +245,17 @@ def test_one_large_trial_is_divided_and_its_rows_are_those_of_a_local_run(
     assert contents_of(there) == contents_of(here)
 
 
+def test_a_stream_is_one_task_and_its_rows_are_those_of_a_local_run(model, tmp_path):
+    trials = make_grid(
+        model, Nudge(RandomConfig(scale=0.3)), n_edits=[6], batch_size=2, checkpoints=lambda n: [4]
+    )
+    run_grid(trials, tmp_path / "ray", executor=RayExecutor(needs=TaskNeeds(cpus=1)))
+    run_grid(trials, tmp_path / "local")
+    assert contents_of(tmp_path / "ray") == contents_of(tmp_path / "local")
+    assert len(read_trial(tmp_path / "ray", trials[1].hash).checkpoints) == 2
+    assert not (tmp_path / "ray" / "streams").exists()
+
+
 def test_an_editor_that_cannot_be_sent_is_an_error_that_says_so(model, tmp_path):
     editor = Nudge(RandomConfig(scale=1.0))
     editor.lock = threading.Lock()

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from editbench.errors import RequestError, UnknownNameError
 from editbench.portability import PortabilityProbe, Query
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
+T = TypeVar("T")
 
 _UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": (), "conditions": ()}
 
@@ -303,10 +304,8 @@ def _conflicting_positions(requests: Sequence[EditRequest]) -> list[list[int]]:
     ]
 
 
-def cut_batches(
-    requests: Sequence[EditRequest], batch_size: int | None
-) -> list[Sequence[EditRequest]]:
-    """Requests in their order, `batch_size` at a time; the last batch is what is left.
+def cut_batches(requests: Sequence[T], batch_size: int | None) -> list[Sequence[T]]:
+    """Requests, or cases, in their order, `batch_size` at a time; the last batch is what is left.
 
     Args:
         requests: All of them.

@@ -31,6 +31,13 @@ HOSTILE = (
 """Subjects of the first cases of every run."""
 
 
+TOLD = (
+    {"case_id": "case-0", "status": "clamped"},
+    {"case_id": "case-1", "status": "skipped", "why": "its key is <b>closed</b>"},
+)
+"""What the card of MEMIT's edit says of the first facts."""
+
+
 def describe(editor: str, n_edits: int) -> TrialDescription:
     return TrialDescription(
         editor=editor,
@@ -130,6 +137,7 @@ def write_cases(tmp_path_factory) -> Callable[..., Path]:
                         seconds={"edit": 1.0, "answer": 2.0},
                         peak_memory_bytes={"process": 2**30},
                         warnings=("a <u>warning</u>",),
+                        edits=({"extra": {"facts": list(TOLD)}},) if editor == "memit" else (),
                     ),
                     rows,
                     told if with_cases else (),

@@ -89,6 +89,9 @@ def test_cases_are_packed(page):
     values = setting["trials"][2]["values"]
     assert values["efficacy_success"][:10] == [100] * 9 + [0]
     assert values["paraphrase_success"][6] == 50
+    assert setting["trials"][0]["statuses"] == []
+    statuses = setting["trials"][2]["statuses"]
+    assert statuses[:3] == ["clamped", "skipped: its key is <b>closed</b>", None]
     sheets = [unpack(sheet) for sheet in re.findall(r'class="sheet">([^<]*)<', page)]
     assert [len(sheet) for sheet in sheets] == [64, 6]
     case = sheets[1][5]

@@ -148,6 +148,8 @@ def show_result(summary: "RunSummary") -> None:
 
     for warning in summary.warnings:
         click.echo(f"Warning: {warning}", err=True)
+    for trial, reason in summary.stopped:
+        click.echo(f"Stopped: {trial.label}, {reason}")
     click.echo(format_result(summarize([summary.folder]), "table"), nl=False)
     click.echo(f"Results: {summary.folder}")
     if summary.failures:
@@ -168,7 +170,8 @@ def _describe_interruption(folder: Path) -> str:
         return "Interrupted before the first trial: no run was begun."
     manifest = read_manifest(folder)
     n_finished = len(finished_trials(folder, manifest))
+    streams = ", and a stream up to its last checkpoint" if (folder / "streams").exists() else ""
     return (
         f"Interrupted: {n_finished} of {len(manifest.trials)} trials are finished and kept in "
-        f"{folder}. Go on with the same options and --out {folder} --resume."
+        f"{folder}{streams}. Go on with the same options and --out {folder} --resume."
     )

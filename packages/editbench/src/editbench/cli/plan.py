@@ -1,6 +1,7 @@
 """``--plan``: what a command would compute, and what it says of that before long work."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from editbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from editbench.costs.plan import Plan, Work
-    from editbench.costs.stage import StageCost
+    from editbench.costs.stage import ExpectedCache, StageCost
     from editbench.editors.base import Editor, Resources
     from editbench.models.architecture import ProjectionKind
     from editbench.models.editable import EditableModel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
+_N_ESTIMATED = 20  # of the batches of a stream
 _ALONE = "That is the time of this machine working alone; a cluster's machines share the work."
 
 
@@ -124,8 +126,8 @@ def work_of_trials(
     from editbench.runner.trial_run import describe
 
     expected = ExpectedCache()
-    # Trials share their batches, and what is asked about one costs the same after every editor.
-    answered: dict[tuple[int, int, int, bool], list[StageCost]] = {}
+    # Trials share what they are asked, and that costs the same after every editor.
+    answered: dict[tuple[object, ...], list[StageCost]] = {}
     work = []
     for trial in run.prepared:
         if resumed is not None and has_succeeded(resumed, trial.hash):
@@ -134,11 +136,11 @@ def work_of_trials(
         stages: list[StageCost] = []
         if trial.failure is not None:
             stages.append(StageCost.unknown(trial.editor.name, describe(trial.failure)))
-        for batch in trial.batches:
-            editing = partial(
-                trial.editor.estimate, trial.model, batch.requests, resources, expected
-            )
-            stages += _ask(trial.editor.name, editing)
+        # Batches that do not follow one another are each written into the unedited model.
+        streams = [trial.writes] if trial.batch_size else [[each] for each in trial.writes]
+        for batches in streams:
+            stages += _ask_stream(trial.editor, trial.model, batches, resources, expected)
+        for batch in trial.batches if trial.is_unedited else trial.asks:
             asked = (*batch.questions, *batch.before) if trial.is_unedited else batch.questions
             sampled = [each for each in asked if isinstance(each, Generate)]
             others = [each for each in asked if not isinstance(each, Generate)]
@@ -146,11 +148,10 @@ def work_of_trials(
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
                 if not trial.is_unedited or expected.add("answers", key):
-                    place = (id(trial.model), id(batch), len(questions), seed is None)
-                    if place not in answered:
+                    if key not in answered:
                         asking = partial(estimate_answers, trial.model, questions)
-                        answered[place] = _ask("answers", asking)
-                    stages += answered[place]
+                        answered[key] = _ask("answers", asking)
+                    stages += answered[key]
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
 
@@ -169,12 +170,8 @@ def work_of_edit(
     from editbench.costs.stage import ExpectedCache, add_stages
     from editbench.models.greedy import go_on
 
-    known, requests = ExpectedCache(), [request for batch in batches for request in batch]
-    stages = [
-        stage
-        for batch in batches
-        for stage in _ask(editor.name, partial(editor.estimate, model, batch, resources, known))
-    ]
+    requests = [request for batch in batches for request in batch]
+    stages = _ask_stream(editor, model, batches, resources, ExpectedCache())
     if with_check:
         questions = [request.question for request in requests]
         texts = [go_on(model, question) for question in questions]
@@ -197,6 +194,33 @@ def work_of_collection(
     share = n_tokens if n_tokens == "auto" else -(-n_tokens // n_shards)
     stages = _ask(STAGE, lambda: [estimate_collection(model, layers, share, module)])
     return [Work(f"second moments of {model.name}", model, tuple(stages))]
+
+
+def _ask_stream(
+    editor: "Editor",
+    model: "EditableModel",
+    batches: "Sequence[Sequence[EditRequest]]",
+    resources: "Resources",
+    expected: "ExpectedCache",
+) -> "list[StageCost]":
+    """Estimate what writing batches one after another takes.
+
+    What is found on an edited model no cache of the unedited one holds, and what is made once for a
+    model is made for the first batch. Of many batches some are estimated, and stand for those after
+    them.
+    """
+    from editbench.editors.solve_estimates import NULL_SPACES
+    from editbench.second_moments.collection_work import STAGE
+
+    stages: list[StageCost] = []
+    found: list[StageCost] = []
+    apart = -(-len(batches) // _N_ESTIMATED)
+    for index, batch in enumerate(batches):
+        if index < 2 or index % apart == 0:
+            given = replace(resources, cache=None) if index else resources
+            found = _ask(editor.name, partial(editor.estimate, model, batch, given, expected))
+        stages += [each for each in found if index == 0 or each.name not in (STAGE, NULL_SPACES)]
+    return stages
 
 
 def _ask(name: str, estimate: "Callable[[], Sequence[StageCost]]") -> "list[StageCost]":

@@ -44,6 +44,7 @@ Experiments, and where the paper (arXiv 2210.07229) has them:
   layers          Figures 11-13   MEMIT with other critical layers
   attention       Figures 11-13   MEMIT on attention instead of MLPs
   lambda          Figures 11-13   MEMIT with other preservation weights
+  lifelong        (later papers)  batches of 100 one after another, all editors
   demonstrations  App. E          a facts file, before and after
 
 \b
@@ -119,7 +120,8 @@ def reproduce(
         raise UnknownNameError("experiment", name, EXPERIMENTS)
     experiment = EXPERIMENTS[name]
     folder = choose_folder(out, resume=resume)
-    editor_types = {editor: plugins.get_editor(editor) for editor in experiment.editors}
+    names = experiment.editors or [each for each in plugins.editors() if each != "unedited"]
+    editor_types = {editor: plugins.get_editor(editor) for editor in names}
     overrides = _read_overrides(experiment, editor_types, config_files, set_options)
     chosen = dataset or _default_source(experiment, model)
     source = open_dataset(chosen, plugins, cache, skip_invalid=skip_invalid)

@@ -49,6 +49,7 @@ Examples:
   editbench run --dataset facts=mine.jsonl --model ./llama --out runs/llama
   editbench run --model smollm2-135m-gguf --chat --metrics success,accuracy,generation-match
   editbench run --set memit.preservation_weight=100 --set memit.preservation_weight=1000
+  editbench run --n-edits 1000 --batch-size 10 --checkpoint 100 --checkpoint 500
   editbench run --out runs/llama --resume ...   (with the options of that run)
 """
 
@@ -79,6 +80,28 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     help=f"How many facts to write at once. [default: {DEFAULT_N_EDITS}, or all if fewer]",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the facts N at a time, each batch into what those before it left, instead of all "
+    "at once.",
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --batch-size: ask about all facts so far when N are written, and keep what is "
+    "found. It is done at the end in any case.",
+)
+@click.option(
+    "--stop-when",
+    metavar="RULE",
+    help="With --batch-size: end at a checkpoint where a metric has gone too far, such as "
+    "'score<50' or 'perplexity>1.1x', which is 1.1 times that of the unedited model.",
 )
 @click.option(
     "--min-cases",
@@ -159,6 +182,9 @@ def run(
     models: tuple[str, ...],
     datasets: tuple[str, ...],
     n_edits: tuple[int, ...],
+    batch_size: int | None,
+    checkpoints: tuple[int, ...],
+    stop_when: str | None,
     min_cases: int,
     relations: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -189,6 +215,9 @@ def run(
 
     Hyperparameters are a model's published ones, or derived ones where there are none (the run
     says so); --config overrides them, and --set overrides both.
+
+    With --batch-size a trial is a stream: batch after batch goes into the same model, and at each
+    --checkpoint everything so far is asked.
 
     Results are kept in a folder, trial by trial; 'editbench report' shows them again.
     """
@@ -221,7 +250,15 @@ def run(
         sizes = {
             id(source): choose_sizes(source, n_edits, on_conflict, display) for source in sources
         }
-        from editbench.runner import grid, prepare_run
+        from editbench.runner import StopRule, grid, prepare_run
+
+        rule = None if stop_when is None else StopRule.parse(stop_when)
+        largest = max(size for some in sizes.values() for size in some)
+        if checkpoints and max(checkpoints) > largest:
+            raise ConfigError(
+                f"--checkpoint: so many facts are never written, got {max(checkpoints)}; expected "
+                f"at most {largest}. Write more with --n-edits."
+            )
 
         # Which trials are finished can only be told with the weights.
         load = loading.outline if only_plan and not resume else loading.load
@@ -254,6 +291,9 @@ def run(
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
                 n_batches=lambda n: math.ceil(min_cases / n),
+                batch_size=batch_size,
+                checkpoints=lambda n: [each for each in checkpoints if each <= n],
+                stop_when=rule,
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
                 facts=facts or "all",

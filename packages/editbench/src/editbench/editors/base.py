@@ -1,5 +1,6 @@
 """What an editor is: requests and a model go in, an edit comes out."""
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,8 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.search_space import SearchSpace
-from editbench.edits.card import EditCard, hash_requests
+from editbench.editors.stream import Carried, DrivenStream, Stream, TotalStream
 from editbench.edits.edit import Edit
-from editbench.edits.edit_sequence import join_edits
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
@@ -324,6 +324,24 @@ class Editor(ABC):
             The edit, a value that can be applied, saved and merged.
         """
 
+    def open_stream(
+        self, model: EditableModel, resources: Resources, carried: Carried | None = None
+    ) -> Stream:
+        """Begin to write batches of requests one after another.
+
+        Override it where something is worth carrying from batch to batch. As it stands, `edit` is
+        asked for each batch, with all earlier ones on the model; an editor that overrides
+        `edit_stream` is asked there.
+
+        Args:
+            model: The model to edit.
+            resources: As for `edit`.
+            carried: What an earlier stream of this editor on this model carried, to go on from.
+        """
+        if inspect.unwrap(type(self).edit_stream) is not Editor.edit_stream:
+            return DrivenStream(self, model, resources)
+        return TotalStream(self, model, resources, carried)
+
     def edit_stream(
         self,
         model: EditableModel,
@@ -331,9 +349,6 @@ class Editor(ABC):
         resources: Resources,
     ) -> Iterator[Edit]:
         """Write batches of requests one after another, each into what those before it left.
-
-        Override it where something is worth carrying from batch to batch. As it stands, `edit` is
-        asked for each batch, with all earlier ones on the model.
 
         Args:
             model: The model to edit; between batches it is as it was.
@@ -344,25 +359,9 @@ class Editor(ABC):
             After each batch, all that was written so far as one edit of the model as it was before
             the first. A stream of one batch gives what `edit` gives.
         """
-        total: Edit | None = None
-        requests: list[EditRequest] = []
-        cards: list[EditCard] = []
+        stream = self.open_stream(model, resources)
         for batch in batches:
-            requests += batch
-            if total is None:
-                total = self.edit(model, batch, resources)
-                cards.append(total.card)
-            else:
-                with total.applied(model):
-                    found = self.edit(model, batch, resources)
-                cards.append(found.card)
-                changes = {
-                    "requests_hash": hash_requests(requests),
-                    "n_edits": len(requests),
-                    "extra": {"batches": [card.extra for card in cards]},
-                }
-                total = join_edits(total, found, cards[0].model_copy(update=changes))
-            yield total
+            yield stream.write(batch)
 
 
 class TrainedEditor(Editor):

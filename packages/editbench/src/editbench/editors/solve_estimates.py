@@ -6,6 +6,7 @@ from editbench.costs.stage import StageCost
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
 
+NULL_SPACES = "null spaces"
 _FLOAT64 = 8
 _FLOAT32 = 4
 # Of d_key × d_key: what is alive at once while a layer is solved; and while C is factorized and its
@@ -66,7 +67,7 @@ def estimate_null_spaces(
     """
     d_key = model.d_key(layers[0], module)
     return StageCost(
-        name="null spaces",
+        name=NULL_SPACES,
         n_double_flops=len(layers) * _EIGENVECTORS * float(d_key) ** 3,
         n_peak_bytes=_EIGEN_MATRICES * d_key**2 * _FLOAT64,
         chunks=_describe(layers, d_key),

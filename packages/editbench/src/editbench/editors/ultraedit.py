@@ -1,7 +1,8 @@
 """UltraEdit: no target states, one gradient a fact, one ridge regression (Gu et al., 2025)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,14 +12,21 @@ from torch import Tensor
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
+from editbench.editors.stream import Carried, Stream, mark_superseded
 from editbench.editors.subject_tokens import target_row
 from editbench.editors.training.batches import count_fitting, cut_requests, estimate_training
 from editbench.editors.training.gradients import GradientTerms, gather_gradients
 from editbench.editors.training.matrices import Matrix, find_matrices
-from editbench.edits.card import EditCard
-from editbench.edits.files import Update
-from editbench.edits.weight_edit import WeightEdit, orient_for_edit, sum_updates
+from editbench.edits.files import Update, assemble_updates, name_tensors
+from editbench.edits.weight_edit import (
+    WeightEdit,
+    lay_out,
+    orient_for_edit,
+    orient_for_module,
+    sum_updates,
+)
 from editbench.models.editable import EditableModel
+from editbench.models.offload import updated_weights
 from editbench.models.out_of_memory import Halving
 from editbench.requests import EditRequest
 from memit_core import Preservation, solve_edits
@@ -94,48 +102,88 @@ class UltraEdit(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> WeightEdit:
         """Compute the edit, as a stream of one batch; see `Editor.edit`."""
-        return next(self.edit_stream(model, [requests], resources))
+        return self.open_stream(model, resources).write(requests)
 
-    def edit_stream(
+    def open_stream(
+        self, model: EditableModel, resources: Resources, carried: Carried | None = None
+    ) -> "UltraEditStream":
+        """Carry means and deviations, and the sum of all updates; see `Editor.open_stream`."""
+        return UltraEditStream(self, model, resources, carried)
+
+
+class UltraEditStream(Stream):
+    """Gathers gradients of each batch, and writes it by one regression."""
+
+    def __init__(
         self,
+        editor: UltraEdit,
         model: EditableModel,
-        batches: Iterable[Sequence[EditRequest]],
         resources: Resources,
-    ) -> Iterator[WeightEdit]:
-        """Write batches one after another; see `Editor.edit_stream`."""
-        model.check_known(self.name)
-        matrices = self._find_matrices(model)
-        statistics: dict[tuple[int, int], _Statistics] = {}  # of all matrices of a shape
-        updates: dict[str, Update] = {}
-        written: list[EditRequest] = []
-        for batch in batches:
-            card = EditCard.of(model, editor=self.name, config=self.config, requests=batch)
-            with WeightEdit(updates, card).applied(model):
-                terms = _gather(model, matrices, batch, resources)
-                for matrix in matrices:
-                    shape = (matrix.d_in, matrix.d_out)
-                    statistics.setdefault(shape, _Statistics()).add(_rows(terms[matrix.name]))
-                for matrix in matrices:
-                    found = terms[matrix.name]
-                    shared = statistics[matrix.d_in, matrix.d_out]
-                    values = self._values(model, matrix, found, shared)
-                    price = Preservation(None, ridge=self.config.ridge)
-                    update: Update = solve_edits(found.inputs, values, price).to("cpu")
-                    if matrix.name in updates:
-                        update = sum_updates(matrix.name, updates[matrix.name], update)
-                    updates[matrix.name] = update
-            written += batch
-            yield WeightEdit.build(
-                model,
-                editor=self.name,
-                config=self.config,
-                requests=written,
-                updates=updates,
-                extra={"facts": [{"case_id": one.case_id, "status": "written"} for one in written]},
-            )
+        carried: Carried | None = None,
+    ) -> None:
+        model.check_known(editor.name)
+        self._editor = editor
+        self._config = editor.config
+        self._model = model
+        self._resources = resources
+        self._matrices = self._find_matrices(model)
+        self._statistics: dict[str, _Statistics] = {}  # of all matrices of a shape
+        self._updates: dict[str, Update] = {}
+        self._written: list[EditRequest] = []
+        if carried is not None:
+            self._written = carried.requests
+            self._updates = assemble_updates(Path("stream"), carried.part("updates."))
+            for shape, n_rows in carried.content["n_rows"].items():
+                found = carried.part(f"{shape}.")
+                self._statistics[shape] = _Statistics(n_rows, found["mean"], found["squares"])
+
+    def write(self, batch: Sequence[EditRequest]) -> WeightEdit:
+        """Write one more batch; see `Stream.write`."""
+        model, config, matrices = self._model, self._config, self._matrices
+        # Nobody asks for the model's state meanwhile, so it need not be hashed for every batch.
+        earlier = {
+            name: orient_for_module(model, name, model.model.get_parameter(name), update)
+            for name, update in self._updates.items()
+        }
+        with updated_weights(model.model, earlier):
+            terms = _gather(model, matrices, batch, self._resources)
+            for matrix in matrices:
+                self._statistics_of(matrix).add(_rows(terms[matrix.name]))
+            for matrix in matrices:
+                found = terms[matrix.name]
+                values = self._values(model, matrix, found, self._statistics_of(matrix))
+                price = Preservation(None, ridge=config.ridge)
+                update: Update = solve_edits(found.inputs, values, price).to("cpu")
+                if matrix.name in self._updates:
+                    update = sum_updates(matrix.name, self._updates[matrix.name], update)
+                self._updates[matrix.name] = lay_out(update)
+        self._written += batch
+        facts = [{"case_id": one.case_id, "status": "written"} for one in self._written]
+        return WeightEdit.build(
+            model,
+            editor=self._editor.name,
+            config=config,
+            requests=self._written,
+            updates=self._updates,
+            extra={"facts": mark_superseded(facts, self._written)},
+        )
+
+    @property
+    def carried(self) -> Carried:
+        """Means, deviations and updates; see `Stream.carried`."""
+        tensors = {f"updates.{name}": each for name, each in name_tensors(self._updates).items()}
+        for shape, found in self._statistics.items():
+            tensors[f"{shape}.mean"] = torch.as_tensor(found.mean)
+            tensors[f"{shape}.squares"] = torch.as_tensor(found.squares)
+        n_rows = {shape: found.n_rows for shape, found in self._statistics.items()}
+        return Carried(tensors, {**Carried.write_requests(self._written), "n_rows": n_rows})
+
+    def _statistics_of(self, matrix: Matrix) -> "_Statistics":
+        shape = f"{matrix.d_in}x{matrix.d_out}"
+        return self._statistics.setdefault(shape, _Statistics())
 
     def _find_matrices(self, model: EditableModel) -> list[Matrix]:
-        layers, which = self.config.critical_layers, self.config.matrices
+        layers, which = self._config.critical_layers, self._config.matrices
         for layer in layers:
             model.architecture.check_layer(layer)
         outputs = {model.architecture.projection(layer, "mlp") for layer in layers}
@@ -148,8 +196,8 @@ class UltraEdit(Editor):
     ) -> Tensor:
         """V: how values are to change, `[n_tokens, d_out]`."""
         keys, gradients = shared.standardize(_rows(terms)).split([matrix.d_in, matrix.d_out], dim=1)
-        rate = self.config.learning_rate
-        if self.config.learning_rate_unit == "relative":
+        rate = self._config.learning_rate
+        if self._config.learning_rate_unit == "relative":
             parameter = model.model.get_parameter(matrix.name).detach()
             weight = orient_for_edit(model, matrix.name, parameter).to(terms.inputs)
             rate *= float((terms.inputs @ weight.mT).square().mean().sqrt()) / matrix.d_in

@@ -36,14 +36,7 @@ def write_edit_file(
     Raises:
         EditError: The file cannot be written.
     """
-    tensors = {}
-    for parameter, update in updates.items():
-        if isinstance(update, UpdateFactors):
-            tensors[f"{parameter}.left"] = update.left
-            tensors[f"{parameter}.right"] = update.right
-        else:
-            tensors[f"{parameter}.dense"] = update
-    content = json.loads(card.model_dump_json())
+    tensors, content = name_tensors(updates), json.loads(card.model_dump_json())
     if recipe is not None:
         content[_RECIPE], targets = recipe.encode()
         tensors |= targets
@@ -54,6 +47,18 @@ def write_edit_file(
             f"save edit: cannot write the file, got {str(path)!r} ({error}). "
             "Choose a folder that exists, is writable and has space left."
         ) from error
+
+
+def name_tensors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
+    """The tensors of updates, as a file names them."""
+    tensors = {}
+    for parameter, update in updates.items():
+        if isinstance(update, UpdateFactors):
+            tensors[f"{parameter}.left"] = update.left
+            tensors[f"{parameter}.right"] = update.right
+        else:
+            tensors[f"{parameter}.dense"] = update
+    return tensors
 
 
 def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe | None]:
@@ -78,7 +83,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe 
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
     targets = {name: tensors.pop(name) for name in TENSORS if name in tensors}
-    updates, card = _assemble_updates(path, tensors), _parse_card(path, file.card)
+    updates, card = assemble_updates(path, tensors), _parse_card(path, file.card)
     content = (file.card or {}).get(_RECIPE)
     try:
         recipe = None if content is None else EditRecipe.decode(content, targets)
@@ -107,7 +112,12 @@ def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:
         ) from error
 
 
-def _assemble_updates(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+def assemble_updates(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+    """Undo `name_tensors`; `path` is where they are from, for messages.
+
+    Raises:
+        EditError: A tensor is of another name, incomplete, misshapen or not finite.
+    """
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         parameter, _, part = name.rpartition(".")

@@ -68,9 +68,8 @@ class WeightEdit(Edit):
             requests: What was written.
             updates: Parameter name to Δ ``[d_out, d_in]``, as factors or dense; of a bias or a
                 norm's weight: dense, of its own shape.
-            extra: What else the editor reports; plain JSON values. The card adds ``updates``: for
-                each parameter its number of weights, the rank of the update (None: dense) and
-                its Frobenius norm relative to the weight's, ‖Δ‖/‖W‖.
+            extra: What else the editor reports; plain JSON values. The card adds ``updates``, see
+                `describe_updates`.
             dtype: Precision of the stored numbers. Rounding factors to float32 moves Δ by about
                 4e-8 relative, as much as rounding Δ itself would, and halves the file.
 
@@ -84,19 +83,9 @@ class WeightEdit(Edit):
                     f"{editor}: the update of '{name}' is not finite, got NaN or infinity. Use a "
                     "smaller learning rate, a larger preservation weight, or float32 weights."
                 )
-        report: dict[str, Any] = {}
         card = EditCard.of(model, editor=editor, config=config, requests=requests)
         edit = cls(stored, card)
-        for name, parameter in edit._parameters(model).items():
-            update = stored[name]
-            with in_memory(model.model, [name]):  # wherever it is kept
-                weight = model.model.get_parameter(name).detach().cpu()
-            weight_norm = float(weight.double().norm())
-            report[name] = {
-                "n_weights": parameter.numel(),
-                "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
-                "relative_norm": frobenius_norm(update) / weight_norm if weight_norm else None,
-            }
+        report = edit.describe_updates(model)
         edit.card = card.model_copy(update={"extra": {**(extra or {}), "updates": report}})
         return edit
 
@@ -186,6 +175,26 @@ class WeightEdit(Edit):
     def n_changed_parameters(self) -> int:
         """Number of single weights that the updates cover."""
         return sum(math.prod(_shape(update)) for update in self.updates.values())
+
+    def describe_updates(self, model: EditableModel) -> dict[str, dict[str, float | None]]:
+        """What a card says of updates of `model`, which has none of them on.
+
+        Returns:
+            For each parameter its number of weights, the rank of the update (None: dense) and its
+            Frobenius norm relative to the weight's, ‖Δ‖/‖W‖.
+        """
+        report: dict[str, dict[str, float | None]] = {}
+        for name, parameter in self._parameters(model).items():
+            update = self.updates[name]
+            with in_memory(model.model, [name]):  # wherever it is kept
+                weight = model.model.get_parameter(name).detach().cpu()
+            weight_norm = float(weight.double().norm())
+            report[name] = {
+                "n_weights": parameter.numel(),
+                "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
+                "relative_norm": frobenius_norm(update) / weight_norm if weight_norm else None,
+            }
+        return report
 
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[None]:
@@ -291,6 +300,13 @@ def _stored(update: Update, dtype: torch.dtype) -> Update:
     if update.left.shape[1] >= min(_shape(update)):
         return own(make_dense(update))
     return UpdateFactors(own(update.left), own(update.right))
+
+
+def lay_out(update: Update) -> Update:
+    """The same update as it lies in memory when it comes from a file: row by row."""
+    if isinstance(update, UpdateFactors):
+        return UpdateFactors(update.left.contiguous(), update.right.contiguous())
+    return update.contiguous()
 
 
 def sum_updates(name: str, first: Update, second: Update) -> Update:

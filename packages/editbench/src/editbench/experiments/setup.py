@@ -74,6 +74,8 @@ class Setup:
         min_cases: int = 1,
         relations: Sequence[tuple[str, ...]] = ((),),
         n_draws: int = 1,
+        batch_size: int | None = None,
+        checkpoints: Callable[[int], Sequence[int]] = lambda n_edits: (),
     ) -> list[Trial]:
         """All combinations, with the unedited model next to them.
 
@@ -84,10 +86,16 @@ class Setup:
             min_cases: Write as many batches as have at least so many cases.
             relations: Groups of relations to take facts of; an empty group stands for all.
             n_draws: How many times cases are drawn anew; 1 takes the dataset's first ones.
+            batch_size: How many requests are written at a time; None for all at once.
+            checkpoints: After how many of a number of requests all so far are asked.
         """
         sample: Sample = "first" if n_draws == 1 else "shuffled"
         n_available = len(self.cases)
-        own = [self.configured[name] for name in experiment.editors if name in self.configured]
+        own = [
+            self.configured[name]
+            for name in experiment.editors or self.configured
+            if name in self.configured
+        ]
         metrics = [self.metrics[name] for name in experiment.metrics if name in self.metrics]
         return grid(
             models=[self.model],
@@ -97,6 +105,8 @@ class Setup:
             n_edits=n_edits,
             seeds=range(self.seed, self.seed + n_draws),
             n_batches=lambda n: max(1, min(math.ceil(min_cases / n), n_available // n)),
+            batch_size=batch_size,
+            checkpoints=checkpoints,
             relations=relations,
             sample=sample,
             on_conflict=self.on_conflict,
@@ -114,7 +124,7 @@ class Experiment:
         summary: What it shows, in one line.
         make_trials: Makes the trials.
         metrics: Names of the metrics that it asks for.
-        editors: Names of the editors that take part.
+        editors: Names of the editors that take part; none means all.
         dataset: The dataset that the paper used.
     """
 

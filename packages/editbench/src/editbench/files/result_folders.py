@@ -150,5 +150,7 @@ def first_line(error: Exception) -> str:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written; the lock says that it is not being used."""
-    for leftover in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
+    for leftover in (
+        each for depth in ("", "*/", "*/*/") for each in folder.glob(f"{depth}{UNFINISHED}*")
+    ):
         remove(leftover)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -20,8 +21,9 @@ class Collection:
         trials: Every trial, whether it has been run or not, in the order of the runs.
         metrics: What a trial was measured with.
         records: How the trials went that have been run.
-        values: Numbers of the trials that have any: cases as index, row metrics as columns, NaN
-            where a case has no value.
+        checkpoints: Numbers of the trials that have any, by how many facts had been written when
+            they were measured, ascending: cases as index, row metrics as columns, NaN where a case
+            has no value.
         experiments: The experiments that the runs are of, as their provenance names them, with
             their trials; a run that names none is of the experiment ``""``.
         tokenizers: Fingerprint of a model to that of its tokenizer, where the runs say it.
@@ -30,9 +32,14 @@ class Collection:
     trials: Mapping[str, TrialDescription]
     metrics: Mapping[str, tuple[MetricDescription, ...]]
     records: Mapping[str, TrialRecord]
-    values: Mapping[str, pd.DataFrame]
+    checkpoints: Mapping[str, Mapping[int, pd.DataFrame]]
     experiments: Mapping[str, tuple[str, ...]]
     tokenizers: Mapping[str, str]
+
+    @cached_property
+    def values(self) -> Mapping[str, pd.DataFrame]:
+        """The numbers of each trial at its last checkpoint."""
+        return {trial: found[max(found)] for trial, found in self.checkpoints.items()}
 
     @property
     def distinct_metrics(self) -> tuple[MetricDescription, ...]:
@@ -63,11 +70,14 @@ def collect(folders: Sequence[Path]) -> Collection:
             metrics.setdefault(trial, manifest.metrics)
         for trial in finished_trials(folder, manifest):
             records.setdefault(trial, read_trial(folder, trial))
-    values: dict[str, pd.DataFrame] = {}
+    checkpoints: dict[str, dict[int, pd.DataFrame]] = {}
     measured = load_rows(folders).dropna(subset=["metric"])
     for address, of_trial in measured.groupby("trial", sort=False):
-        wide = of_trial.pivot(index="case_id", columns="metric", values="value")
-        order = [of_trial[name].unique() for name in ("case_id", "metric")]
-        values[str(address)] = wide.loc[order[0], order[1]]
+        of_checkpoint = checkpoints.setdefault(str(address), {})
+        for n_written in of_trial["checkpoint"].unique():
+            some = of_trial[of_trial["checkpoint"] == n_written]
+            wide = some.pivot(index="case_id", columns="metric", values="value")
+            order = [some[name].unique() for name in ("case_id", "metric")]
+            of_checkpoint[int(n_written)] = wide.loc[order[0], order[1]]
     named = {name: tuple(found) for name, found in experiments.items()}
-    return Collection(trials, metrics, records, values, named, tokenizers)
+    return Collection(trials, metrics, records, checkpoints, named, tokenizers)

@@ -20,8 +20,8 @@ from editbench.results.variants import find_variants
 
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals
 _CASES = (
-    "model_fingerprint", "dataset_fingerprint", "n_edits", "n_batches", "relations", "seed",
-    "sample", "facts", "on_conflict",
+    "model_fingerprint", "dataset_fingerprint", "n_edits", "n_batches", "batch_size", "relations",
+    "seed", "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What two trials must have in common to be about the same cases."""
 
@@ -49,6 +49,8 @@ class Difference:
         better: The name of the editor whose value is the better one, if the interval leaves zero
             out; None if it does not, so that cases like these do not tell the two apart.
         n: How many cases there are.
+        batch_size: How many requests were written at a time; None if all were at once.
+        checkpoint: How many had been written when this was measured.
         relations: The relations whose facts were written, joined by ``+``; empty for all.
         variant: What sets the editor's trial apart from its editor's other ones.
         baseline_variant: What sets the baseline's trial apart.
@@ -71,6 +73,8 @@ class Difference:
     p_value: float | None
     better: str | None
     n: int
+    batch_size: int | None
+    checkpoint: int
     relations: str
     variant: str
     baseline_variant: str
@@ -99,8 +103,8 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
     """Compare every editor to a baseline, wherever both have worked on the same cases.
 
     The same cases are those of trials that agree in model, dataset, relations, number of edits and
-    of batches, seed, sample and conflict policy. If the baseline has several configurations there,
-    each is compared to.
+    of batches, batch size, seed, sample and conflict policy. If the baseline has several
+    configurations there, each is compared to. Streams are compared at the last checkpoint of both.
 
     Args:
         folders: Run folders, finished or not.
@@ -150,7 +154,11 @@ def write_comparison_csv(comparison: Comparison) -> str:
 def _compare_trials(
     collection: Collection, variants: dict[str, str], trial: str, base: str
 ) -> list[Difference]:
-    ours, theirs = collection.values[trial], collection.values[base]
+    all_ours, all_theirs = (collection.checkpoints[each] for each in (trial, base))
+    checkpoint = max(all_ours.keys() & all_theirs.keys(), default=0)
+    if not checkpoint:
+        return []
+    ours, theirs = all_ours[checkpoint], all_theirs[checkpoint]
     cases = ours.index.intersection(theirs.index, sort=False)
     columns = [name for name in ours.columns if name in theirs.columns]
     ours, theirs = ours.loc[cases, columns], theirs.loc[cases, columns]
@@ -189,6 +197,8 @@ def _compare_trials(
                 p_value=_defined(estimate.p_value),
                 better=better if estimate.low > 0 or estimate.high < 0 else None,
                 n=estimate.n,
+                batch_size=about.batch_size,
+                checkpoint=checkpoint,
                 relations="+".join(about.relations),
                 variant=variants[trial],
                 baseline_variant=variants[base],

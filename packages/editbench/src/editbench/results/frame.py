@@ -1,6 +1,7 @@
 """Rows of one or more runs as one tidy table."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def load_rows(folders: Iterable[Path]) -> pd.DataFrame:
 
     Returns:
         One line per row, in the order of the runs and their trials, with the columns of
-        `editbench.results.row.Row`. A failed trial is one line without case, metric and value.
+        `editbench.results.row.Row`. A failed trial is one line without case, metric and value. A
+        stream has lines of all of its checkpoints: whoever takes means looks at one of them.
 
     Raises:
         RunError: A folder holds no run, or one of its files is damaged.
@@ -32,6 +34,9 @@ def load_rows(folders: Iterable[Path]) -> pd.DataFrame:
         for trial in finished_trials(folder, read_manifest(folder)):
             if trial not in seen:
                 seen.add(trial)
-                rows += [as_tuple(row) for row in read_rows_file(rows_path(folder, trial))]
+                for row in read_rows_file(rows_path(folder, trial)):
+                    says = row.checkpoint is not None  # but where it failed, or is older
+                    rows.append(as_tuple(row if says else replace(row, checkpoint=row.n_edits)))
     frame = pd.DataFrame(rows, columns=list(FIELDS))
-    return frame.astype({"value": "float64", "n_edits": "int64", "seed": "int64"})
+    whole = dict.fromkeys(("n_edits", "seed", "checkpoint"), "int64")
+    return frame.astype({"value": "float64", "batch_size": "Int64", **whole})

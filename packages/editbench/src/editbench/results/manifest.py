@@ -17,7 +17,7 @@ Knowledge = Literal["all", "known", "unknown"]
 
 _N_HASH_DIGITS = 16
 # Fields that descriptions did not always have: what they say by default was so before, too.
-_LATER = {"facts": "all"}
+_LATER = {"facts": "all", "batch_size": None, "checkpoints": (), "stop_when": None}
 
 
 class MetricDescription(BaseModel):
@@ -56,6 +56,11 @@ class TrialDescription(BaseModel):
         dataset_fingerprint: Hash of the dataset's content.
         n_edits: How many requests are written at once.
         n_batches: How many batches of so many requests are written, each into the unedited model.
+        batch_size: How many requests at a time, one batch after another into the same model; None
+            writes all of a batch at once.
+        checkpoints: After how many of them all that were written so far are asked, where they are
+            written in batches; the last is `n_edits`.
+        stop_when: At which number of a checkpoint the trial ends there.
         relations: The relations whose facts are written, in equal shares; none means all.
         seed: Source of every random choice.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
@@ -78,6 +83,9 @@ class TrialDescription(BaseModel):
     dataset_fingerprint: str
     n_edits: int
     n_batches: int = 1
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: str | None = None
     relations: tuple[str, ...] = ()
     seed: int
     sample: Sample
@@ -99,6 +107,8 @@ class TrialDescription(BaseModel):
     def label(self) -> str:
         """What messages call the trial."""
         batches = f" in {self.n_batches} batches" if self.n_batches > 1 else ""
+        if self.batch_size is not None:
+            batches = f" in batches of {self.batch_size}"
         relations = f" of {' and '.join(self.relations)}" if self.relations else ""
         facts = "" if self.facts == "all" else f", {self.facts} facts"
         return (

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editbench.estimates import Floats
+from editbench.estimates import Estimate, Floats, estimate_mean
 from editbench.results.manifest import MetricDescription
-from editbench.results.statistics import geometric_mean, harmonic_mean, take_mean
+from editbench.results.statistics import bootstrap, geometric_mean, harmonic_mean, take_mean
+
+_BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals, whatever trial they are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,38 @@ def find_quantities(
     return quantities
 
 
+def evaluate(table: pd.DataFrame, metrics: Sequence[MetricDescription]) -> dict[str, float]:
+    """Every quantity of cases (rows) and row metrics (columns), without intervals."""
+    names = [str(name) for name in table.columns]
+    means = np.nanmean(take_logarithms(table, metrics).to_numpy(dtype=np.float64), axis=0)
+    return {
+        quantity.name: float(quantity.reduce(means[[names.index(part) for part in quantity.parts]]))
+        for quantity in find_quantities(names, metrics)
+    }
+
+
 def take_logarithms(table: pd.DataFrame, metrics: Sequence[MetricDescription]) -> pd.DataFrame:
     """The table with logarithms in the columns whose mean is the geometric one."""
     geometric = {
         name for metric in metrics if metric.mean == "geometric" for name in metric.produces
     }
     return table.apply(lambda column: np.log(column) if column.name in geometric else column)
+
+
+def estimate_quantities(
+    table: pd.DataFrame, metrics: Sequence[MetricDescription]
+) -> list[tuple[str, Estimate]]:
+    """Every quantity of cases (rows) and row metrics (columns), with its 95 % interval."""
+    estimates = []
+    names = [str(name) for name in table.columns]
+    numbers = take_logarithms(table, metrics).to_numpy(dtype=np.float64)
+    for quantity in find_quantities(names, metrics):
+        cases = numbers[:, [names.index(part) for part in quantity.parts]]
+        cases = cases[np.isfinite(cases).any(axis=1)]
+        estimate = (
+            estimate_mean(cases[:, 0])
+            if quantity.reduce is take_mean
+            else bootstrap(cases, quantity.reduce, seed=_BOOTSTRAP_SEED)
+        )
+        estimates.append((quantity.name, estimate.clipped(quantity.bounds)))
+    return estimates

@@ -5,20 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from editbench.estimates import Estimate, estimate_mean
 from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
 from editbench.results.disclosure import disclose
 from editbench.results.manifest import MetricDescription, TrialDescription
-from editbench.results.quantities import find_quantities, take_logarithms
+from editbench.results.quantities import estimate_quantities
 from editbench.results.row import Status
-from editbench.results.statistics import bootstrap, take_mean
+from editbench.results.stream_lines import (
+    ChangeLine,
+    RetentionLine,
+    list_changes,
+    measure_retention,
+)
 from editbench.results.variants import find_variants
-
-_BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals, whatever trial they are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,8 @@ class SummaryLine:
         ci_low: Lower end of the 95 % confidence interval; None if one case is all there is.
         ci_high: Upper end; None likewise.
         n: How many cases the value is over.
+        batch_size: How many requests were written at a time; None if all were at once.
+        checkpoint: How many had been written when this was measured.
         relations: The relations whose facts were written, joined by ``+``; empty for all.
         variant: How the trial's configuration differs from that of its editor's other trials in
             the report, as ``field=value``; empty if it does not.
@@ -53,6 +54,8 @@ class SummaryLine:
     ci_low: float | None
     ci_high: float | None
     n: int
+    batch_size: int | None
+    checkpoint: int
     relations: str
     variant: str
     status: Status
@@ -81,9 +84,13 @@ class Summary:
     """The content of a report.
 
     Attributes:
-        lines: Metrics of the trials that have numbers, in the order of runs, trials, metrics.
+        lines: Metrics of the trials that have numbers, in the order of runs, trials, checkpoints,
+            metrics.
         metrics: What is known about the metrics, each once.
         failed: Trials that failed.
+        retention: Metrics of streams by the age of facts, at their ends.
+        changes: What streams do to weights and keys, at their checkpoints.
+        stopped: Streams that ended before their end by hash, and why.
         n_missing: How many trials have not been run yet.
         trials: Every trial by its hash, whether it has numbers or not.
         experiments: Name of an experiment to the hashes of its trials; ``""`` for runs that are of
@@ -94,10 +101,21 @@ class Summary:
     lines: tuple[SummaryLine, ...]
     metrics: tuple[MetricDescription, ...]
     failed: tuple[FailedTrial, ...]
+    retention: tuple[RetentionLine, ...]
+    changes: tuple[ChangeLine, ...]
+    stopped: Mapping[str, str]
     n_missing: int
     trials: Mapping[str, TrialDescription]
     experiments: Mapping[str, tuple[str, ...]]
     disclosure: str = ""
+
+    @property
+    def last_lines(self) -> tuple[SummaryLine, ...]:
+        """The lines of each trial at its last checkpoint."""
+        last: dict[str, int] = {}
+        for line in self.lines:
+            last[line.trial] = max(line.checkpoint, last.get(line.trial, 0))
+        return tuple(line for line in self.lines if line.checkpoint == last[line.trial])
 
 
 def summarize(folders: Sequence[Path]) -> Summary:
@@ -128,14 +146,16 @@ def summarize_collection(collection: Collection) -> Summary:
             ci_low=None if math.isnan(estimate.low) else estimate.low,
             ci_high=None if math.isnan(estimate.high) else estimate.high,
             n=estimate.n,
+            batch_size=trials[trial].batch_size,
+            checkpoint=checkpoint,
             relations="+".join(trials[trial].relations),
             variant=variants[trial],
             status=record.status,
             trial=trial,
         )
         for trial, record in records.items()
-        if trial in collection.values
-        for metric, estimate in _estimates(collection.values[trial], collection.metrics[trial])
+        for checkpoint, table in sorted(collection.checkpoints.get(trial, {}).items())
+        for metric, estimate in estimate_quantities(table, collection.metrics[trial])
     ]
     failed = [
         FailedTrial(trial, trials[trial], variants[trial], record.message or "")
@@ -146,6 +166,9 @@ def summarize_collection(collection: Collection) -> Summary:
         lines=tuple(lines),
         metrics=collection.distinct_metrics,
         failed=tuple(failed),
+        retention=tuple(measure_retention(collection)),
+        changes=tuple(list_changes(collection)),
+        stopped={trial: each.stopped for trial, each in records.items() if each.stopped},
         n_missing=len(trials) - len(records),
         trials=trials,
         experiments=collection.experiments,
@@ -161,22 +184,3 @@ def write_json(summary: Summary) -> str:
 def write_csv(summary: Summary) -> str:
     """The lines as CSV with a header; an undefined interval is empty."""
     return lines_to_csv(SummaryLine, summary.lines)
-
-
-def _estimates(
-    table: pd.DataFrame, metrics: Sequence[MetricDescription]
-) -> list[tuple[str, Estimate]]:
-    """Estimates of a trial's row metrics and, after those of each metric, of its scores."""
-    estimates = []
-    names = [str(name) for name in table.columns]
-    numbers = take_logarithms(table, metrics).to_numpy(dtype=np.float64)
-    for quantity in find_quantities(names, metrics):
-        cases = numbers[:, [names.index(part) for part in quantity.parts]]
-        cases = cases[np.isfinite(cases).any(axis=1)]
-        estimate = (
-            estimate_mean(cases[:, 0])
-            if quantity.reduce is take_mean
-            else bootstrap(cases, quantity.reduce, seed=_BOOTSTRAP_SEED)
-        )
-        estimates.append((quantity.name, estimate.clipped(quantity.bounds)))
-    return estimates

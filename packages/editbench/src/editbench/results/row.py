@@ -27,6 +27,10 @@ class Row:
         value: The number, rates in percent; None in the one row of a failed trial.
         status: ``ok``; ``no_effect`` if the editor changed nothing; ``error`` if the trial failed.
         message: What went wrong, in a failed trial.
+        batch_size: How many requests were written at a time; None if all were at once.
+        checkpoint: How many had been written when this was asked; None in rows that do not say.
+        fact_status: What had become of the case's fact by then, as the editor says: ``written``,
+            ``clamped``, ``stopped early`` or ``skipped``; None if it does not say.
     """
 
     trial: str
@@ -40,6 +44,9 @@ class Row:
     value: float | None
     status: Status
     message: str | None = None
+    batch_size: int | None = None
+    checkpoint: int | None = None
+    fact_status: str | None = None
 
 
 FIELDS = tuple(field.name for field in fields(Row))

@@ -6,6 +6,7 @@
     <folder>/trials/<hash>/rows.jsonl    one row per case and metric
     <folder>/trials/<hash>/cases.jsonl.gz  what was asked about each case, and what the model said
     <folder>/trials/<hash>/trial.json    status, timings, edit cards, warnings
+    <folder>/streams/<hash>/             checkpoints of a stream that is not finished
 
 A trial is written into a folder of another name, flushed to disk, and renamed when it is complete;
 a process that is killed at any point leaves either all of a trial or a leftover that the next one
@@ -13,7 +14,7 @@ removes.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from editbench.errors import RunError
 from editbench.files.result_folders import FolderKind, decode_sealed, encode_sealed, first_line
 from editbench.files.seals import checksum, checksum_file
-from editbench.files.whole_files import write_whole, writing_whole_folder
+from editbench.files.whole_files import remove, write_whole, writing_whole_folder
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row, Status, encode_rows
+from editbench.results.stream_records import CheckpointRecord, FactRecord
 from editbench.results.transcript import CaseTranscript, encode_transcripts
 
 _KIND = FolderKind("run", "run.json", RunError)
@@ -47,8 +49,11 @@ class TrialRecord(BaseModel):
         n_known: How many facts the unedited model knew, and of how many; None if it was not asked
             since all facts are edited.
         n_shared_subjects: How many cases have a subject that another one written with them has.
-        edits: The card of each batch's edit.
+        edits: The card of each batch's edit; of a stream, of all batches together.
         warnings: What was warned about on the way.
+        checkpoints: What was found on the way of a stream.
+        facts: What became of a stream's facts, in their order.
+        stopped: Why a stream ended before its end; None if it did not.
         files: Name to SHA-256 of the trial's other files; empty in records of earlier versions.
     """
 
@@ -66,7 +71,24 @@ class TrialRecord(BaseModel):
     n_shared_subjects: int = 0
     edits: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    facts: tuple[FactRecord, ...] = ()
+    stopped: str | None = None
     files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def fact_statuses(self) -> dict[str, str]:
+        """What became of each case's fact in words, as far as the editor says."""
+        cards = [card.get("extra", {}).get("facts") for card in self.edits]
+        told = [fact for facts in cards if isinstance(facts, list) for fact in facts]
+        facts = self.facts or [
+            FactRecord.model_validate({"batch": 0, **fact}) for fact in told if "case_id" in fact
+        ]
+        return {
+            fact.case_id: ": ".join(filter(None, (fact.status, fact.why or fact.superseded_by)))
+            for fact in facts
+            if fact.status
+        }
 
 
 class RunStore:
@@ -96,6 +118,11 @@ class RunStore:
         with _KIND.locked(folder):
             yield cls(folder, _begin(folder, manifest, resume=resume))
 
+    @property
+    def streams(self) -> Path:
+        """Where checkpoints of streams are kept while these are not finished, by trial."""
+        return self.folder / "streams"
+
     def is_finished(self, trial: str) -> bool:
         """Whether the trial has been run, and did not fail."""
         return has_succeeded(self.folder, trial)
@@ -123,6 +150,14 @@ class RunStore:
         ):
             for name, content in contents.items():
                 write_whole(unfinished / name, content)
+        if record.status != "error":
+            self.forget_stream(record.trial)
+
+    def forget_stream(self, trial: str) -> None:
+        """Remove the checkpoints of a stream that is finished."""
+        remove(self.streams / trial)
+        with suppress(OSError):  # others are still there, or none ever was
+            self.streams.rmdir()
 
 
 def read_manifest(folder: Path) -> RunManifest:

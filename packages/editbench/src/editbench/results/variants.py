@@ -6,11 +6,11 @@ from operator import attrgetter
 
 from editbench.results.manifest import TrialDescription
 
-_IDENTITY = attrgetter("editor", "model", "dataset", "relations", "n_edits", "seed")
+_IDENTITY = attrgetter("editor", "model", "dataset", "relations", "n_edits", "batch_size", "seed")
 
 
 def find_variants(trials: Mapping[str, TrialDescription]) -> dict[str, str]:
-    """What tells trials apart that agree in editor, model, dataset, relations, n_edits and seed.
+    """What tells trials apart that look the same: of one editor, model, dataset, size and seed.
 
     For each trial the fields in which its group differs, as ``field=value``, comma-separated; empty
     for a trial that is alone.

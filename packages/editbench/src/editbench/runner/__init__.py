@@ -9,6 +9,7 @@ from editbench.runner.executors import Executor, LocalExecutor
 from editbench.runner.prepare import PreparedRun, has_questions, prepare_run
 from editbench.runner.run import RunSummary, run_grid
 from editbench.runner.selection import select_batches
+from editbench.runner.stop_rule import StopRule
 from editbench.runner.trial import Trial, grid
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PreparedRun",
     "RunSummary",
     "Sample",
+    "StopRule",
     "Trial",
     "grid",
     "has_questions",

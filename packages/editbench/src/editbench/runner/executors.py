@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 from editbench.progress import Progress
 from editbench.questions import Answers
+from editbench.runner.conditions import Conditions
 from editbench.runner.prepare import PreparedTrial
-from editbench.runner.trial_run import Conditions, TrialOutcome, failed_trial, run_trial
+from editbench.runner.trial_run import TrialOutcome, failed_trial, run_trial
 
 
 class Executor(Protocol):

@@ -1,8 +1,9 @@
 """From answers to numbers and transcripts: metrics over cases and texts, and what was said."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
+from editbench.edits.card import EditCard
 from editbench.errors import EditbenchError
 from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric, find_fault
 from editbench.metrics.generation_match import probe_text
@@ -14,13 +15,40 @@ from editbench.runner.trial import CaseBatch
 Unit = TypeVar("Unit")
 
 
+class Measurement(NamedTuple):
+    """One number, as a row keeps it.
+
+    Attributes:
+        unit_id: Id of the case or held-out text.
+        metric: The row metric.
+        value: The number.
+        checkpoint: How many facts had been written.
+        fact_status: What had become of the case's fact, where the editor says.
+    """
+
+    unit_id: str
+    metric: str
+    value: float
+    checkpoint: int
+    fact_status: str | None = None
+
+
 def measure(
-    batch: CaseBatch, metrics: Sequence[AnyMetric], answers: Answers
-) -> list[tuple[str, str, float]]:
+    batch: CaseBatch,
+    metrics: Sequence[AnyMetric],
+    answers: Answers,
+    *,
+    checkpoint: int,
+    card: EditCard | None = None,
+) -> list[Measurement]:
     """Put the answers to all metrics of all cases and texts.
 
-    Returns:
-        Id of the case or text, name of the row metric, and value.
+    Args:
+        batch: Cases and texts.
+        metrics: The metrics.
+        answers: To all of their questions.
+        checkpoint: How many facts had been written.
+        card: The edit's, if there is one.
 
     Raises:
         EditbenchError: A metric yields a name that it does not declare, or something that is no
@@ -29,7 +57,22 @@ def measure(
     cases = [(case.request.case_id, case) for case in batch.cases]
     of_cases = [metric for metric in metrics if isinstance(metric, Metric)]
     of_texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
-    return [*_measure(cases, of_cases, answers), *_measure(batch.texts, of_texts, answers)]
+    statuses = {fact["case_id"]: fact["status"] for fact in (facts_of(card) if card else ())}
+    return [
+        Measurement(unit_id, name, value, checkpoint, statuses.get(unit_id))
+        for unit_id, name, value in (
+            *_measure(cases, of_cases, answers),
+            *_measure(batch.texts, of_texts, answers),
+        )
+    ]
+
+
+def facts_of(card: EditCard) -> list[Mapping[str, str]]:
+    """What became of facts, as the card of an edit says; nothing where it does not say."""
+    facts = card.extra.get("facts")
+    if not isinstance(facts, list):  # what a third party's card has under that name
+        return []
+    return [fact for fact in facts if isinstance(fact, dict) and {"case_id", "status"} <= {*fact}]
 
 
 def _measure(

@@ -11,14 +11,15 @@ from typing import Any
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
 from editbench.editors.unedited import Unedited
-from editbench.errors import ConfigError, PluginError
+from editbench.errors import ConfigError, PluginError, UnknownNameError
 from editbench.metrics.base import AnyMetric, Metric, TextMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Before, Question
-from editbench.requests import Conflict, EditCase
+from editbench.questions import Question
+from editbench.requests import Conflict, EditCase, EditRequest, cut_batches, find_superseded
 from editbench.runner.knowledge import KnowledgeFilter
 from editbench.runner.masking import mask_contaminated
 from editbench.runner.selection import select_batches
+from editbench.runner.stop_rule import StopRule
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
 from editbench.second_moments.obtaining import read_second_moments
@@ -39,6 +40,10 @@ class PreparedTrial:
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
         n_known: How many facts the unedited model knew, and of how many; None if it was not asked.
+        batch_size: How many cases of a batch are written at a time, one batch after another; None
+            for all at once.
+        checkpoints: After how many of them all so far are asked; the last is all of them.
+        stop_when: When a stream ends at a checkpoint.
         questionnaires: Where the unedited model's answers to its questions are.
         failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
     """
@@ -53,6 +58,9 @@ class PreparedTrial:
     batches: tuple[CaseBatch, ...] = ()
     n_conflicts: int = 0
     n_known: tuple[int, int] | None = None
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: StopRule | None = None
     questionnaires: tuple[Questionnaire, ...] = ()
     failure: PluginError | None = None
 
@@ -71,6 +79,29 @@ class PreparedTrial:
         """How many cases have a subject that another one of their batch has."""
         counts = (Counter(case.request.subject for case in batch.cases) for batch in self.batches)
         return sum(n for count in counts for n in count.values() if n > 1)
+
+    @property
+    def asks(self) -> Sequence[CaseBatch]:
+        """What is asked at a time."""
+        return [self.asked_at(each) for each in self.checkpoints] or self.batches
+
+    @property
+    def writes(self) -> list[Sequence[EditRequest]]:
+        """What is written at a time."""
+        return [
+            part for batch in self.batches for part in cut_batches(batch.requests, self.batch_size)
+        ]
+
+    def asked_at(self, checkpoint: int) -> CaseBatch:
+        """What a stream is asked after so many facts: about all that no later one has replaced."""
+        (whole,) = self.batches
+        superseded = find_superseded(whole.requests[:checkpoint])
+        written = whole.cases[:checkpoint]
+        cases = [case for place, case in enumerate(written) if place not in superseded]
+        masked, n_masked = mask_contaminated(cases)
+        asked = [_ask_about(metric, masked, whole.texts) for metric in self.metrics]
+        questions = dict.fromkeys(question for some in asked for question in some)
+        return CaseBatch.asking(masked, whole.texts, questions, n_masked)
 
     @property
     def is_unedited(self) -> bool:
@@ -141,7 +172,15 @@ class _Preparation:
     def prepare(self, trial: Trial) -> PreparedTrial:
         """Prepare one trial, but for its questionnaires; see `prepare_run`."""
         prepared = PreparedTrial(
-            trial.hash, trial.label, trial.seed, trial.editor, trial.model, trial.inputs
+            trial.hash,
+            trial.label,
+            trial.seed,
+            trial.editor,
+            trial.model,
+            trial.inputs,
+            batch_size=trial.batch_size,
+            checkpoints=trial.all_checkpoints,
+            stop_when=trial.stop_when,
         )
         try:
             return self._work_out(trial, prepared)
@@ -150,9 +189,11 @@ class _Preparation:
 
     def _work_out(self, trial: Trial, prepared: PreparedTrial) -> PreparedTrial:
         self._check_editor(trial)
+        _check_stream(trial)
         wanted: dict[str, Any] = {
             "n_edits": trial.n_edits,
             "n_batches": trial.n_batches,
+            "batch_size": trial.batch_size,
             "relations": trial.relations,
             "sample": trial.sample,
             "seed": trial.seed if trial.sample == "shuffled" else 0,
@@ -231,11 +272,7 @@ def _gather_batches(
     for metric in metrics:
         has_asked = False
         for cases, share, known in zip(batches, shares, gathered, strict=True):
-            questions: list[Question] = []
-            if isinstance(metric, Metric):
-                questions += [question for case in cases for question in metric.questions(case)]
-            if isinstance(metric, TextMetric):
-                questions += [question for _, text in share for question in metric.questions(text)]
+            questions = _ask_about(metric, cases, share)
             known.update(dict.fromkeys(questions))
             has_asked = has_asked or bool(questions)
         if not has_asked:
@@ -243,15 +280,50 @@ def _gather_batches(
     if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        CaseBatch(
-            tuple(cases),
-            tuple(share),
-            questions=tuple(each for each in known if not isinstance(each, Before)),
-            before=tuple(each.question for each in known if isinstance(each, Before)),
-            n_masked=n_masked,
-        )
+        CaseBatch.asking(cases, share, known, n_masked)
         for (cases, n_masked), share, known in zip(masked, shares, gathered, strict=True)
     )
+
+
+def _ask_about(
+    metric: AnyMetric, cases: Sequence[EditCase], texts: Sequence[tuple[str, str]]
+) -> list[Question]:
+    questions: list[Question] = []
+    if isinstance(metric, Metric):
+        questions += [question for case in cases for question in metric.questions(case)]
+    if isinstance(metric, TextMetric):
+        questions += [question for _, text in texts for question in metric.questions(text)]
+    return questions
+
+
+def _check_stream(trial: Trial) -> None:
+    """Refuse batches, checkpoints and a rule that do not go together."""
+    size, n = trial.batch_size, trial.n_edits
+    if size is None:
+        if trial.checkpoints or trial.stop_when is not None:
+            raise ConfigError(
+                "stream: there are checkpoints only where facts are written in batches, got no "
+                "batch size. Give --batch-size, or leave out --checkpoint and --stop-when."
+            )
+        return
+    if size < 1 or trial.n_batches > 1:
+        raise ConfigError(
+            f"stream: all facts go into one model, {size} at a time, got {trial.n_batches} "
+            "separate ones to have enough cases; expected one, and a positive size. Leave out "
+            "--min-cases, or --batch-size."
+        )
+    for checkpoint in trial.checkpoints:
+        if not 0 < checkpoint <= n or (checkpoint % size and checkpoint != n):
+            raise ConfigError(
+                f"stream: no batch ends at a checkpoint, got {checkpoint} of {n} facts written "
+                f"{size} at a time; expected a multiple of {size}, at most {n}, or {n}."
+            )
+    if (rule := trial.stop_when) is not None:
+        known = [
+            name for metric in trial.metrics for name in (*metric.produces, *metric.aggregates)
+        ]
+        if rule.metric not in known:
+            raise UnknownNameError("metric in --stop-when", rule.metric, known)
 
 
 def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:

@@ -10,11 +10,12 @@ from editbench.progress import Progress, report_nothing
 from editbench.results.manifest import RunManifest
 from editbench.results.row import Row
 from editbench.results.store import RunStore
+from editbench.runner.conditions import Conditions
 from editbench.runner.executors import Executor, LocalExecutor
 from editbench.runner.prepare import PreparedRun, PreparedTrial, prepare_run
 from editbench.runner.provenance import describe_metrics, gather_provenance
 from editbench.runner.trial import Trial
-from editbench.runner.trial_run import Conditions, TrialOutcome, describe, failed_trial, now
+from editbench.runner.trial_run import TrialOutcome, describe, failed_trial, now
 
 TrialFinished = Callable[[Trial, Sequence[Row]], object]
 
@@ -29,6 +30,7 @@ class RunSummary:
         n_skipped: Trials that were done already.
         failures: For each trial that failed, what it was and what went wrong.
         warnings: What was warned about, each once.
+        stopped: For each stream that ended before its end, what it was and why.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class RunSummary:
     n_skipped: int
     failures: tuple[tuple[Trial, str], ...]
     warnings: tuple[str, ...]
+    stopped: tuple[tuple[Trial, str], ...] = ()
 
 
 def run_grid(
@@ -95,15 +98,15 @@ def run_grid(
     )
     with RunStore.open(folder, manifest, resume=resume) as store:
         course = _Course(store, run, on_progress, on_trial_finished)
-        outcomes = executor.run(
-            course.take_up(), Conditions(cache, token_budget), on_progress, course.announce
-        )
+        conditions = Conditions(cache, token_budget, store.streams)
+        outcomes = executor.run(course.take_up(), conditions, on_progress, course.announce)
         with closing(outcomes):
             for outcome in outcomes:
                 course.keep(outcome)
                 course.report()
     warnings = tuple(dict.fromkeys(course.warnings))
-    return RunSummary(folder, course.n_run, course.n_skipped, tuple(course.failures), warnings)
+    failures, stopped = tuple(course.failures), tuple(course.stopped)
+    return RunSummary(folder, course.n_run, course.n_skipped, failures, warnings, stopped)
 
 
 @dataclass
@@ -119,6 +122,7 @@ class _Course:
     n_cases_done: int = 0
     failures: list[tuple[Trial, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stopped: list[tuple[Trial, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._place = {trial.hash: place for place, trial in enumerate(self.run.prepared)}
@@ -129,6 +133,7 @@ class _Course:
         left = []
         for trial in self.run.prepared:
             if self.store.is_finished(trial.hash):
+                self.store.forget_stream(trial.hash)  # where it was killed before it could
                 self.n_skipped += 1
                 self.n_cases_done += trial.n_cases
             elif trial.failure is not None:
@@ -158,6 +163,8 @@ class _Course:
         self.warnings += record.warnings
         if record.status == "error":
             self.failures.append((trial, record.message or ""))
+        if record.stopped is not None:
+            self.stopped.append((trial, record.stopped))
         if self.on_trial_finished is not None:
             try:
                 self.on_trial_finished(trial, rows)
@@ -169,7 +176,13 @@ class _Course:
         # A resumed run may find the model in another place; what the run called it first stays.
         description = self.store.manifest.trials[record.trial]
 
-        def row(case_id: str | None, metric: str | None, value: float | None) -> Row:
+        def row(
+            case_id: str | None = None,
+            metric: str | None = None,
+            value: float | None = None,
+            checkpoint: int | None = None,
+            fact_status: str | None = None,
+        ) -> Row:
             return Row(
                 trial=record.trial,
                 editor=description.editor,
@@ -182,6 +195,9 @@ class _Course:
                 value=value,
                 status=record.status,
                 message=record.message,
+                batch_size=description.batch_size,
+                checkpoint=checkpoint,
+                fact_status=fact_status,
             )
 
-        return [row(*value) for value in outcome.values] or [row(None, None, None)]
+        return [row(*value) for value in outcome.values] or [row()]

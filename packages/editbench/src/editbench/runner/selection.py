@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from editbench.errors import ConfigError
-from editbench.requests import Conflict, ConflictPolicy, EditCase, resolve_conflicts
+from editbench.requests import Conflict, ConflictPolicy, EditCase, cut_batches, resolve_conflicts
 from editbench.results.manifest import Sample
 
 Choose = Callable[[Sequence[EditCase], int], list[EditCase]]
@@ -17,6 +17,7 @@ def select_batches(
     n_edits: int,
     *,
     n_batches: int = 1,
+    batch_size: int | None = None,
     relations: Sequence[str] = (),
     sample: Sample,
     seed: int,
@@ -32,6 +33,8 @@ def select_batches(
         cases: All cases, in the dataset's order.
         n_edits: How many are edited together.
         n_batches: How many batches, each of them on the unedited model; no case is in two.
+        batch_size: How many cases of a batch are written at a time; None for all at once. Later
+            ones may contradict earlier ones, and take their places.
         relations: Edit facts of these relations alone, in turns, so that each has the same share;
             none means all relations, as they come.
         sample: ``first`` takes cases in the dataset's order, whatever the seed, as the reference
@@ -47,7 +50,7 @@ def select_batches(
     Raises:
         ConfigError: `n_edits` or `n_batches` is not positive; there are not enough cases; or a
             relation does not occur.
-        RequestError: Cases of one batch are in conflict and the policy is ``error``.
+        RequestError: Cases that are written together are in conflict and the policy is ``error``.
     """
     for name, number in (("n_edits", n_edits), ("n_batches", n_batches)):
         if number < 1:
@@ -79,8 +82,8 @@ def select_batches(
         )
     batches = [remaining[start : start + n_edits] for start in range(0, n_wanted, n_edits)]
     if on_conflict == "error":
-        for batch in batches:
-            resolve_conflicts(batch, "error")
+        for part in chain.from_iterable(cut_batches(batch, batch_size) for batch in batches):
+            resolve_conflicts(part, "error")
     return batches, conflicts
 
 

@@ -1,9 +1,10 @@
 """What is run: one editor on one model with one batch of cases, and grids of such trials."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import Self
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, EditorConfig, Inputs
@@ -11,9 +12,10 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import PlainQuestion
+from editbench.questions import Before, PlainQuestion, Question
 from editbench.requests import ConflictPolicy, EditCase, EditRequest
 from editbench.results.manifest import Knowledge, Sample, TrialDescription
+from editbench.runner.stop_rule import StopRule
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Trial:
         metrics: What is measured.
         n_batches: How many such batches are written, each into the unedited model, and measured:
             a few edits at a time need many batches before their numbers mean anything.
+        batch_size: Write the requests so many at a time, one batch after another into the same
+            model; None writes them all at once.
+        checkpoints: After how many of them all that were written so far are asked, ascending, where
+            they are written in batches; after all of them, in any case.
+        stop_when: When such a stream ends at a checkpoint.
         relations: Only facts of these relations, in equal shares; none means all.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
         facts: Whether all facts are edited, or only those that the unedited model knows, or does
@@ -44,6 +51,9 @@ class Trial:
     seed: int
     metrics: tuple[AnyMetric, ...]
     n_batches: int = 1
+    batch_size: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    stop_when: StopRule | None = None
     relations: tuple[str, ...] = ()
     sample: Sample = "first"
     facts: Knowledge = "all"
@@ -62,6 +72,9 @@ class Trial:
             dataset_fingerprint=self.dataset.fingerprint,
             n_edits=self.n_edits,
             n_batches=self.n_batches,
+            batch_size=self.batch_size,
+            checkpoints=self.all_checkpoints,
+            stop_when=None if self.stop_when is None else str(self.stop_when),
             relations=self.relations,
             seed=self.seed,
             sample=self.sample,
@@ -71,6 +84,13 @@ class Trial:
             inputs=self.inputs.content,
             versions=package_versions(),
         )
+
+    @property
+    def all_checkpoints(self) -> tuple[int, ...]:
+        """The checkpoints of a stream, its end included; none where all is written at once."""
+        if self.batch_size is None:
+            return ()
+        return tuple(sorted({*self.checkpoints, self.n_edits}))
 
     @property
     def hash(self) -> str:
@@ -102,6 +122,24 @@ class CaseBatch:
     before: tuple[PlainQuestion, ...] = ()
     n_masked: int = 0
 
+    @classmethod
+    def asking(
+        cls,
+        cases: Sequence[EditCase],
+        texts: Sequence[tuple[str, str]],
+        questions: Iterable[Question],
+        n_masked: int,
+    ) -> Self:
+        """Tell questions that are put to the edited model from those to the unedited one."""
+        asked = list(questions)
+        return cls(
+            tuple(cases),
+            tuple(texts),
+            questions=tuple(each for each in asked if not isinstance(each, Before)),
+            before=tuple(each.question for each in asked if isinstance(each, Before)),
+            n_masked=n_masked,
+        )
+
     @property
     def requests(self) -> list[EditRequest]:
         """What an editor is given."""
@@ -117,6 +155,9 @@ def grid(
     n_edits: Sequence[int],
     seeds: Sequence[int],
     n_batches: Callable[[int], int] = lambda n_edits: 1,
+    batch_size: int | None = None,
+    checkpoints: Callable[[int], Sequence[int]] = lambda n_edits: (),
+    stop_when: StopRule | None = None,
     relations: Sequence[tuple[str, ...]] = ((),),
     sample: Sample = "first",
     facts: Knowledge = "all",
@@ -133,6 +174,9 @@ def grid(
         n_edits: Numbers of requests to write at once.
         seeds: Seeds.
         n_batches: How many batches of a number of requests.
+        batch_size: How many of them are written at a time; None for all at once.
+        checkpoints: After how many of a number of requests all so far are asked.
+        stop_when: When a stream ends at a checkpoint; that of the unedited model goes to its end.
         relations: Groups of relations to take facts of; an empty group stands for all.
         sample: Whether cases are the dataset's first, or drawn with the seed.
         facts: Whether all facts are edited, or only those that a model knows, or does not know.
@@ -157,6 +201,9 @@ def grid(
                 seed=seed,
                 metrics=asked,
                 n_batches=n_batches(n),
+                batch_size=batch_size,
+                checkpoints=tuple(checkpoints(n)),
+                stop_when=None if isinstance(editor, Unedited) else stop_when,
                 relations=group,
                 sample=sample,
                 facts=facts,

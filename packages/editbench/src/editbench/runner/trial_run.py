@@ -3,39 +3,26 @@
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
+from functools import cache
 from time import perf_counter
 from typing import Any
 
 from editbench.editors.subject_tokens import check_requests
 from editbench.errors import EditbenchError, PluginError
-from editbench.models.answering import answer_questions
 from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
 from editbench.progress import Progress
-from editbench.questions import Answers, Before
+from editbench.questions import Answers
 from editbench.results.row import Status
 from editbench.results.store import TrialRecord
+from editbench.results.stream_records import CheckpointRecord, FactRecord
 from editbench.results.transcript import CaseTranscript
-from editbench.runner.measuring import measure, transcribe
+from editbench.runner.conditions import Conditions
+from editbench.runner.measuring import Measurement, measure, transcribe
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.provenance import PeakMemory
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What all trials of a run are run with.
-
-    Attributes:
-        cache: Where to keep what is worth keeping between runs; None keeps nothing.
-        token_budget: How many tokens to put to a model at once when it is asked; None chooses by
-            device.
-    """
-
-    cache: Path | None
-    token_budget: int | None
+from editbench.runner.stream_run import run_stream, tell_facts
 
 
 @dataclass(frozen=True)
@@ -44,14 +31,14 @@ class TrialOutcome:
 
     Attributes:
         record: How it went.
-        values: Id of the case or text, name of the row metric, and value; none if it failed.
+        values: The numbers; none if it failed.
         transcripts: What was asked about each case, and what the model said; none if it failed.
         spoiled: Why the model is of no use to later trials, as these are told; None if it is. An
             editor broke its contract and left it changed, or its device failed.
     """
 
     record: TrialRecord
-    values: Sequence[tuple[str, str, float]] = ()
+    values: Sequence[Measurement] = ()
     transcripts: Sequence[CaseTranscript] = ()
     spoiled: str | None = None
 
@@ -67,13 +54,8 @@ def run_trial(
     `unedited` returns what the unedited model answers to at least the trial's questions; it is
     called once, if an edit changes nothing or metrics compare with it.
     """
-    seconds = {"edit": 0.0, "answer": 0.0}
-    cards: list[dict[str, Any]] = []
-    changed_something = trial.is_unedited
+    found = _Found(changed_something=trial.is_unedited)
     message = trace = None
-    values: list[tuple[str, str, float]] = []
-    transcripts: list[CaseTranscript] = []
-    known: Answers = {}
     memory = PeakMemory(trial.model.device)
     operation = f"trial of '{trial.editor.name}' on '{trial.model.name}'"
     with warnings.catch_warnings(record=True) as caught:
@@ -89,33 +71,8 @@ def run_trial(
                         "is not in it.",
                         stacklevel=2,
                     )
-                resources = trial.inputs.resources(trial.seed, conditions.cache, on_progress)
-                for index, batch in enumerate(trial.batches):
-                    if len(trial.batches) > 1:
-                        on_progress("batches", index, len(trial.batches))
-                    began = perf_counter()
-                    edit = trial.editor.edit(trial.model, batch.requests, resources)
-                    edited = perf_counter()
-                    if edit.changes_something:
-                        with edit.applied(trial.model):
-                            answers = answer_questions(
-                                trial.model,
-                                batch.questions,
-                                seed=trial.seed,
-                                token_budget=conditions.token_budget or trial.model.memory.tokens,
-                                on_progress=partial(on_progress, "answers"),
-                            )
-                    if batch.before or not edit.changes_something:
-                        known = known or unedited()
-                    if not edit.changes_something:
-                        answers = {question: known[question] for question in batch.questions}
-                    answers |= {Before(question): known[question] for question in batch.before}
-                    seconds["edit"] += edited - began
-                    seconds["answer"] += perf_counter() - edited
-                    cards.append(edit.card.model_dump(mode="json"))
-                    changed_something = changed_something or edit.changes_something
-                    values += measure(batch, trial.metrics, answers)
-                    transcripts += transcribe(batch.cases, answers)
+                gather = _write_apart if trial.batch_size is None else _write_stream
+                gather(found, trial, conditions, cache(unedited), on_progress)
         except (Exception, SystemExit) as error:  # its failure must not take the others with it
             message, trace = describe(error), traceback.format_exc()
         spoiled = None
@@ -141,24 +98,88 @@ def run_trial(
                 "have failed: resume the run in another process."
             )
             message, trace = _join(message, spoiled), trace or traceback.format_exc()
-    status: Status = "error" if message else "ok" if changed_something else "no_effect"
+    status: Status = "error" if message else "ok" if found.changed_something else "no_effect"
     record = TrialRecord(
         trial=trial.hash,
         status=status,
         message=message,
         traceback=trace,
         finished=now(),
-        seconds=seconds,
+        seconds=found.seconds,
         peak_memory_bytes=memory.measure(),
         n_conflicts=trial.n_conflicts,
         n_known=trial.n_known,
         n_shared_subjects=trial.n_shared_subjects,
-        edits=tuple(cards),
+        edits=tuple(found.cards),
         warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        checkpoints=tuple(found.checkpoints),
+        facts=tuple(found.facts),
+        stopped=found.stopped,
     )
     if status == "error":
         return TrialOutcome(record, spoiled=spoiled)
-    return TrialOutcome(record, values, transcripts)
+    return TrialOutcome(record, found.values, found.transcripts)
+
+
+@dataclass
+class _Found:
+    """What has come out of a trial so far."""
+
+    changed_something: bool
+    seconds: dict[str, float] = field(default_factory=lambda: {"edit": 0.0, "answer": 0.0})
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    values: list[Measurement] = field(default_factory=list)
+    transcripts: Sequence[CaseTranscript] = ()
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    facts: Sequence[FactRecord] = ()
+    stopped: str | None = None
+
+
+def _write_apart(
+    found: _Found,
+    trial: PreparedTrial,
+    conditions: Conditions,
+    unedited: Callable[[], Answers],
+    on_progress: Progress,
+) -> None:
+    """Write each batch at once, into the unedited model, and ask about it."""
+    resources = trial.inputs.resources(trial.seed, conditions.cache, on_progress)
+    for index, batch in enumerate(trial.batches):
+        if len(trial.batches) > 1:
+            on_progress("batches", index, len(trial.batches))
+        began = perf_counter()
+        edit = trial.editor.edit(trial.model, batch.requests, resources)
+        edited = perf_counter()
+        answers = conditions.ask(trial, batch, edit, unedited, on_progress)
+        found.seconds["edit"] += edited - began
+        found.seconds["answer"] += perf_counter() - edited
+        found.cards.append(edit.card.model_dump(mode="json"))
+        found.changed_something = found.changed_something or edit.changes_something
+        n_written = len(batch.cases)
+        found.values += measure(batch, trial.metrics, answers, checkpoint=n_written, card=edit.card)
+        found.transcripts = [*found.transcripts, *transcribe(batch.cases, answers)]
+
+
+def _write_stream(
+    found: _Found,
+    trial: PreparedTrial,
+    conditions: Conditions,
+    unedited: Callable[[], Answers],
+    on_progress: Progress,
+) -> None:
+    """Write all batches one after another, and ask at checkpoints; the last one is the trial's."""
+    for checkpoint in run_stream(trial, conditions, unedited, on_progress):
+        for stage, seconds in checkpoint.record.seconds.items():
+            found.seconds[stage] += seconds
+        found.cards = [checkpoint.card]
+        found.values += checkpoint.values
+        found.transcripts = checkpoint.transcripts
+        found.checkpoints.append(checkpoint.record)
+        found.changed_something = found.changed_something or checkpoint.changes_something
+        found.facts = tell_facts(trial, checkpoint)
+        if checkpoint.stops:
+            n_written = checkpoint.record.n_written
+            found.stopped = f"after {n_written:,} of {trial.n_cases:,} facts: {checkpoint.stops}"
 
 
 def failed_trial(trial: PreparedTrial, reason: str | PluginError) -> TrialOutcome:

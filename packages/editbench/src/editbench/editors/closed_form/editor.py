@@ -10,7 +10,6 @@ MEMIT, ROME, EMMET, AlphaEdit and their kin differ in these four places only, an
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -20,9 +19,9 @@ from editbench.editors.base import Editor, EditorConfig, Resources, Share
 from editbench.editors.closed_form.config import ClosedFormConfig, derive_closed_form_defaults
 from editbench.editors.closed_form.dials import Dials
 from editbench.editors.closed_form.finish import finish_total, finish_update
-from editbench.editors.closed_form.goals import Goal, Measured, Solved, Targets, judge_target
+from editbench.editors.closed_form.goals import Measured, Solved, Targets
 from editbench.editors.closed_form.hidden_goals import HiddenTargets
-from editbench.editors.closed_form.solving import PreservedValues
+from editbench.editors.closed_form.stream import ClosedFormStream
 from editbench.editors.context_prefixes import (
     ContextPrefixes,
     expect_prefixes,
@@ -31,27 +30,20 @@ from editbench.editors.context_prefixes import (
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
+from editbench.editors.stream import Carried
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import choose_share
-from editbench.edits.card import EditCard
 from editbench.edits.files import Update
-from editbench.edits.weight_edit import (
-    WeightEdit,
-    orient_for_edit,
-    orient_for_module,
-    sum_updates,
-)
-from editbench.errors import EditError
+from editbench.edits.weight_edit import WeightEdit
 from editbench.models.architecture import ProjectionKind
 from editbench.models.editable import EditableModel
-from editbench.models.offload import in_memory, updated_weights
 from editbench.requests import EditRequest
 from editbench.second_moments.obtaining import (
     estimate_second_moments,
     obtain_second_moments,
 )
-from memit_core import MemitCoreError, spread_residuals
+from memit_core import spread_residuals
 
 
 class ClosedForm(Editor):
@@ -168,7 +160,7 @@ class ClosedForm(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> WeightEdit:
         """Compute the edit, as a stream of one batch; see `Editor.edit`."""
-        return next(self.edit_stream(model, [requests], resources))
+        return ClosedFormStream(self, model, resources).write(requests)
 
     def edit_stream(
         self,
@@ -176,10 +168,16 @@ class ClosedForm(Editor):
         batches: Iterable[Sequence[EditRequest]],
         resources: Resources,
     ) -> Iterator[WeightEdit]:
-        """Write batches one after another; see `Editor.edit_stream`."""
-        stream = _Stream(self, model, resources)
+        """Write batches, and keep no more than these need; see `Editor.edit_stream`."""
+        stream = ClosedFormStream(self, model, resources)
         for batch in batches:
             yield stream.write(batch)
+
+    def open_stream(
+        self, model: EditableModel, resources: Resources, carried: Carried | None = None
+    ) -> ClosedFormStream:
+        """Carry sums of updates, and what must not move; see `Editor.open_stream`."""
+        return ClosedFormStream(self, model, resources, carried, keeps_keys=True)
 
     # Costs, and work that can be divided
 
@@ -263,126 +261,3 @@ class ClosedForm(Editor):
                 HiddenTargets(self.name, model, config, prefixes, resources).optimize(
                     own, layers[-1]
                 )
-
-
-_CLOSED = (
-    "its key lies outside of the null space at every layer, or where earlier facts were written, "
-    "so that nothing can be written"
-)
-
-
-class _Stream:
-    """What a stream of edits carries from batch to batch."""
-
-    def __init__(self, editor: ClosedForm, model: EditableModel, resources: Resources) -> None:
-        for layer in editor.layers:
-            model.architecture.check_layer(layer)
-        self._editor = editor
-        self._model = model
-        self._prefixes = resources.context_prefixes or editor.sample_prefixes(model, resources.seed)
-        moments = obtain_second_moments(
-            model, editor.layers, editor.config.second_moment_tokens, resources, editor.module
-        )
-        self._preserved = PreservedValues(moments, editor.dials(), resources.cache)
-        self._targets = editor.make_targets(model, self._prefixes, resources)
-        self._requests: list[EditRequest] = []
-        self._updates: dict[str, Update] = {}  # the sums, as factors or in float64
-        self._kept: dict[str, dict[str, Any]] = {}
-        self._facts: list[dict[str, str]] = []
-        self._losses: list[float] = []
-        self._n_steps: list[int] = []
-
-    def write(self, batch: Sequence[EditRequest]) -> WeightEdit:
-        """Write one more batch, and return all that was written so far as one edit."""
-        card = EditCard.of(
-            self._model, editor=self._editor.name, config=self._editor.config, requests=batch
-        )
-        rest = list(batch)
-        with closing(self._targets.aim(batch)) as goals:
-            while rest:
-                with WeightEdit(self._updates, card).applied(self._model):
-                    goal = next(goals)
-                    self._insert(goal, rest[: len(goal.outcomes)])
-                del rest[: len(goal.outcomes)]
-        self._requests += batch
-        updates = {
-            name: self._editor.finish_total(total, weight)
-            for name, total in self._updates.items()
-            for weight in [self._weight(name)]
-        }
-        return WeightEdit.build(
-            self._model,
-            editor=self._editor.name,
-            config=self._editor.config,
-            requests=self._requests,
-            updates=updates,
-            extra={
-                "context_prefixes": [list(group) for group in self._prefixes.groups],
-                "target_loss": _mean(self._losses, 4),
-                "target_steps": _mean(self._n_steps, 2),
-                "replay_failure": self._targets.replay_failure,
-                "facts": list(self._facts),
-            },
-        )
-
-    def _insert(self, goal: Goal, requests: Sequence[EditRequest]) -> None:
-        """Write what a goal asks for into all layers, one after another."""
-        editor, model, layers = self._editor, self._model, self._editor.layers
-        found: list[tuple[int, str, Update]] = []
-        is_open = [False] * len(requests)
-        with ExitStack() as partial_edits:
-            for index, layer in enumerate(layers):
-                measured = goal.measure(layer)
-                if self._preserved.is_exhausted(
-                    layer, measured.keys, measured.target, measured.current
-                ):
-                    break
-                projection = model.architecture.projection(layer, editor.module)
-                name = model.architecture.weight_name(projection)
-                try:
-                    residuals = editor.spread(measured, len(layers) - index)
-                    if measured.norm is not None:
-                        said = model.model.get_submodule(projection)(
-                            measured.keys.to(model.model.dtype)
-                        )
-                        residuals = measured.norm.pull_back(said, residuals)
-                    update = self._preserved.solve(
-                        layer, measured.keys, residuals, editor.slack(len(requests))
-                    )
-                    if index < len(layers) - 1:
-                        weight = model.model.get_parameter(name)
-                        oriented = orient_for_module(model, name, weight, update)
-                        partial_edits.enter_context(updated_weights(model.model, {name: oriented}))
-                        del oriented
-                except MemitCoreError as error:
-                    where = f"{editor.name} on '{model.name}', {goal.describe(layer)}"
-                    raise EditError(f"{where}: {error}") from error
-                found.append((layer, name, update.to("cpu")))
-                del update
-                opened = self._preserved.is_open(layer, measured.keys).tolist()
-                is_open = [one or other for one, other in zip(is_open, opened, strict=True)]
-                self._preserved.add(layer, measured.keys)
-        for layer, name, update in found:
-            earlier, kept = self._updates.get(name), self._kept.setdefault(name, {})
-            weight = self._weight(name)
-            finished = editor.finish(Solved(layer, update, weight, earlier, goal, kept))
-            self._preserved.feed_back(layer, update, finished)
-            whole = finished if earlier is None else sum_updates(name, earlier, finished)
-            self._updates[name] = whole
-        goal.finish()
-        for place, (request, outcome) in enumerate(zip(requests, goal.outcomes, strict=True)):
-            self._losses.append(outcome.loss)
-            self._n_steps.append(outcome.n_steps)
-            fact = {"case_id": request.case_id, "status": judge_target(outcome, editor.config)}
-            why = goal.refused.get(place) or (None if is_open[place] else _CLOSED)
-            self._facts.append({**fact, "status": "skipped", "why": why} if why else fact)
-
-    def _weight(self, name: str) -> Tensor:
-        """A weight as it is now, `[d_value, d_key]`, on the CPU where it is offloaded."""
-        with in_memory(self._model.model, [name]):
-            parameter = self._model.model.get_parameter(name).detach()
-            return orient_for_edit(self._model, name, parameter)
-
-
-def _mean(numbers: Sequence[float], n_digits: int) -> float | None:
-    return round(sum(numbers) / len(numbers), n_digits) if numbers else None

@@ -81,6 +81,16 @@ class Targets(Protocol):
     def replay_failure(self) -> str | None:
         """Why suffix replay could not be used; None where it was."""
 
+    @property
+    def carried(self) -> Mapping[str, Any]:
+        """What later batches depend on besides the model, as JSON values."""
+
+    def go_on_from(self, carried: Mapping[str, Any]) -> None:
+        """Take `carried` of an earlier stream back."""
+
+    def measure_keys(self, requests: Sequence[EditRequest]) -> Mapping[int, Tensor]:
+        """K `[n_edits, d_key]` of facts by layer, as goals measure it, on the model as it is."""
+
     def aim(self, requests: Sequence[EditRequest]) -> Generator[Goal, None, None]:
         """Find what a batch is to reach: all facts at once, or one part after another.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -129,6 +129,7 @@ class HiddenTargets:
         self._prefixes = prefixes
         self._resources = resources
         self._anchor = config.norm_anchor
+        self._key_checks = SweepChecks()
         self._known = {
             layer: _Known(
                 TargetOptimizer(model, OffsetSite.block_output(model, layer), config, replay=True)
@@ -143,6 +144,21 @@ class HiddenTargets:
     def replay_failure(self) -> str | None:
         """Why suffix replay could not be used; None where it was."""
         return next(iter(self._known.values())).optimizer.replay_failure
+
+    @property
+    def carried(self) -> Mapping[str, Any]:
+        """The norm anchor, which the first batch may have set."""
+        return {"anchor": self._anchor}
+
+    def go_on_from(self, carried: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._anchor = carried["anchor"]
+
+    def measure_keys(self, requests: Sequence[EditRequest]) -> Mapping[int, Tensor]:
+        """Keys of facts; see `Targets.measure_keys`."""
+        layers = self._config.critical_layers
+        sweep = self._sweep(requests, layers[0], layers[-1], self._key_checks)
+        return {layer: sweep.measure(layer)[0].cpu() for layer in layers}
 
     def optimize(self, requests: Sequence[EditRequest], layer: int) -> TargetHidden:
         """Find z of some facts at a layer, and keep it in the cache."""
@@ -174,22 +190,32 @@ class HiddenTargets:
         )
 
     def _aim_at(self, requests: Sequence[EditRequest], layer: int, first: int) -> _Aim:
-        config, model = self._config, self._model
+        model = self._model
         found = self.optimize(requests, layer)
         refuse_overflowed(self._editor, model, requests, found.finite.tolist())
         states, refused = self._anchored(requests, layer, found)
-        sweep = LayerSweep(
-            model,
+        sweep = self._sweep(requests, first, layer, self._known[layer].checks, found.initial)
+        return _Aim(found, states.to(model.device), refused, self._norms, sweep)
+
+    def _sweep(
+        self,
+        requests: Sequence[EditRequest],
+        first: int,
+        last: int,
+        checks: SweepChecks,
+        initial: Tensor | None = None,
+    ) -> LayerSweep:
+        return LayerSweep(
+            self._model,
             requests,
             self._prefixes,
-            config.key_weighting,
+            self._config.key_weighting,
             first=first,
-            last=layer,
-            module=config.module,
-            initial=found.initial,
-            checks=self._known[layer].checks,
+            last=last,
+            module=self._config.module,
+            initial=initial,
+            checks=checks,
         )
-        return _Aim(found, states.to(model.device), refused, self._norms, sweep)
 
     def _anchored(
         self, requests: Sequence[EditRequest], layer: int, found: TargetHidden

@@ -1,6 +1,6 @@
 """The slot of preservation: what must not move, layer by layer, through one stream of edits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,8 @@ class PreservedValues:
         self._moments = moments
         self._dials = dials
         self._cache = cache
-        self._history: dict[int, Tensor] = {}
-        self._fresh: dict[int, Tensor] = {}  # what of it no kept price has
+        self._history: dict[int, list[Tensor]] = {}
+        self._fresh: dict[int, list[Tensor]] = {}  # what of it no kept price has
         self._prices: dict[int, Preservation] = {}
         self._asked: set[int] = set()
         self._errors: dict[int, Tensor] = {}
@@ -118,7 +118,35 @@ class PreservedValues:
             self._taken[layer] = torch.cat([earlier, taken], dim=1)
         elif self._dials.history:
             for rows in (self._history, self._fresh):
-                rows[layer] = torch.cat([rows.get(layer, keys[:0].cpu()), keys.cpu()])
+                rows.setdefault(layer, []).append(keys.cpu())
+
+    def add_again(self, layer: int, keys: Tensor, slack: float) -> None:
+        """Do to prices what `solve` and `add` did, when `keys` were written in an earlier stream.
+
+        Prices then have the same bits; what else is carried `go_on_from` takes back.
+        """
+        if not self._keeps:
+            self._asked.add(layer)
+            return
+
+        def ask(device: torch.device) -> None:
+            self._price(layer, self._open_part(layer, keys.to(device)), slack)
+
+        else_on_cpu(f"solving for the update of layer {layer}", keys.device, ask)
+        if not self._dials.null_space_shrinks:
+            self.add(layer, keys)
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What no keys tell: errors to feed back, and what was taken from null spaces."""
+        named = {"error": self._errors, "taken": self._taken}
+        return {f"{name}.{layer}": each for name, of in named.items() for layer, each in of.items()}
+
+    def go_on_from(self, carried: Mapping[str, Tensor]) -> None:
+        """Take `carried` back."""
+        for name, tensor in carried.items():
+            kind, _, layer = name.partition(".")
+            (self._errors if kind == "error" else self._taken)[int(layer)] = tensor
 
     def feed_back(self, layer: int, solution: Update, finished: Update) -> None:
         """Note what finishing has made of the solution that came last for a layer."""
@@ -174,17 +202,17 @@ class PreservedValues:
             first = self._make_price(layer, keys, slack)
             self._asked.add(layer)
             return first
-        price, fresh = self._prices.get(layer), self._fresh.get(layer)
+        price, fresh = self._prices.get(layer), self._fresh.get(layer, [])
         if price is None or not _lie_in(price.basis, keys):
-            fresh = self._history.get(layer)
-            rows = keys if fresh is None else torch.cat([fresh.to(keys), keys])
+            fresh = self._history.get(layer, [])
+            rows = torch.cat([*(each.to(keys) for each in fresh), keys])
             price = self._make_price(layer, rows, slack)
             if self._keeps and not self._dials.error_feedback:
                 with suppress(IllPosedError):  # axes that only edits use make it singular
                     price = price.factorized(keys.device)
         price = price.to(keys.device)
-        if fresh is not None:
-            price = price.with_history(fresh.to(keys.device))
+        if fresh:
+            price = price.with_history(torch.cat(fresh).to(keys.device))
             is_plain = isinstance(price.second_moment, Tensor)
             # Up to here it is cheaper beside the factors than in them.
             if is_plain or self._dials.error_feedback or self._is_long(price, keys.shape[1]):

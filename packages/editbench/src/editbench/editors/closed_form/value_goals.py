@@ -3,8 +3,9 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from editbench.editors.base import Resources
@@ -98,6 +99,20 @@ class ValueTargets:
     def replay_failure(self) -> str | None:
         """Why suffix replay could not be used; None where it was."""
         return self._optimizer.replay_failure
+
+    carried: ClassVar[Mapping[str, Any]] = {}
+
+    def go_on_from(self, carried: Mapping[str, Any]) -> None:
+        """Nothing is carried."""
+
+    def measure_keys(self, requests: Sequence[EditRequest]) -> Mapping[int, Tensor]:
+        """Mean keys over prefixes; see `Targets.measure_keys`."""
+        readings = read_projections(self._model, requests, ("", *self._prefixes), self._layer)
+        return {
+            self._layer: torch.stack(
+                [each.keys.double()[1:].mean(dim=0).cpu() for each in readings]
+            )
+        }
 
     def aim(self, requests: Sequence[EditRequest]) -> Generator[ValueGoal, None, None]:
         """Find the value of one fact after another."""

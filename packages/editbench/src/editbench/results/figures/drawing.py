@@ -16,9 +16,10 @@ from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
 from editbench.results.figures.scorers import draw_scorers, has_scorers
 from editbench.results.figures.selection import Point, Selection
+from editbench.results.figures.streams import draw_changes, draw_retention, draw_streams
 from editbench.results.figures.style import SETTINGS
 from editbench.results.manifest import TrialDescription
-from editbench.results.report import Summary
+from editbench.results.report import Summary, SummaryLine
 
 FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
     "table1": lambda selection: draw_dots(selection, "Editors compared (as in Table 1)"),
@@ -34,6 +35,13 @@ FIGURES: Mapping[str, Callable[[Selection], Drawing]] = {
     "editors": draw_dots,
 }
 """Name of an experiment, or of a figure for runs that are of none, to what draws it."""
+
+OF_STREAMS: Mapping[str, Callable[[Selection], Drawing]] = {
+    "streams": draw_streams,
+    "retention": draw_retention,
+    "changes": draw_changes,
+}
+"""The figures that streams have, whatever experiment they are of."""
 
 _OVER_DRAWS = {"mixing"}  # what is drawn over seeds, not once for each
 _SWEPT = {
@@ -90,8 +98,19 @@ def choose_figures(summary: Summary) -> Iterator[RunFigure]:
     """Which figures a report has, as `draw_figures` says; none if there are no numbers yet."""
     for name, trials in summary.experiments.items():
         known = {trial: summary.trials[trial] for trial in trials}
+        streams = {trial: each for trial, each in known.items() if each.batch_size is not None}
+        if streams:
+            known = {trial: each for trial, each in known.items() if trial not in streams}
+            for suffix, selection in _group(summary, summary.lines, streams, by_seed=False):
+                numbers = {"retention": selection.retention, "changes": selection.changes}
+                for kind, draw in OF_STREAMS.items():
+                    if numbers.get(kind, selection.lines):
+                        stem = "_".join(filter(None, (_slug(name), kind, suffix)))
+                        yield RunFigure(stem, draw, selection)
+        if not known:
+            continue
         kind = name if name in FIGURES else guess_figure(known.values())
-        groups = _group(summary, known, by_seed=kind not in _OVER_DRAWS)
+        groups = _group(summary, summary.last_lines, known, by_seed=kind not in _OVER_DRAWS)
         for suffix, selection in groups:
             if selection.lines:
                 stem = "_".join(filter(None, (_slug(name) or kind, suffix)))
@@ -128,7 +147,11 @@ def _varies_within_editor(trials: Sequence[TrialDescription], field: str) -> boo
 
 
 def _group(
-    summary: Summary, trials: Mapping[str, TrialDescription], *, by_seed: bool
+    summary: Summary,
+    numbers: Sequence[SummaryLine],
+    trials: Mapping[str, TrialDescription],
+    *,
+    by_seed: bool,
 ) -> Iterable[tuple[str, Selection]]:
     """The trials of each model, dataset and seed, with what tells them apart as a file's suffix."""
     places: dict[tuple[object, ...], dict[str, TrialDescription]] = {}
@@ -144,7 +167,7 @@ def _group(
     names = _name_apart(list(places))
     failed = {trial.trial for trial in summary.failed}
     for place, known in places.items():
-        lines = tuple(line for line in summary.lines if line.trial in known)
+        lines = tuple(line for line in numbers if line.trial in known)
         measured = {line.trial for line in lines}
         model, dataset, seed = place[0], place[2], place[4]
         about = [f"Model {model}", f"dataset {dataset}"]
@@ -158,6 +181,8 @@ def _group(
                 source=", ".join(about),
                 n_failed=len(failed & known.keys()),
                 n_missing=len(known.keys() - measured - failed),
+                retention=tuple(line for line in summary.retention if line.trial in known),
+                changes=tuple(line for line in summary.changes if line.trial in known),
             ),
         )
 

@@ -13,6 +13,7 @@ from editbench.results.labels import (
 )
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.report import SummaryLine
+from editbench.results.stream_lines import ChangeLine, RetentionLine
 
 _OVER_TEXTS = "perplexity"
 _NOT_A_SERIES = {"n_batches", "model", "versions"}
@@ -49,12 +50,14 @@ class Selection:
     """What goes into one figure.
 
     Attributes:
-        lines: Numbers of its trials.
+        lines: Numbers of its trials; of streams, at all of their checkpoints.
         trials: Every trial that belongs into it by hash, whether it has numbers or not.
         metrics: What is known about the metrics.
         source: Model, dataset and seed in words.
         n_failed: How many of the trials failed.
         n_missing: How many have not been run yet.
+        retention: Numbers by the age of facts, of streams.
+        changes: What streams do to weights and keys.
     """
 
     lines: tuple[SummaryLine, ...]
@@ -63,6 +66,8 @@ class Selection:
     source: str
     n_failed: int
     n_missing: int
+    retention: tuple[RetentionLine, ...] = ()
+    changes: tuple[ChangeLine, ...] = ()
 
     @property
     def labels(self) -> list[MetricLabel]:

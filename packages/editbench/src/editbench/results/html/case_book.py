@@ -15,7 +15,7 @@ SameCases = tuple[object, ...]
 
 _SETTING = (
     "model", "model_fingerprint", "dataset", "dataset_fingerprint", "n_edits", "n_batches",
-    "relations", "seed", "sample", "facts", "on_conflict",
+    "batch_size", "relations", "seed", "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What trials must have in common to be shown side by side."""
 
@@ -145,6 +145,8 @@ def _write_part(name: str, value: object) -> str:
             return f"{value:,} edits"
         case "n_batches":
             return f"in {value:,} batches"
+        case "batch_size":
+            return "all at once" if value is None else f"{value:,} at a time"
         case "seed":
             return f"seed {value}"
         case "relations":

@@ -7,7 +7,7 @@ opens it, together with its neighbors.
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -96,6 +96,7 @@ def _write_setting(setting: Setting, book: CaseBook, collection: Collection) -> 
                 "name": name,
                 "editor": collection.trials[trial].editor,
                 "values": _write_values(values.get(trial)),
+                "statuses": _write_statuses(collection.records[trial].fact_statuses, ids),
             }
             for trial, name in setting.trials.items()
         ],
@@ -106,6 +107,11 @@ def _write_values(table: pd.DataFrame | None) -> Mapping[str, list[float | int |
     if table is None:
         return {}
     return {str(name): [_shorten(value) for value in table[name]] for name in table.columns}
+
+
+def _write_statuses(statuses: Mapping[str, str], ids: Sequence[str]) -> list[str | None]:
+    """What became of facts; nothing where that is known of none."""
+    return [statuses.get(case_id) for case_id in ids] if statuses else []
 
 
 def _write_case(case: BookCase) -> dict[str, Any]:

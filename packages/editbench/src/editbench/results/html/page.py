@@ -78,7 +78,7 @@ def build_page(
         style=Markup(_read("page.css")),
         theme_script=Markup(theme_script),
         page_script=Markup(page_script),
-        gaps=list(describe_gaps(summary.failed, summary.n_missing)),
+        gaps=list(describe_gaps(summary)),
         tables=list(_tables(summary, collection)),
         comparison=None if baseline is None else tabulate_comparison(compare(folders, baseline)),
         plots=[plot(figure, summary.metrics) for figure in choose_figures(summary)],
@@ -101,6 +101,7 @@ def _tables(summary: Summary, collection: Collection) -> Iterator[tuple[str, Tab
                 summary,
                 lines=tuple(line for line in summary.lines if line.trial in own),
                 failed=(),
+                stopped={},
                 n_missing=0,
                 disclosure=disclose(collection, own),
             )

@@ -10,7 +10,7 @@ from editbench.results.labels import (
     explain_symbols,
     label_metrics,
 )
-from editbench.results.report import FailedTrial, Summary, SummaryLine
+from editbench.results.report import Summary, SummaryLine
 from editbench.results.tables.model import Cell, Column, Table, format_number
 from editbench.results.tables.styles import Style, style_labels
 
@@ -19,6 +19,7 @@ SETTING: Mapping[str, Callable[[SummaryLine | Difference], str]] = {
     "dataset": lambda line: line.dataset,
     "relations": lambda line: line.relations or "all",
     "edits": lambda line: str(line.n_edits),
+    "batches of": lambda line: str(line.batch_size or "all"),
     "seed": lambda line: str(line.seed),
 }
 _NO_NUMBER = Cell("–")
@@ -31,37 +32,41 @@ def tabulate_summary(summary: Summary, style: Style | None = None) -> Table:
     model, dataset, relations, number of edits and seed) editors stand in the paper's order, and the
     best number of each metric is bold, as are those that look the same in print. The unedited
     model does not compete, nor does an editor that changed nothing, and one editor alone is not
-    the best. Settings in which no two trials differ stand in the title.
+    the best. Settings in which no two trials differ stand in the title. Of streams, it is the last
+    checkpoint.
     """
-    settings = list(dict.fromkeys(setting_of(line) for line in summary.lines))
-    varying = varying_names(summary.lines)
-    labels = label_metrics((line.metric for line in summary.lines), summary.metrics)
+    last = summary.last_lines
+    settings = list(dict.fromkeys(setting_of(line) for line in last))
+    varying = varying_names(last)
+    labels = label_metrics((line.metric for line in last), summary.metrics)
     if style is not None:
         labels = style_labels(labels, style)
     columns = [*map(Column, varying), Column("editor")]
     columns += [Column(label.heading, label.quantity, "right") for label in labels]
     sections = []
     for setting in settings:
-        lines = [line for line in summary.lines if setting_of(line) == setting]
+        lines = [line for line in last if setting_of(line) == setting]
         shared = [Cell(SETTING[name](lines[0])) for name in varying]
         sections.append(_tabulate_setting(lines, labels, shared))
     has_best = any(cell.bold for section in sections for row in section for cell in row)
     return Table(
-        title=", ".join(name_shared(summary.lines)),
+        title=", ".join(name_shared(last)),
         columns=tuple(columns),
         sections=tuple(sections),
         notes=tuple(_notes(summary, labels, has_best=has_best)) if sections else (),
-        warnings=tuple(describe_gaps(summary.failed, summary.n_missing)),
+        warnings=tuple(describe_gaps(summary)),
     )
 
 
-def describe_gaps(failed: Iterable[FailedTrial], n_missing: int) -> Iterable[str]:
-    """What a report lacks: a sentence for each trial that failed, and one for those to come."""
-    for trial in failed:
+def describe_gaps(summary: Summary) -> Iterable[str]:
+    """What a report lacks: a sentence for each trial that failed or stopped, one for the others."""
+    for trial in summary.failed:
         variant = f" ({trial.variant})" if trial.variant else ""
         yield f"{trial.description.label}{variant} failed: {trial.message}"
-    if n_missing:
-        yield f"{n_missing} trial(s) have not been run yet."
+    for stopped, reason in summary.stopped.items():
+        yield f"{summary.trials[stopped].label} stopped {reason}"
+    if summary.n_missing:
+        yield f"{summary.n_missing} trial(s) have not been run yet."
 
 
 def setting_of(line: SummaryLine | Difference) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ def name_shared(lines: Sequence[SummaryLine | Difference]) -> list[str]:
     """The others, with their values: they stand in a table's title."""
     shared = [name for name in SETTING if lines and name not in varying_names(lines)]
     named = [(name, SETTING[name](lines[0])) for name in shared]
-    return [f"{name} {value}" for name, value in named if (name, value) != ("relations", "all")]
+    unsaid = {("relations", "all"), ("batches of", "all")}
+    return [f"{name} {value}" for name, value in named if (name, value) not in unsaid]
 
 
 def _tabulate_setting(

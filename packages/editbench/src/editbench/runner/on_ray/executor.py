@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +20,13 @@ from editbench.errors import ConfigError, EditbenchError, RunError
 from editbench.models.editable import EditableModel
 from editbench.progress import Progress
 from editbench.questions import Answers
+from editbench.runner.conditions import Conditions
 from editbench.runner.on_ray.cluster import check_reachable, connected
 from editbench.runner.on_ray.needs import TaskNeeds, count_places, list_nodes, name_needs
 from editbench.runner.on_ray.progress import ProgressChannel, open_channel
 from editbench.runner.on_ray.tasks import TaskContext, ask_unedited, prepare_share, run_prepared
 from editbench.runner.prepare import PreparedTrial
-from editbench.runner.trial_run import Conditions, TrialOutcome, describe, failed_trial
+from editbench.runner.trial_run import TrialOutcome, describe, failed_trial
 from editbench.runner.unedited import Questionnaire
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class RayExecutor:
         """Run trials, as many at once as the cluster holds; see `Executor.run`."""
         if not trials:
             return
+        # Who keeps checkpoints is on another machine: a stream that is lost begins anew.
+        conditions = replace(conditions, streams=None)
         _refuse_spread([trial.model for trial in trials])
         with (
             connected(self._address, self._n_retries),
@@ -144,6 +147,8 @@ class _Shipment:
             What ends when the shares have; nothing, where nothing is divided.
         """
         is_divisible = inspect.unwrap(type(trial.editor).prepare) is not Editor.prepare
+        # What is found ahead, on the unedited model, only the first batch of a stream can use.
+        is_divisible = is_divisible and trial.batch_size is None
         if self.conditions.cache is None or not is_divisible:
             return []
         n_edits = max(len(batch.cases) for batch in trial.batches)

@@ -76,7 +76,7 @@ def estimate_peak(
     model, largest = work.model, _largest_memory(nodes)
     limit = largest - GIB if largest > GIB else None  # a gibibyte is what the process takes
     batch = max(work.batches, key=lambda batch: len(batch.cases))
-    requests = [case.request for case in batch.cases]
+    requests = max(work.writes, key=len)
     resources = work.inputs.resources(work.seed, None, report_nothing)
     try:
         with (

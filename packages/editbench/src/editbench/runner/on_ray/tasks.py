@@ -16,12 +16,13 @@ from editbench.edits.card import package_versions
 from editbench.errors import RunError
 from editbench.models.editable import EditableModel
 from editbench.questions import Answers
+from editbench.runner.conditions import Conditions
 from editbench.runner.executors import merge_answers
 from editbench.runner.on_ray.needs import limit_memory
 from editbench.runner.on_ray.progress import Reports
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.trial import CaseBatch
-from editbench.runner.trial_run import Conditions, TrialOutcome, run_trial
+from editbench.runner.trial_run import TrialOutcome, run_trial
 from editbench.runner.unedited import Questionnaire
 
 if TYPE_CHECKING:

@@ -109,7 +109,8 @@ function formatProbability(probability) {
 function showNumbers(setting, trials, row) {
   const value = (trial, name) => trial.values[name]?.[row] ?? null;
   const metrics = setting.metrics.filter(({ name }) => trials.some((t) => value(t, name) != null));
-  if (metrics.length === 0) return null;
+  const isTold = trials.some(({ statuses }) => statuses[row]);
+  if (metrics.length === 0 && !isTold) return null;
   const label = "Numbers of this case";
   const table = element(
     "table",
@@ -127,6 +128,13 @@ function showNumbers(setting, trials, row) {
     element(
       "tbody",
       {},
+      isTold &&
+        element(
+          "tr",
+          {},
+          element("th", { scope: "row" }, "The fact was"),
+          trials.map(({ statuses }) => element("td", {}, statuses[row] ?? "–")),
+        ),
       metrics.map(({ name, heading }) =>
         element(
           "tr",
