@@ -83,7 +83,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe 
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
     targets = {name: tensors.pop(name) for name in TENSORS if name in tensors}
-    card = _parse_card(path, file.card)
+    updates, card = assemble_updates(path, tensors), _parse_card(path, file.card)
     content = (file.card or {}).get(_RECIPE)
     try:
         recipe = None if content is None else EditRecipe.decode(content, targets)
@@ -92,7 +92,7 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe 
             f"load edit: what {str(path)!r} says of its making is malformed: {error}. Write the "
             "edit again."
         ) from error
-    return assemble_updates(path, tensors), card, recipe
+    return updates, card, recipe
 
 
 def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:
