@@ -1,8 +1,10 @@
 """The slot of preservation: what must not move, layer by layer, through one stream of edits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -35,6 +37,20 @@ _NOTHING_OPEN = 1e-3
 _NOTHING_MISSING = 1e-2
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Keys of facts, and their places in the stream."""
+
+    places: Sequence[int]
+    keys: Tensor
+
+    def without(self, places: Collection[int]) -> "_Rows":
+        stays = [place not in places for place in self.places]
+        if all(stays):
+            return self
+        return _Rows(list(compress(self.places, stays)), self.keys[torch.tensor(stays)])
+
+
 class PreservedValues:
     """What moving ordinary values and those of earlier edits costs, and updates at that price.
 
@@ -53,7 +69,7 @@ class PreservedValues:
         self._moments = moments
         self._dials = dials
         self._cache = cache
-        self._history: dict[int, list[Tensor]] = {}
+        self._written: dict[int, list[_Rows]] = {}
         self._fresh: dict[int, list[Tensor]] = {}  # what of it no kept price has
         self._prices: dict[int, Preservation] = {}
         self._asked: set[int] = set()
@@ -109,32 +125,44 @@ class PreservedValues:
             message = f"{error} The second moments are those of {self._moments.source}."
             raise IllPosedError(message) from error
 
-    def add(self, layer: int, keys: Tensor) -> None:
-        """Note that `keys` `[n_edits, d_key]` have been written to."""
+    def add(self, layer: int, keys: Tensor, first: int = 0) -> None:
+        """Note that `keys` `[n_edits, d_key]` have been written to, of facts from `first` on."""
+        if not (self._dials.history or self._dials.null_space_shrinks):
+            return
+        keys = keys.cpu()
+        self._written.setdefault(layer, []).append(_Rows(range(first, first + len(keys)), keys))
         if self._dials.null_space_shrinks:
-            open_part = self._open_part(layer, keys.cpu().double())
-            taken = _find_span(self._null_space(layer, open_part.device), open_part)
-            earlier = self._taken.get(layer, taken[:, :0])
-            self._taken[layer] = torch.cat([earlier, taken], dim=1)
-        elif self._dials.history:
-            for rows in (self._history, self._fresh):
-                rows.setdefault(layer, []).append(keys.cpu())
+            self._take(layer, keys)
+        else:
+            self._fresh.setdefault(layer, []).append(keys)
 
-    def add_again(self, layer: int, keys: Tensor, slack: float) -> None:
+    def forget(self, places: Collection[int]) -> None:
+        """Let facts go that others have taken the places of: as if they had never been added.
+
+        What was solved for with them stays as it is, and so do errors that are fed back.
+        """
+        for layer, written in self._written.items():
+            left = [rows.without(places) for rows in written]
+            self._written[layer] = [rows for rows in left if len(rows.keys)]
+            self._prices.pop(layer, None)
+            self._fresh.pop(layer, None)
+            if self._taken.pop(layer, None) is not None:
+                for rows in self._written[layer]:
+                    self._take(layer, rows.keys)
+
+    def add_again(self, layer: int, keys: Tensor, slack: float, first: int = 0) -> None:
         """Do to prices what `solve` and `add` did, when `keys` were written in an earlier stream.
 
         Prices then have the same bits; what else is carried `go_on_from` takes back.
         """
-        if not self._keeps:
-            self._asked.add(layer)
-            return
 
         def ask(device: torch.device) -> None:
             self._price(layer, self._open_part(layer, keys.to(device)), slack)
 
-        else_on_cpu(f"solving for the update of layer {layer}", keys.device, ask)
-        if not self._dials.null_space_shrinks:
-            self.add(layer, keys)
+        if self._keeps:
+            else_on_cpu(f"solving for the update of layer {layer}", keys.device, ask)
+        self._asked.add(layer)
+        self.add(layer, keys, first)
 
     @property
     def carried(self) -> dict[str, Tensor]:
@@ -184,6 +212,13 @@ class PreservedValues:
             1, length
         )
 
+    def _take(self, layer: int, keys: Tensor) -> None:
+        """Take out of a null space what keys have in it."""
+        open_part = self._open_part(layer, keys.double())
+        taken = _find_span(self._null_space(layer, open_part.device), open_part)
+        earlier = self._taken.get(layer, taken[:, :0])
+        self._taken[layer] = torch.cat([earlier, taken], dim=1)
+
     def _inside(self, layer: int, keys: Tensor) -> Tensor:
         """Keys in the coordinates of the null space, `[n_edits, rank]`."""
         wide = self._open_part(layer, keys.cpu().double())
@@ -204,7 +239,7 @@ class PreservedValues:
             return first
         price, fresh = self._prices.get(layer), self._fresh.get(layer, [])
         if price is None or not _lie_in(price.basis, keys):
-            fresh = self._history.get(layer, [])
+            fresh = [rows.keys for rows in self._written.get(layer, [])]
             rows = torch.cat([*(each.to(keys) for each in fresh), keys])
             price = self._make_price(layer, rows, slack)
             if self._keeps and not self._dials.error_feedback:

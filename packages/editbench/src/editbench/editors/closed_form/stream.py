@@ -1,5 +1,6 @@
 """What a stream of closed-form edits carries from batch to batch, and how a batch is written."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -26,7 +27,7 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.models.offload import in_memory, updated_weights
-from editbench.requests import EditRequest
+from editbench.requests import EditRequest, find_superseded
 from editbench.second_moments.obtaining import obtain_second_moments
 from memit_core import MemitCoreError
 
@@ -78,7 +79,8 @@ class ClosedFormStream(Stream):
         self._requests: list[EditRequest] = []
         self._updates: dict[str, Update] = {}  # the sums, as factors or in float64
         self._kept: dict[str, dict[str, Any]] = {}
-        self._told: dict[str, list[Any]] = {"facts": [], "losses": [], "n_steps": [], "sizes": []}
+        told = ("facts", "losses", "n_steps", "sizes", "forgotten")
+        self._told: dict[str, list[Any]] = {name: [] for name in told}
         self._keys: dict[int, list[Tensor]] = {layer: [] for layer in editor.layers}
         self._keeps_keys = keeps_keys
         if carried is not None:
@@ -89,6 +91,7 @@ class ClosedFormStream(Stream):
         card = EditCard.of(
             self._model, editor=self._editor.name, config=self._editor.config, requests=batch
         )
+        self._let_go(batch)
         rest = list(batch)
         with closing(self._targets.aim(batch)) as goals:
             while rest:
@@ -154,7 +157,7 @@ class ClosedFormStream(Stream):
                 opened = self._preserved.is_open(layer, measured.keys).tolist()
                 is_open = [one or other for one, other in zip(is_open, opened, strict=True)]
                 keys = measured.keys.cpu()
-                self._preserved.add(layer, keys)
+                self._preserved.add(layer, keys, self._n_inserted)
                 if self._keeps_keys:
                     self._keys[layer].append(keys)
         for layer, name, update in found:
@@ -213,12 +216,33 @@ class ClosedFormStream(Stream):
         sizes: list[int] = self._told["sizes"]
         for number, rows in carried.part("keys.").items():
             self._keys[int(number)] = list(rows.split(sizes))
-        for layer, parts in self._keys.items():
-            for keys in parts:
-                if not bool(keys.isnan().any()):
-                    slack = self._editor.slack(len(keys))
-                    self._preserved.add_again(layer, keys.to(self._model.device), slack)
+        forgotten = iter([*self._told["forgotten"], [math.inf, []]])
+        n_written, places = next(forgotten)
+        first = 0
+        for index, size in enumerate(sizes):
+            while n_written <= first:
+                self._preserved.forget(places)
+                n_written, places = next(forgotten)
+            for layer, parts in self._keys.items():
+                if not bool((keys := parts[index]).isnan().any()):
+                    slack = self._editor.slack(size)
+                    self._preserved.add_again(layer, keys.to(self._model.device), slack, first)
+            first += size
         self._preserved.go_on_from(carried.part("preserved."))
+
+    def _let_go(self, batch: Sequence[EditRequest]) -> None:
+        """Let what was written about the same as a batch's facts, otherwise, not be preserved."""
+        subjects = {request.subject for request in batch}
+        places = [n for n, each in enumerate(self._requests) if each.subject in subjects]
+        pairs = find_superseded([*(self._requests[place] for place in places), *batch])
+        old = [places[one] for one in pairs if one < len(places)]
+        if old:
+            self._preserved.forget(old)
+            self._told["forgotten"].append([len(self._requests), old])
+
+    @property
+    def _n_inserted(self) -> int:
+        return sum(self._told["sizes"])
 
     def measure_drift(self, edit: Edit) -> Mapping[int, Sequence[float]]:
         """Measure all keys again, as they were measured; see `Stream.measure_drift`."""
