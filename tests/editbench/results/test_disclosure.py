@@ -23,9 +23,9 @@ def collection(describe, record) -> Collection:
             "a": record(trials["a"], **numbers),
             "b": record(trials["b"], n_conflicts=2, **numbers),
         },
-        values={
-            "a": pd.DataFrame({"efficacy_accuracy": [0.0, 100.0, 0.0, 0.0]}),
-            "b": pd.DataFrame({"efficacy_success": [100.0]}),
+        checkpoints={
+            "a": {4: pd.DataFrame({"efficacy_accuracy": [0.0, 100.0, 0.0, 0.0]})},
+            "b": {1: pd.DataFrame({"efficacy_success": [100.0]})},
         },
         experiments={},
         tokenizers={"f1": "0123456789abcdef"},
