@@ -1,5 +1,7 @@
 """What every table says of how its numbers came about."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -54,3 +56,11 @@ def test_only_those_of_a_table_are_spoken_of(collection):
     assert "scorers: accuracy 1." in said
     assert "context prefixes: sampled with seed 0" in said
     assert disclose(collection, set()) == ""
+
+
+def test_streams_say_that_they_are(collection):
+    trial = next(iter(collection.trials))
+    described = collection.trials[trial].model_copy(update={"n_edits": 30, "batch_size": 10})
+    changed = replace(collection, trials={**collection.trials, trial: described})
+    said = disclose(changed, [trial])
+    assert said.startswith("How: streams of 30 in batches of 10, each batch written into what")

@@ -27,10 +27,9 @@ def disclose(collection: Collection, some: Container[str] | None = None) -> str:
         return ""
     tokenizers = [collection.tokenizers.get(each.model_fingerprint, "") for each in trials]
     edited = [each for each in trials if each.editor != UNEDITED] or trials
-    sizes = _list(f"{each.n_edits:,}" for each in trials)
     shared = _list(f"{each.n_shared_subjects:,}" for each in records)
     parts = [
-        f"batches of {sizes}, each written into the unedited model and asked when it is written",
+        *_describe_protocol(trials),
         f"facts: {_list(map(_describe_facts, trials, records))}",
         *_describe_known(collection, measured),
         f"conflicts: {_list(map(_describe_conflicts, trials, records))}",
@@ -45,6 +44,21 @@ def disclose(collection: Collection, some: Container[str] | None = None) -> str:
 def _list(values: Iterable[str]) -> str:
     """Distinct values, in their order."""
     return ", ".join(dict.fromkeys(values))
+
+
+def _describe_protocol(trials: Sequence[TrialDescription]) -> Iterator[str]:
+    """How much was written at a time, and into what."""
+    apart = [each for each in trials if each.batch_size is None]
+    if apart:
+        sizes = _list(f"{each.n_edits:,}" for each in apart)
+        yield f"batches of {sizes}, each written into the unedited model and asked when it is written"
+    streams = [each for each in trials if each.batch_size is not None]
+    if streams:
+        sizes = _list(f"{each.n_edits:,} in batches of {each.batch_size:,}" for each in streams)
+        yield (
+            f"streams of {sizes}, each batch written into what those before it left; all facts that "
+            "were not superseded are asked at the end, and at checkpoints"
+        )
 
 
 def _describe_facts(trial: TrialDescription, record: TrialRecord) -> str:
