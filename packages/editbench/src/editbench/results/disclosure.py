@@ -51,13 +51,15 @@ def _describe_protocol(trials: Sequence[TrialDescription]) -> Iterator[str]:
     apart = [each for each in trials if each.batch_size is None]
     if apart:
         sizes = _list(f"{each.n_edits:,}" for each in apart)
-        yield f"batches of {sizes}, each written into the unedited model and asked when it is written"
+        yield (
+            f"batches of {sizes}, each written into the unedited model and asked when it is written"
+        )
     streams = [each for each in trials if each.batch_size is not None]
     if streams:
         sizes = _list(f"{each.n_edits:,} in batches of {each.batch_size:,}" for each in streams)
         yield (
-            f"streams of {sizes}, each batch written into what those before it left; all facts that "
-            "were not superseded are asked at the end, and at checkpoints"
+            f"streams of {sizes}, each batch written into what those before it left; all facts "
+            "that were not superseded are asked at the end, and at checkpoints"
         )
 
 
