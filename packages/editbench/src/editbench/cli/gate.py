@@ -86,14 +86,7 @@ Examples:
     help="By how much the perplexity of that text may rise.",
 )
 @click.option("--junit", type=options.out_path, metavar="FILE", help="Write JUnit XML, too.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "markdown"]),
-    default="text",
-    show_default=True,
-    help="How to print the table.",
-)
+@options.output_format(type=click.Choice(["text", "markdown"]), help="How to print the table.")
 @options.loading()
 @options.quiet()
 @click.pass_obj

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.terminal import terminal_width, wrap
 from editbench.errors import EditbenchError, PluginError
 from editbench.plugins.manager import PluginManager
@@ -21,14 +22,7 @@ Examples:
 
 @click.command("list", epilog=_EXAMPLES)
 @click.argument("kind", type=click.Choice(KINDS), required=False)
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print it.",
-)
+@options.output_format()
 @click.pass_obj
 def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None:
     """List what there is to run.

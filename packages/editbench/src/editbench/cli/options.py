@@ -113,6 +113,14 @@ dtype = shared(
     show_default=True,
     help="Precision of the weights; 'auto' keeps what the files hold.",
 )
+output_format = shared(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print it.",
+)
 quiet = shared("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 

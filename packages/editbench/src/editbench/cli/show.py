@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli import options
 from editbench.cli.base import recipe_of
 from editbench.cli.options import in_file
 from editbench.cli.terminal import lay_out
@@ -29,19 +30,10 @@ Example:
 """
 _NOTES = ("source", "author", "date", "note", "expires")
 
-_format = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print it.",
-)
-
 
 @click.command(epilog=_SHOW_EXAMPLES)
 @click.argument("edit", type=in_file, metavar="EDIT")
-@_format
+@options.output_format()
 def show(edit: Path, output_format: str) -> None:
     """Show what an edit file holds.
 
@@ -67,7 +59,7 @@ def show(edit: Path, output_format: str) -> None:
 @click.command(epilog=_DIFF_EXAMPLES)
 @click.argument("first", type=in_file, metavar="EDIT")
 @click.argument("second", type=in_file, metavar="OTHER")
-@_format
+@options.output_format()
 def diff(first: Path, second: Path, output_format: str) -> None:
     """Show how the facts of two edit files differ.
 
