@@ -1,7 +1,9 @@
-"""What searches for settings tried and what came of it: records of `editbench tune` as one file.
+"""What searches for settings tried, and what came of it: records of `editbench tune` as one file.
 
     editbench tune --model smollm2-135m-gguf --dataset facts=validation.jsonl --out memit.yaml
     python benchmarks/settings_record.py memit.search --out benchmarks/results/settings/smollm2.json
+
+Of each trial that is what was drawn, and the means of what was measured then.
 """
 
 import argparse
