@@ -33,14 +33,18 @@ class ContextPrefixes:
         """All prefixes in order, for z, which weighs them alike."""
         return tuple(chain.from_iterable(self.groups))
 
-    def weights(self, weighting: str) -> tuple[float, ...]:
+    def weights(self, weighting: str | float) -> tuple[float, ...]:
         """Weights of `flat` in the mean key; they sum to one.
 
         Args:
-            weighting: ``grouped``, the mean of the groups' means, as the reference has it, or
-                ``uniform``, the paper's Eqn 19.
+            weighting: ``grouped``, the mean of the groups' means, as the reference has it;
+                ``uniform``, the paper's Eqn 19; or the share of the first text, the bare prompt,
+                beside which all others weigh alike.
         """
-        if weighting == "uniform":
+        if isinstance(weighting, float) and len(self.flat) > 1:
+            n_others = len(self.flat) - 1
+            return (weighting, *((1 - weighting) / n_others,) * n_others)
+        if weighting == "uniform" or len(self.flat) == 1:
             n_prefixes = len(self.flat)
             return (1 / n_prefixes,) * n_prefixes
         return tuple(1 / (len(self.groups) * len(group)) for group in self.groups for _ in group)
