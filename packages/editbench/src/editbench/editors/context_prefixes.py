@@ -38,15 +38,16 @@ class ContextPrefixes:
 
         Args:
             weighting: ``grouped``, the mean of the groups' means, as the reference has it;
-                ``uniform``, the paper's Eqn 19; or the share of the first text, the bare prompt,
-                beside which all others weigh alike.
+                ``uniform``, the paper's Eqn 19; or the bare prompt's share, beside which all others
+                weigh alike. Where there is no bare prompt, or nothing else, all do.
         """
-        if isinstance(weighting, float) and len(self.flat) > 1:
-            n_others = len(self.flat) - 1
-            return (weighting, *((1 - weighting) / n_others,) * n_others)
-        if weighting == "uniform" or len(self.flat) == 1:
-            n_prefixes = len(self.flat)
-            return (1 / n_prefixes,) * n_prefixes
+        texts = self.flat
+        n_bare = texts.count("")
+        if isinstance(weighting, float) and 0 < n_bare < len(texts):
+            share, rest = weighting / n_bare, (1 - weighting) / (len(texts) - n_bare)
+            return tuple(rest if text else share for text in texts)
+        if weighting != "grouped":
+            return (1 / len(texts),) * len(texts)
         return tuple(1 / (len(self.groups) * len(group)) for group in self.groups for _ in group)
 
     @classmethod
