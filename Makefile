@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
-BENCHMARKS := target_hidden insertion solve second_moments evaluation whole_edit growth causal_trace half_precision counts sampling_error options
+BENCHMARKS := target_hidden insertion solve second_moments evaluation three_scorers whole_edit growth causal_trace half_precision counts sampling_error options serving
 MAX_EDITS_table2 := 300
 MAX_EDITS_scaling := 1000
 MAX_EDITS_weight-decay := 300
@@ -16,7 +16,7 @@ MAX_EDITS_lambda := 1000
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery dials architectures docs clean install
+.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery notebook dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -34,7 +34,13 @@ real: $(INSTALLED) .venv/.real-model  ## Correct 15 facts of a real model, and p
 test-thorough: $(INSTALLED)  ## Kill processes at any point, damage files, run the benchmarks small (a few minutes).
 	$(PYTEST) -m 'thorough and not slow'
 
-test-real: $(INSTALLED) .venv/.real-model  ## Run the tests on the real model (some minutes).
+# llama.cpp, built, as a package for Node; where there is no npm its tests are skipped.
+.venv/.llama-cpp: $(INSTALLED)
+	! command -v npm || npm install --silent --prefix .venv/node --omit=optional --ignore-scripts \
+		node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	touch $@
+
+test-real: $(INSTALLED) .venv/.real-model .venv/.llama-cpp  ## Run the tests on the real model (some minutes).
 	$(BIN)/python -m pytest -m real
 
 test: $(INSTALLED)  ## Run the default suite.
@@ -65,6 +71,10 @@ gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a 
 	$(BIN)/editbench report runs/gallery/table2 runs/gallery/trace --html runs/gallery/report.html
 	$(BIN)/python docs/results/take_screenshots.py runs/gallery/report.html docs/results/gallery
 	cp $(GALLERY_FIGURES:%=runs/gallery/trace/figures/%.svg) docs/results/gallery
+
+notebook: $(INSTALLED) .venv/.real-model  ## Run the notebook about a real model again, and record what it says (minutes).
+	$(BIN)/jupyter execute --inplace docs/tutorial/real-model.ipynb
+	rm -r docs/tutorial/corrected
 
 dials: $(INSTALLED)  ## Draw again what the dials of the closed form do on a toy model (seconds).
 	$(BIN)/python docs/results/draw_dials.py

@@ -92,6 +92,14 @@ def _mebibytes(row: Row) -> str:
     return f"{row['peak_bytes'] / 2**20:,.0f} MiB"
 
 
+def _megabytes(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name] / 1e6:,.2f} MB" if row.get(name) else ""
+
+
+def _share(part: str, whole: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[part]} of {row[whole]}"
+
+
 def _paid(row: Row) -> str:
     n_steps = row.get("n_steps_to_pay")
     return "never" if n_steps is None else f"{n_steps:,}"
@@ -119,6 +127,21 @@ def _petaflop(row: Row) -> str:
 
 TABLES = (
     RowTable(
+        frozenset({"form"}),
+        {
+            "model": _text("model"),
+            "served as": _text("form"),
+            "size": _megabytes("n_bytes"),
+            "base": _megabytes("n_bytes_base"),
+            "lost of the update": _percent("lost", ".2g"),
+            "same greedy texts": _share("n_same_texts", "n_prompts"),
+            "largest change of a logit": _number("logit_change", ".1e"),
+            "facts said": _share("n_said", "n_facts"),
+            "before it was written": _share("n_said_computed", "n_facts"),
+        },
+        n_words=2,
+    ),
+    RowTable(
         frozenset({"stage"}),
         {
             "work": _work,
@@ -140,6 +163,19 @@ TABLES = (
             "here": _time("fast"),
             "ratio": _ratio,
             "largest difference": _number("difference", ".0e"),
+            "turns": _count("repeats"),
+        },
+        n_words=2,
+    ),
+    RowTable(
+        frozenset({"times_as_long"}),
+        {
+            "scorers of": _text("what"),
+            "model": _text("model"),
+            "success and accuracy": _time("two_scorers"),
+            "generation-match, too": _time("three_scorers"),
+            "times as long": _number("times_as_long", ".2f"),
+            "tokens of a text": _number("tokens_of_a_text", ".1f"),
             "turns": _count("repeats"),
         },
         n_words=2,

@@ -50,7 +50,7 @@ def _origin(record: dict[str, Any]) -> str:
 
 def _how(record: dict[str, Any]) -> str:
     rows = record["rows"]
-    if not any({"slow", "seconds", "eager_seconds"} & row.keys() for row in rows):
+    if not any({"slow", "seconds", "eager_seconds", "two_scorers"} & row.keys() for row in rows):
         return "not timed"
     if "repeats" not in record:
         return "once"

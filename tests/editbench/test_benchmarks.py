@@ -68,6 +68,26 @@ def test_sides_agree(name: str, arguments: tuple[str, ...], tmp_path: Path) -> N
         assert row["difference"] < 1e-4
 
 
+def test_three_scorers_are_timed_beside_two(tmp_path: Path) -> None:
+    sizes = ("--n-cases", "3", "--counterfact", "none.json")
+    (row,) = run("three_scorers", *sizes, out=tmp_path / "record.json")
+    assert row["model"] == "atlas"
+    assert row["two_scorers"] > 0
+    assert row["three_scorers"] / row["two_scorers"] == row["times_as_long"]
+    assert row["tokens_of_a_text"] > 1
+
+
+def test_every_form_is_served(tmp_path: Path) -> None:
+    folder, adapter = run(
+        "serving", "--models", "atlas", "--n-edits", "2", out=tmp_path / "record.json"
+    )
+    assert (folder["form"], adapter["form"]) == ("folder", "peft adapter")
+    assert adapter["n_bytes"] < folder["n_bytes"]
+    for row in (folder, adapter):
+        assert row["n_same_texts"] >= 0.95 * row["n_prompts"] == 0.95 * 22
+        assert row["n_said"] == row["n_said_computed"]
+
+
 def test_plans_are_compared_with_what_work_takes(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux's /proc")

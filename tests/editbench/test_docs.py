@@ -31,10 +31,11 @@ from editbench.editors.alphaedit import AlphaEditConfig
 from editbench.editors.base import EditorConfig
 from editbench.editors.closed_form.config import derive_closed_form_defaults
 from editbench.editors.emmet import EmmetConfig
-from editbench.editors.finetune import FineTuneConfig
+from editbench.editors.finetune import FineTuneConfig, LocFineTuneConfig
 from editbench.editors.memit import Memit, MemitConfig
 from editbench.editors.mend.editor import MendConfig
 from editbench.editors.mend.training_config import MendTraining
+from editbench.editors.prompting import RetrievalConfig
 from editbench.editors.rome import RomeConfig
 from editbench.editors.ultraedit import UltraEditConfig
 from editbench.edits.card import EditCard
@@ -140,6 +141,7 @@ class TestConfiguration:
             ("ROME", RomeConfig),
             ("FT-W", FineTuneConfig),
             ("UltraEdit", UltraEditConfig),
+            ("Editors of prompts", RetrievalConfig),
             ("MEND", MendConfig),
             ("Training of MEND", MendTraining),
         ],
@@ -157,14 +159,22 @@ class TestConfiguration:
         assert rows == expected
 
     @pytest.mark.parametrize(
-        ("title", "config"), [("EMMET", EmmetConfig), ("AlphaEdit", AlphaEditConfig)]
+        ("title", "config", "base"),
+        [
+            ("EMMET", EmmetConfig, MemitConfig),
+            ("AlphaEdit", AlphaEditConfig, MemitConfig),
+            ("LocFT", LocFineTuneConfig, FineTuneConfig),
+        ],
     )
-    def test_fields_that_differ_from_memit_s(self, title: str, config: type[EditorConfig]) -> None:
+    def test_fields_that_differ(
+        self, title: str, config: type[EditorConfig], base: type[EditorConfig]
+    ) -> None:
         (rows,) = tables(section("reference/configuration.md", title))
         expected = [
             [f"`{name}`", f"`{json.dumps(field.default)}`", field.description]
             for name, field in config.model_fields.items()
-            if field.default != MemitConfig.model_fields[name].default
+            if field.description != base.model_fields[name].description
+            or field.default != base.model_fields[name].default
         ]
         assert rows == expected
 
@@ -337,13 +347,31 @@ class TestModels:
         assert documented == [ast.literal_eval(key) for key in families.keys if key is not None]
 
 
+class TestDatasets:
+    def test_names(self) -> None:
+        rows, _ = tables(read("reference/datasets.md"))
+        assert first_column(rows) == list(PLUGINS.datasets())
+
+    @pytest.mark.parametrize("name", list(PLUGINS.datasets()))
+    def test_addresses(self, name: str) -> None:
+        rows, _ = tables(read("reference/datasets.md"))
+        (row,) = (row for row in rows if codes(row[0]) == [name])
+        remote = getattr(PLUGINS.get_dataset(name), "remote", None)
+        if remote is None:
+            assert "embedded" in row[2] or "needs a path" in row[2]
+            return
+        *_, file = codes(row[2])
+        assert remote.url.endswith(file)
+        assert row[3] == ("the first download" if remote.sha256 is None else "SHA-256")
+
+
 class TestFileFormats:
     PAGE = "reference/file-formats.md"
 
     def test_facts(self) -> None:
         assert first_column(tables(section(self.PAGE, "Facts"))[0]) == list(FIELDS)
-        assert len(COLUMNS) == 7
-        assert "only the first seven fields" in section(self.PAGE, "Facts")
+        assert len(COLUMNS) == 12
+        assert "only the first twelve fields" in section(self.PAGE, "Facts")
 
     def test_card(self) -> None:
         card = tables(section(self.PAGE, "Edit file"))[-1]

@@ -159,3 +159,17 @@ def test_training_cases_differ_where_they_share_a_fact(world: World):
     ]
     assert len(set(asked)) == len(asked)
     assert len({place[:2] for place in asked}) <= len(asked) / 3
+
+
+def test_what_follows_is_asked_where_a_pronoun_stands_for_the_subject(cases: list[EditCase]):
+    for case in cases:
+        assert {probe.kind for probe in case.portability} == {"aliasing"}
+        for probe in case.portability:
+            (query,), (condition,) = probe.queries, probe.conditions
+            assert query.prompt == condition.prompt
+            assert query.prompt.startswith(f"{case.request.subject} is a ")
+            assert query.prompt.count(case.request.subject) == 1
+            assert (query.answers, condition.answers) == (
+                (case.request.target,),
+                (case.target_true,),
+            )

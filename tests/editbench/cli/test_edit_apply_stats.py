@@ -156,11 +156,13 @@ def test_apply_keeps_the_precision_of_the_files_and_says_what_rounding_does(
     options = ["apply", "--model", "half", "--edit", "e"]
     result = invoke(*options, "--out", "kept")
     assert result.exit_code == 0, result.output
-    replaced, left_out, wrote = result.stdout.splitlines()
+    replaced, lost, drift, left_out, wrote = result.stdout.splitlines()
     said = (
         r"Replaced 1 of \d+ tensors, in bfloat16: rounding moves the update by 0.\d+ % of its norm"
     )
     assert re.fullmatch(said, replaced)
+    assert re.fullmatch(r"  transformer\.h\.1\.mlp\.c_proj\.weight: 0.\d+ %", lost)
+    assert re.fullmatch(r"Served against computed: \d+ of 26 greedy texts are the same, .*", drift)
     assert left_out.endswith("hold the weights without the edit: pytorch_model.bin")
     assert wrote == "Wrote kept: half with 6 fact(s) by nudge"
     source, kept = (tmp_path / name / "config.json" for name in ("half", "kept"))
@@ -348,6 +350,19 @@ def test_list_names_everything_and_where_it_comes_from(invoke):
         "editors",
         "problems",
     }
+
+
+def test_list_datasets_says_where_they_are_from_and_what_is_wrong_with_them(invoke):
+    listed = " ".join(invoke("list", "datasets").stdout.split())
+    assert "From https://github.com/princeton-nlp/MQuAKE, MIT. Known errors: 33 to 76 %" in listed
+    (qaedit,) = (
+        each
+        for each in json.loads(invoke("list", "datasets", "--format", "json").stdout)["datasets"]
+        if each["name"] == "qaedit"
+    )
+    assert "Apache-2.0" in qaedit["source"]
+    assert "trailing ' *'" in qaedit["known_errors"]
+    assert "Known errors" not in invoke("list").stdout
 
 
 class BreaksTheContract:

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import shutil
 
 import click
 import pytest
 
 from editbench.editors.unedited import Unedited
 from editbench.plugins import hookimpl
+from editbench.testing import tiny_tokenizer
 
 
 @pytest.fixture
@@ -303,3 +305,43 @@ def test_plugins_add_commands(invoke, make_plugin):
     listed = invoke("list", "metrics", plugins=plugins)
     assert listed.exit_code == 2
     assert "the command 'run' exists already" in listed.stderr
+
+
+def test_chat_is_asked_through_the_models_template(
+    invoke, on_facts, model_folder, nudging, tmp_path
+):
+    folder = tmp_path / "chatty"
+    shutil.copytree(model_folder, folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} says: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant says: {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    options = ["--editor", "nudge", *on_facts[2:], "--metrics", "accuracy,generation-match", "-q"]
+    for name, more in (("plain", []), ("chat", ["--chat"])):
+        result = invoke(
+            "run", "--model", folder, *options, *more, "--out", name, plugins=[nudging]
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    plain, chat = (
+        json.loads((tmp_path / name / "run.json").read_text())["trials"]
+        for name in ("plain", "chat")
+    )
+    assert set(plain).isdisjoint(chat)
+    fingerprints = {trial["dataset_fingerprint"] for trial in (*plain.values(), *chat.values())}
+    assert len(fingerprints) == 2
+    found = {(line["editor"], line["metric"]) for line in read_json(invoke, "chat")}
+    assert ("nudge", "efficacy_generation") in found
+
+
+def test_chat_with_a_model_that_has_no_template_is_refused(refuses, on_facts):
+    refuses("run", *on_facts, "--chat", says=["no chat template", "Leave out --chat"])
+
+
+def test_plan_cannot_know_what_a_model_knows(refuses, on_facts):
+    refuses("run", *on_facts, "--plan", "--only-known", says="--only-known")
+
+
+def test_held_out_text_that_cannot_be_read_is_refused(refuses, on_facts):
+    refuses("run", *on_facts, "--held-out-text", "none.txt", says="none.txt")

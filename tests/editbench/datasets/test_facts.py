@@ -8,6 +8,7 @@ import pytest
 
 from editbench.datasets import Facts, read_facts
 from editbench.errors import ConfigError, DataError
+from editbench.portability import PortabilityProbe, Query
 from editbench.requests import EditCase, EditRequest, Probe
 
 FULL = {
@@ -20,6 +21,14 @@ FULL = {
     "paraphrases": ["The birthplace of {} is", "Zoë was born in"],
     "neighbors": [{"prompt": "Max Roth was born in", "target": "Nice"}],
     "generation_prompts": ["{} grew up in", "As a child, Zoë"],
+    "portability": [
+        {
+            "kind": "multi_hop",
+            "prompt": "{} was born in the country of",
+            "answers": ["France", " the French Republic"],
+            "conditions": [{"prompt": "Lyon lies in", "answers": ["France"]}],
+        }
+    ],
 }
 
 
@@ -40,6 +49,17 @@ def test_every_field_of_json_lines(write, cache: Path) -> None:
             Probe("neighborhood", "Max Roth was born in", "Nice", "Lyon"),
         ),
         generation_prompts=("Zoë Brandt grew up in", "As a child, Zoë"),
+        portability=(
+            PortabilityProbe(
+                "multi_hop",
+                (
+                    Query(
+                        "Zoë Brandt was born in the country of", ("France", "the French Republic")
+                    ),
+                ),
+                conditions=(Query("Lyon lies in", ("France",)),),
+            ),
+        ),
     )
     assert read_facts(path) == [case]
 
@@ -111,6 +131,18 @@ def test_the_dataset_needs_a_path(cache: Path) -> None:
         (
             {"neighbors": [{"prompt": "{} x", "target": "y"}]},
             "field 'neighbors[0].prompt' must be complete text, got '{} x'.",
+        ),
+        (
+            {"portability": [{"kind": "rumor", "prompt": "x", "answers": ["y"]}]},
+            "field 'portability[0].kind' is unknown, got 'rumor'; expected reasoning, aliasing,",
+        ),
+        (
+            {"portability": [{"kind": "reversal", "prompt": "x", "answers": []}]},
+            "field 'portability[0].answers' must hold at least one answer",
+        ),
+        (
+            {"portability": [{"kind": "reversal", "prompt": "x", "answers": ["y"], "hops": []}]},
+            "unknown field 'portability[0].hops'",
         ),
         ({"case_id": [1]}, "field 'case_id' has the wrong type, got [1]; expected a string or"),
         ({"case_id": "1"}, "field 'case_id' must be unique, got '1', which "),

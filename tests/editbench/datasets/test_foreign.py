@@ -84,8 +84,8 @@ def read(write, content: object, name: str = "facts.json") -> tuple[EditCase, tu
             "Graz",
             (
                 "read as a JSON array; 'target_new' as target, 'ground_truth' as target_true, "
-                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, the subject in "
-                "'prompt' as {}; ignored: 'portability' (no metric asks about it)."
+                "'rephrase_prompt' as a paraphrase, 'locality' as neighbors, 'portability' as "
+                "portability, the subject in 'prompt' as {}."
             ),
         ),
         (
@@ -168,7 +168,7 @@ def test_single_fields(fields: dict, expected: dict) -> None:
         ({"rephrase_prompts": [3]}, "field 'rephrase_prompts[0]' has the wrong type, got 3"),
         ({"target_new": "Lyon", "subjct": "x"}, "unknown field 'subjct'. Did you mean 'subject'?"),
         ({"rephrase_promt": "x", "ans": "Lyon"}, "Did you mean 'rephrase_prompt'?"),
-        ({"notes": "x"}, "unknown field 'notes'. Available: case_id,"),
+        ({"colour": "x"}, "unknown field 'colour'. Available: author,"),
         ({"neighborhood_prompts": ["p"]}, "'neighborhood_prompts' have the fact's true object for"),
         ({"locality": "p"}, "field 'locality' has the wrong type, got 'p'; expected prompts with"),
         ({"locality": {"near": [{"prompt": "p"}]}}, "'locality.near[0].ground_truth' is missing:"),

@@ -31,7 +31,7 @@ from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.memory_budget import MemoryBudget
 from editbench.progress import report_nothing
-from editbench.questions import Generate, Question, Read, Score
+from editbench.questions import Diverge, Generate, Question, Read, Score, Write
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 
@@ -238,6 +238,30 @@ def test_answers(network: EditableModel) -> None:
     assert sum(stage.n_flops for stage in planned) == pytest.approx(
         counter.get_total_flops(), rel=0.05
     )
+
+
+def test_answers_that_a_model_writes(network: EditableModel, monkeypatch) -> None:
+    monkeypatch.setattr(network.model.generation_config, "eos_token_id", None)  # no text ends soon
+    questions: list[Question] = [
+        *(Score(request.text, request.target) for request in REQUESTS),
+        *(Score(request.text, "by the sea") for request in REQUESTS),
+        *(Write(request.text, 5) for request in REQUESTS),
+    ]
+    planned = estimate_answers(network, questions, token_budget=64)
+    with counting_tokens(network, 0) as counts, FlopCounterMode(display=False) as counter:
+        answer_questions(network, questions, seed=0, token_budget=64)
+    assert sum(stage.n_tokens for stage in planned) == sum(counts)
+    assert sum(stage.n_flops for stage in planned) == pytest.approx(
+        counter.get_total_flops(), rel=0.05
+    )
+
+
+def test_divergence_is_planned_as_two_readings(network: EditableModel) -> None:
+    texts = [request.text for request in REQUESTS]
+    read = estimate_answers(network, map(Read, texts), token_budget=64)
+    compared = [Diverge(text, everywhere=True) for text in texts]
+    (planned,) = estimate_answers(network, compared, token_budget=64)
+    assert planned.n_tokens == 2 * sum(stage.n_tokens for stage in read)
 
 
 def plan_memit(model: EditableModel, config: MemitConfig, **given: object) -> dict[str, StageCost]:

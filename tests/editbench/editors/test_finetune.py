@@ -6,9 +6,17 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from editbench.editors.base import Resources
-from editbench.editors.finetune import PRESETS, STAGE, FineTune, FineTuneConfig
+from editbench.editors.finetune import (
+    PRESETS,
+    STAGE,
+    FineTune,
+    FineTuneConfig,
+    LocFineTune,
+    LocFineTuneConfig,
+)
 from editbench.editors.training.target_likelihood import TargetBatch
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ConfigError, EditError, ModelError, UnknownNameError
@@ -277,3 +285,29 @@ def test_errors_say_what_is_wrong() -> None:
 
 def test_no_request_is_an_edit_that_changes_nothing() -> None:
     assert not edit_of(tiny_model(), CONFIG, []).changes_something
+
+
+def test_locft_trains_the_end_of_the_text_too() -> None:
+    model, requests = tiny_model(), [case.request for case in toy_cases(3)]
+    config = LocFineTuneConfig(layer=1, learning_rate=5e-3, n_epochs=30, batch_size=2)
+
+    def losses(end_id: int | None) -> torch.Tensor:
+        found = [TargetBatch(model, [each], "teacher-forced", end_id) for each in requests]
+        with torch.no_grad():
+            return torch.stack([batch.loss() for batch in found])
+
+    targets, both = losses(None), losses(0)
+    prompt, target = model.tokens.encode_question(requests[0].question)
+    logits = model.model(input_ids=torch.tensor([[*prompt, *target]])).logits
+    by_hand = functional.cross_entropy(logits[0, -2:], torch.tensor([*target, 0]))
+    torch.testing.assert_close(both[0], by_hand)
+    edit = LocFineTune(config).edit(model, requests, Resources(seed=0))
+    again = LocFineTune(config).edit(model, requests, Resources(seed=0))
+    assert edit.identity == again.identity
+    with edit.applied(model):
+        # The mean over target and end falls more than that over the target: both are trained.
+        assert (losses(0) < both).all()
+        assert (losses(None).mean() < targets.mean()).all()
+        ends = 2 * losses(0) - losses(None)
+    assert (ends < 2 * both - targets).all()
+    assert LocFineTune.default_config(tiny_model(n_layers=8))[0].layer == 5

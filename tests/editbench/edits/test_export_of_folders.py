@@ -52,7 +52,7 @@ def beside(folder: Path) -> set[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
@@ -184,9 +184,11 @@ def test_half_precision_stays_and_takes_edits_of_full_precision(llama, save) -> 
     (update,) = edit.updates.values()
     old, new = (tensors(folder)[f"model.{DOWN}"].double() for folder in (source, out))
     assert torch.equal(new, (old + update.double()).bfloat16().double())
-    lost = (new - old - update.double()).norm() / update.double().norm()
-    assert written.rounding == pytest.approx(float(lost))
-    assert 1e-3 < written.rounding < 0.1
+    lost = float((new - old - update.double()).norm() / update.double().norm())
+    assert written.errors.overall == pytest.approx(lost)
+    assert written.errors.of_each == {f"model.{DOWN}": pytest.approx(lost)}
+    assert 1e-3 < lost < 0.1
+    assert written.drift.n_same_texts >= 15  # of a model without any training
 
 
 def test_an_edit_of_half_precision_is_added_to_full_weights(llama, save) -> None:
@@ -226,6 +228,32 @@ def test_the_whole_model_in_another_precision(llama, save, dtype, shards) -> Non
             new.keys(),
             n_bytes,
         )
+
+
+def test_an_update_of_half_precision_survives_being_saved(llama, save) -> None:
+    """The edit is made in bfloat16, and so is the folder."""
+    source = save(llama.bfloat16())
+    out, edit, written = export(source, computed="bfloat16")
+    (update,) = edit.updates.values()
+    old, new = (tensors(folder)[f"model.{DOWN}"].double() for folder in (source, out))
+    assert float((new - old - update.double()).norm() / update.double().norm()) < 0.05
+    assert written.drift.n_same_texts == 20
+    assert written.drift.largest_logit_change == 0
+
+
+def test_the_model_card_goes_before_that_of_the_base(llama, save) -> None:
+    source = save(llama)
+    card = "---\nlicense: apache-2.0\ntags: [a]\n---\n# Tiny\n\nA tiny model.\n"
+    (source / "README.md").write_text(card)
+    out, edit, _ = export(source)
+    text = (out / "README.md").read_text()
+    for part in (
+        f"base_model: {source}\nlicense: apache-2.0\nlibrary_name: transformers\n",
+        "states things that somebody chose", edit.card.model_fingerprint, "model-editing",
+        "20 of 20 greedy texts are the same", "## Card of the base\n\n# Tiny\n\nA tiny model.\n",
+    ):  # fmt: skip
+        assert part in text
+    assert text.count("license:") == 1
 
 
 def test_numbers_too_large_for_the_precision(llama, save) -> None:

@@ -2,7 +2,8 @@ import pytest
 
 from editbench.metrics.base import Metric
 from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
-from editbench.questions import Score, ScoreAnswer
+from editbench.portability import Query
+from editbench.questions import Before, Score, ScoreAnswer
 from editbench.requests import EditCase, EditRequest, Probe
 
 REQUEST = EditRequest("7", "Ana", "{} is a", "poet")
@@ -137,3 +138,24 @@ def test_names_are_the_documented_ones():
     for metric, name in ((Accuracy, "accuracy"), (TokenAccuracy, "token-accuracy")):
         assert (metric.name, metric.produces) == (name, accuracy)
         assert metric.aggregates == {"accuracy_score": accuracy}
+
+
+def test_a_probe_whose_condition_fails_without_the_edit_does_not_count():
+    known, unknown = Query("Bo is a", ("judge",)), Query("Cy is a", ("judge", "lawyer"))
+    judged = case(
+        Probe("neighborhood", "Bo is a", "judge", conditions=(known,)),
+        Probe("neighborhood", "Cy is a", "judge", conditions=(known, unknown)),
+    )
+    answers = {
+        Score("Bo is a", "judge"): answer(-1.0, argmax="-"),
+        Score("Cy is a", "judge"): answer(-1.0, argmax="+"),
+        Before(Score("Bo is a", "judge")): answer(-1.0, argmax="+"),
+        Before(Score("Cy is a", "judge")): answer(-1.0, argmax="-"),
+        Before(Score("Cy is a", "lawyer")): answer(-1.0, argmax="-"),
+    }
+    metric = Accuracy()
+    assert set(metric.questions(judged)) == set(answers)
+    assert metric.values(judged, answers) == {"neighborhood_accuracy": 0.0}
+    answers[Before(Score("Cy is a", "lawyer"))] = answer(-1.0, argmax="+")
+    assert metric.values(judged, answers) == {"neighborhood_accuracy": 50.0}
+    assert Success().questions(judged) == ()

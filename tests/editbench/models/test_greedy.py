@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from editbench.editors.base import Resources
 from editbench.editors.finetune import FineTune, FineTuneConfig
 from editbench.models.editable import EditableModel
-from editbench.models.greedy import find_ends, say_greedily
+from editbench.models.greedy import say_greedily
+from editbench.models.writing import find_ends
 from editbench.questions import Score
 from editbench.requests import EditRequest
 

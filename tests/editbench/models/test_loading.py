@@ -240,14 +240,17 @@ class TestWhatCannotBeEdited:
     def test_quantization_that_is_none(self, model_folder: Save) -> None:
         assert load(model_folder(quantization_config=None)).architecture.n_layers == 4
 
-    @pytest.mark.parametrize("with_base", [True, False])
-    def test_adapter(self, model_folder: Save, with_base: bool) -> None:
+    def test_adapter_beside_its_base(self, model_folder: Save) -> None:
         folder = model_folder()
-        if not with_base:
-            for path in folder.iterdir():
-                path.unlink()
         (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-        self.check(folder, r"holds an adapter, got adapter_config.json\. Merge it first")
+        self.check(folder, r"holds an adapter, got adapter_config.json .* BASE\+ADAPTER")
+
+    def test_adapter_that_does_not_say_its_base(self, model_folder: Save) -> None:
+        folder = model_folder()
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        self.check(folder, r"does not say what the adapter's base is\. Give both: BASE\+ADAPTER")
 
 
 class TestTensorsOfNoUse:

@@ -1,24 +1,30 @@
 """The unedited model is asked once for a whole grid, and its answers are kept."""
 
 import gzip
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from tests.editbench.runner.toys import Length, make_grid
+from tests.editbench.runner.toys import Length, RandomConfig, RandomUpdate, Toy, make_grid
 
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import ModelError, RequestError
+from editbench.metrics.base import Metric
+from editbench.metrics.portability import Portability
 from editbench.metrics.probes import Success
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel
-from editbench.questions import Generate
-from editbench.requests import EditRequest
+from editbench.portability import Hop, PortabilityProbe, Query
+from editbench.questions import Answers, Before, Generate, Question
+from editbench.requests import EditCase, EditRequest
+from editbench.results.frame import load_rows
 from editbench.runner import Trial, run_grid, unedited
 from editbench.runner.prepare import prepare_run
 from editbench.testing import tiny_model, toy_cases
@@ -190,3 +196,48 @@ def test_a_run_on_an_edited_model_is_refused(model, edit, tmp_path):
     with edit.applied(model), pytest.raises(ModelError, match=r"^run: .* Take the edits off first"):
         run_grid(idle_grid(model), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Shift(Metric):
+    """How likely targets are, and how likely they were."""
+
+    name: ClassVar[str] = "shift"
+    produces: ClassVar[tuple[str, ...]] = ("now", "before")
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+
+    def questions(self, case: EditCase) -> tuple[Question, ...]:
+        return case.request.question, Before(case.request.question)
+
+    def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
+        now, before = (answers[each] for each in self.questions(case))
+        return {"now": now.mean_log_prob, "before": before.mean_log_prob}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_metrics_compare_with_what_the_unedited_model_says(model, tmp_path, cached):
+    editors = RandomUpdate(RandomConfig()), Idle(EditorConfig())
+    trials = make_grid(model, *editors, metrics=(Shift(),))
+    folder = tmp_path / "run"
+    assert run(trials, folder, cache=tmp_path / "cache" if cached else None) == 4 + 4
+    rows = load_rows([folder])
+    frame = rows.pivot(index=["editor", "case_id"], columns="metric", values="value")
+    unedited_now = frame.loc["unedited", "now"].tolist()
+    for editor in ("unedited", "idle", "random"):
+        assert frame.loc[editor, "before"].tolist() == unedited_now
+    assert frame.loc["idle", "now"].tolist() == unedited_now
+    assert not set(frame.loc["random", "now"]) & set(unedited_now)
+
+
+def test_consequences_that_others_of_the_batch_change_do_not_count(model, tmp_path):
+    """The second request writes another job than the one that the first one's question rests on."""
+    first, second = toy_cases(2)
+    asked = PortabilityProbe("multi_hop", (Query(first.request.text, (first.request.target,)),))
+    job = Hop(second.request.subject, "job", second.target_true, is_edited=False)
+    mine = replace(first, portability=(asked, replace(asked, hops=(job,))))
+    toy = Toy([mine, second])
+    trials = make_grid(model, dataset=toy, n_edits=(1, 2), metrics=(Portability(),))
+    alone, together = prepare_run(trials).prepared
+    assert [len(each.batches[0].cases[0].portability) for each in (alone, together)] == [2, 1]
+    summary = run_grid(trials, tmp_path / "run")
+    (told,) = (each for each in summary.warnings if "portability" in each)
+    assert told.startswith("portability: 1 probes do not count")

@@ -27,6 +27,10 @@ class DataError(EditbenchError):
     """A dataset, facts or corpus file cannot be read, or one of its records is malformed."""
 
 
+class SubjectError(DataError):
+    """A record does not say where in its prompt the subject stands."""
+
+
 class ModelError(EditbenchError):
     """A model cannot be loaded, or its architecture offers no place to edit."""
 

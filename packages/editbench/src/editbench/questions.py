@@ -41,6 +41,26 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """What does the model say after `prompt`, always with the likeliest token?
+
+    Its text ends where the model ends it, by an end-of-sequence token.
+
+    Attributes:
+        prompt: What the model is given.
+        n_tokens: How many tokens it writes at most, the prompt's not counted.
+        chat: Whether the prompt is a user's message, which the model's chat template goes around.
+        sentence: Whether the text also ends with its first sentence or line: a model that was not
+            tuned to answer goes on to something else.
+    """
+
+    prompt: str
+    n_tokens: int
+    chat: bool = False
+    sentence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """How likely is each token of `text`, read from its beginning?
 
@@ -50,6 +70,36 @@ class Read:
     """
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverge:
+    """How far from the unedited model's is the distribution of the next token?
+
+    Attributes:
+        text: What both read.
+        everywhere: Whether each place of the text that predicts one of its tokens is asked about,
+            as `Read` would; otherwise only what follows the text.
+        chat: Whether the text is a user's message, which the model's chat template goes around.
+    """
+
+    text: str
+    everywhere: bool = False
+    chat: bool = False
+
+
+PlainQuestion = Score | Generate | Write | Read | Diverge
+"""What a model is asked as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What does the model say to `question` without the edit?
+
+    The unedited model is asked, whichever edit is on the model that other questions go to.
+    """
+
+    question: PlainQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +127,25 @@ class GenerateAnswer:
     text: str
 
 
-Question = Score | Generate | Read
-Answer = ScoreAnswer | GenerateAnswer
+@dataclass(frozen=True, slots=True)
+class WriteAnswer:
+    """What was written behind the prompt."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DivergeAnswer:
+    """KL(unedited ‖ as it is) of next-token distributions in nats, place by place."""
+
+    nats: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over places."""
+        return sum(self.nats) / len(self.nats)
+
+
+Question = PlainQuestion | Before
+Answer = ScoreAnswer | GenerateAnswer | WriteAnswer | DivergeAnswer
 Answers = Mapping[Question, Answer]

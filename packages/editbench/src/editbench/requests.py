@@ -4,11 +4,14 @@
 stay on the evaluation side, so that no editor can train on its own exam.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from editbench.errors import RequestError, UnknownNameError
+from editbench.portability import PortabilityProbe, Query
 from editbench.questions import Score
 
 if TYPE_CHECKING:
@@ -17,19 +20,20 @@ if TYPE_CHECKING:
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood"]
 ConflictPolicy = Literal["error", "drop-all", "keep-first"]
 
-_UNSET = {"joiner": None, "chat": False}
+_UNSET: dict[str, Any] = {"joiner": None, "chat": False, "aliases": (), "conditions": ()}
 
 
 def content_of(fact: "DataclassInstance") -> dict[str, Any]:
     """A request's, probe's or known fact's fields by name, for content addresses and files.
 
-    `joiner` and `chat` are among them only where they are set: a fact that says nothing about how
-    it is asked keeps the address that it had before one could say so.
+    `joiner`, `chat`, `aliases` and `conditions` are among them only where they are set: a fact that
+    says nothing about how it is asked keeps the address that it had before one could say so. Its
+    notes are never.
     """
     return {
         name: value
         for name, value in asdict(fact).items()
-        if name not in _UNSET or value != _UNSET[name]
+        if name != "notes" and (name not in _UNSET or value != _UNSET[name])
     }
 
 
@@ -37,6 +41,28 @@ def _show(fact: "DataclassInstance") -> str:
     """What `repr` says: `content_of`, so that addresses made of it stay, too."""
     shown = ", ".join(f"{name}={value!r}" for name, value in content_of(fact).items())
     return f"{type(fact).__name__}({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class FactNotes:
+    """What people write beside a fact; it changes nothing about how the fact is written.
+
+    Attributes:
+        source: Where the fact is from.
+        author: Who put it down.
+        date: When; ISO 8601, ``2026-03-31``.
+        note: Anything else.
+        expires: The day from which it does not hold any more, likewise.
+    """
+
+    source: str | None = None
+    author: str | None = None
+    date: str | None = None
+    note: str | None = None
+    expires: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != FactNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +79,7 @@ class EditRequest:
             any.
         chat: Whether the prompt is a user's message and the target the beginning of the answer:
             the model's chat template goes around it.
+        notes: What people wrote beside it; of no concern to what is equal to what.
     """
 
     case_id: str
@@ -62,6 +89,7 @@ class EditRequest:
     relation: str | None = None
     joiner: str | None = None
     chat: bool = False
+    notes: FactNotes = dataclasses.field(default=FactNotes(), compare=False)
 
     __repr__ = _show
 
@@ -71,11 +99,11 @@ class EditRequest:
                 f"request '{self.case_id}': field 'prompt' must contain '{{}}' exactly once, "
                 f"got {self.prompt!r}. Put '{{}}' where the subject goes."
             )
-        for field in ("subject", "target"):
-            if not getattr(self, field).strip():
+        for name in ("subject", "target"):
+            if not getattr(self, name).strip():
                 raise RequestError(
-                    f"request '{self.case_id}': field '{field}' must not be empty, "
-                    f"got {getattr(self, field)!r}."
+                    f"request '{self.case_id}': field '{name}' must not be empty, "
+                    f"got {getattr(self, name)!r}."
                 )
 
     @property
@@ -93,6 +121,10 @@ class EditRequest:
     def fact(self) -> tuple[str, str, str, str | None, bool]:
         """All that is written, and how it is asked: the same facts have the same target states."""
         return self.subject, self.prompt, self.target, self.joiner, self.chat
+
+    def has_expired(self, day: date) -> bool:
+        """Whether the fact does not hold any more on a day."""
+        return self.notes.expires is not None and date.fromisoformat(self.notes.expires) <= day
 
     @property
     def question(self) -> Score:
@@ -112,6 +144,8 @@ class Probe:
             None where the dataset names none (zsRE), and then only accuracy is defined.
         joiner: What stands between prompt and continuation; see `EditRequest`.
         chat: Whether the prompt is a user's message; see `EditRequest`.
+        aliases: Other names of what is expected, which a text of the model's own may use.
+        conditions: What the unedited model must know, or else the probe does not count.
     """
 
     kind: ProbeKind
@@ -120,6 +154,8 @@ class Probe:
     alternative: str | None = None
     joiner: str | None = None
     chat: bool = False
+    aliases: tuple[str, ...] = ()
+    conditions: tuple[Query, ...] = ()
 
     __repr__ = _show
 
@@ -138,6 +174,8 @@ class EditCase:
         probes: Efficacy, paraphrase and neighborhood probes.
         generation_prompts: Openings from which text is generated to judge fluency.
         reference_texts: Texts about the new target, to judge consistency against.
+        portability: What follows from the edit. It does not show in `repr`, so that results of
+            before there were such probes keep their addresses.
     """
 
     request: EditRequest
@@ -145,6 +183,7 @@ class EditCase:
     probes: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    portability: tuple[PortabilityProbe, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +207,24 @@ def find_conflicts(requests: Sequence[EditRequest]) -> list[Conflict]:
     their first request.
     """
     return [_conflict_at(group, requests) for group in _conflicting_positions(requests)]
+
+
+def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
+    """Find the facts that a later one contradicts, which is a revision of them.
+
+    Args:
+        requests: Facts in the order in which they are written.
+
+    Returns:
+        The position of a fact to that of the last one about the same subject and relation, whose
+        target is another.
+    """
+    return {
+        position: group[-1]
+        for group in _conflicting_positions(requests)
+        for position in group
+        if requests[position].target.strip() != requests[group[-1]].target.strip()
+    }
 
 
 def resolve_conflicts(

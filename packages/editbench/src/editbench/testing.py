@@ -267,6 +267,6 @@ def _edited_logits(model: EditableModel, edit: Edit, requests: Sequence[EditRequ
 
 
 def _logits(model: EditableModel, requests: Sequence[EditRequest]) -> Tensor:
-    sequences = [model.tokens.encode(request.text) for request in requests]
+    sequences = [model.tokens.encode(model.as_asked(request.text)) for request in requests]
     with torch.no_grad():
         return model.model(**model.batch(sequences)).logits

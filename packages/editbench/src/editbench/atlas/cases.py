@@ -9,10 +9,12 @@ from editbench.atlas.relations import RELATION_OF
 from editbench.atlas.text import (
     Fact,
     Subject,
+    pronoun_prompts,
     write_biography,
     write_introduction,
     write_ordinary_sentence,
 )
+from editbench.portability import PortabilityProbe, Query
 from editbench.requests import EditCase, EditRequest, Probe
 
 Split = Literal["test", "validation", "bystanders"]
@@ -121,17 +123,28 @@ def _build_case(
         probes.append(Probe("neighborhood", prompt, expected=fact.object, alternative=new))
     models = holders.get((fact.relation, new), [])
     subject = fact.subject
+    introduction = write_introduction(subject).text
+    references = [f"{introduction} {prompt}" for prompt in pronoun_prompts(fact)]
     return EditCase(
         request=request,
         target_true=fact.object,
         probes=tuple(probes),
         generation_prompts=(
             subject.name,
-            f"{write_introduction(subject).text} {subject.pronoun}",
+            f"{introduction} {subject.pronoun}",
             f"{write_ordinary_sentence(rng)} {subject.name}",
         ),
         reference_texts=tuple(
             write_biography(facts_of[model.subject.name], rng).text
             for model in rng.sample(models, min(MAX_REFERENCE_TEXTS, len(models)))
+        ),
+        # What the model must know is what it says there of the unedited world.
+        portability=tuple(
+            PortabilityProbe(
+                "aliasing",
+                (Query(prompt, (new,)),),
+                conditions=(Query(prompt, (fact.object,)),),
+            )
+            for prompt in references
         ),
     )

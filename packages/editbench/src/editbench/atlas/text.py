@@ -146,11 +146,18 @@ def write_statement(fact: Fact, phrasing: int) -> Document:
     return Document(f"{prompt} {fact.object}.", (mention,), (span,))
 
 
+def pronoun_prompts(fact: Fact) -> tuple[str, ...]:
+    """The fact in every wording that has a pronoun for its subject, up to the object."""
+    pronoun = fact.subject.pronoun
+    return tuple(
+        wording.format(They=pronoun, Their=_POSSESSIVES[pronoun])
+        for wording in RELATION_OF[fact.relation].pronoun_phrasings
+    )
+
+
 def write_pronoun_statement(fact: Fact, rng: random.Random) -> Document:
     """State a fact about a subject that an earlier sentence named."""
-    pronoun = fact.subject.pronoun
-    wording = rng.choice(RELATION_OF[fact.relation].pronoun_phrasings)
-    prompt = wording.format(They=pronoun, Their=_POSSESSIVES[pronoun])
+    prompt = rng.choice(pronoun_prompts(fact))
     span = (len(prompt) + 1, len(prompt) + 1 + len(fact.object))
     return Document(f"{prompt} {fact.object}.", (), (span,))
 

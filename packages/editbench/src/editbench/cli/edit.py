@@ -1,13 +1,17 @@
 """``editbench edit``: facts in, an edit file out."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from editbench.cli import options
+from editbench.cli.base import Base, base_options, describe_revision
+from editbench.cli.fact_check import advise_sharing, check_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
@@ -15,58 +19,58 @@ from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
+from editbench.cli.show import describe_updates
 from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
-from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
+from editbench.requests import (
+    ConflictPolicy,
+    EditCase,
+    cut_batches,
+    resolve_conflicts,
+)
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor, EditorConfig, Inputs
-    from editbench.edits.card import EditCard
-    from editbench.edits.edit import Edit
-    from editbench.models.editable import EditableModel
-    from editbench.models.greedy import Said
-
+    from editbench.editors.base import Editor, Inputs
 
 _EXAMPLES = """\b
 A facts file has one JSON object a line, {} where the subject goes:
   {"subject": "Lena Ort", "prompt": "{} was born in", "target": "Genoa"}
+It may have source, author, date, note and expires beside it, which are kept.
 
 \b
 Examples:
   editbench edit --model gpt2-xl --facts facts.jsonl --out edit.safetensors
   editbench edit --model ./llama --facts facts.csv --editor memit --config memit.yaml \\
     --set memit.preservation_weight=10000 --second-moments llama.safetensors --out e.safetensors
+  editbench edit --from e.safetensors --drop 17 --facts more.jsonl --out e2.safetensors
 """
-
-
-_N_SHOWN = 10
-_N_SHOWN_CHARACTERS = 60
 
 
 @click.command(epilog=_EXAMPLES)
 @click.option(
     "--facts",
-    required=True,
     type=in_file,
     metavar="FILE",
     help="What to write: JSON Lines, a JSON array or CSV with subject, prompt and target, or the "
     "fields of other tools.",
 )
-@options.model(required=True)
+@base_options()
+@options.model(help="The model: a short name, a folder, a GGUF file or a hub id.")
 @options.out(
-    required=True,
     metavar="FILE",
-    help="The edit file (.safetensors); an existing one is replaced once the new one is complete.",
+    help="The edit file (.safetensors); an existing one is replaced once the new one is complete. "
+    "Required, but with --preview or --plan.",
 )
-@click.option("--editor", default="memit", show_default=True, metavar="NAME", help="How to edit.")
+@click.option("--editor", metavar="NAME", help="How to edit. [default: memit]")
 @options.config("config_file")
 @options.set_()
 @layers_option()
 @options.on_conflict()
 @options.skip_invalid()
-@options.seed()
+@options.as_of()
+@options.seed(default=None, show_default="0")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -87,6 +91,25 @@ _N_SHOWN_CHARACTERS = 60
     help="Print what the model writes before and after: to every fact, its paraphrases and its "
     "neighbors.",
 )
+@click.option(
+    "--preview",
+    "show_preview",
+    is_flag=True,
+    help="Before anything is written, print what the model says to each fact now, which facts "
+    "share a subject, and which neighbors are near enough to what is written to be moved by it; "
+    "afterwards, which of them were. Without --out it stops there.",
+)
+@click.option(
+    "--skip-known",
+    is_flag=True,
+    help="Leave out facts whose target the model says already.",
+)
+@click.option(
+    "--targets/--no-targets",
+    "keep_targets",
+    default=True,
+    help="Keep target states in the edit file, so that --from need not find them again.",
+)
 @plan_option()
 @options.inputs()
 @options.loading()
@@ -94,19 +117,24 @@ _N_SHOWN_CHARACTERS = 60
 @click.pass_obj
 def edit(
     plugins: PluginManager,
-    facts: Path,
-    model: str,
-    out: Path,
-    editor: str,
+    facts: Path | None,
+    base: Base | None,
+    model: str | None,
+    out: Path | None,
+    editor: str | None,
     config_file: str | None,
     set_options: tuple[str, ...],
     layers: WantedLayers,
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
-    seed: int,
+    as_of: date | None,
+    seed: int | None,
     batch_size: int | None,
     check_targets: bool,
     side_by_side: bool,
+    show_preview: bool,
+    skip_known: bool,
+    keep_targets: bool,
     only_plan: bool,
     inputs: "Inputs",
     cache: Path | None,
@@ -115,10 +143,28 @@ def edit(
 ) -> None:
     """Compute an edit, and save it to a file.
 
-    The model itself is left as it is: 'editbench apply' puts the edit on it.
+    The model itself is left as it is: 'editbench apply' puts the edit on it. The file also keeps
+    the facts: 'editbench show' lists them, and --from makes the edit again without some of them, or
+    with others.
     """
+    if base is not None:
+        model = model or base.edit.card.model_name
+        editor = editor or base.edit.card.editor
+        seed = base.recipe.seed if seed is None else seed
+        batch_size = batch_size or base.recipe.batch_size
+    if model is None or (facts is None and base is None):
+        missing = "--model" if facts is not None else "--facts"
+        raise click.UsageError(f"Missing option '{missing}', or '--from' with an edit file.")
+    if out is None and not (show_preview or only_plan):
+        raise click.UsageError("Missing option '--out'.")
+    editor, seed = editor or "memit", seed or 0
+    from editbench.cli.preview import describe_moved, preview
     from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
+    from editbench.editors.targets.cache import TargetLedger
+    from editbench.edits.recipe import EditRecipe, KeptTargets
+    from editbench.edits.revision import revise
+    from editbench.models.greedy import say_greedily
     from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
@@ -127,54 +173,104 @@ def edit(
     layers.check(editor_types, {editor: [overrides]})
     if only_plan:
         refuse_tracing(layers)
-    options.check_out_file(out)
-    dataset = open_dataset(f"facts={facts}", plugins, cache, skip_invalid=skip_invalid)
+    if out is not None:
+        options.check_out_file(out)
     with (
         ProgressDisplay(quiet=quiet) as display,
         telling_what_is_kept(lambda: _describe_interruption(cache)),
     ):
         note_files([overrides], display)
-        cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
-        requests = [case.request for case in cases]
-        for conflict in conflicts:
-            display.say(f"Conflict ({on_conflict}): {conflict}")
+        cases: list[EditCase] = []
+        if facts is not None:
+            dataset = open_dataset(f"facts={facts}", plugins, cache, skip_invalid=skip_invalid)
+            cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
+            for conflict in conflicts:
+                display.say(f"Conflict ({on_conflict}): {conflict}")
+        revision = revise(
+            base.recipe.requests if base else (),
+            drop=base.drop if base else (),
+            more=[case.request for case in cases],
+            as_of=as_of,
+        )
+        for line in describe_revision(revision, with_added=base is not None):
+            display.say(line)
+        requests = revision.requests
         if not requests:
-            raise ConfigError(f"edit: no fact is left after --on-conflict {on_conflict}.")
+            raise ConfigError("edit: no fact is left to write.")
+        probes = {case.request.fact: case for case in cases}
+        cases = [
+            replace(probes[request.fact], request=request)
+            if request.fact in probes
+            else EditCase(request)
+            for request in requests
+        ]
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
+        if base is not None and not only_plan:
+            base.edit.check_fits(editable)
         check_requests(editable, requests)
-        source = FactSource(facts.name, lambda: facts_of_cases(cases))
+        source = FactSource(facts.name if facts else "--from", lambda: facts_of_cases(cases))
         (overrides,) = layers.settle(
             {editor: [overrides]}, editor_types, editable, source, cache, display
         )[editor]
-        config, origin = overrides.configure(editor_type, editable)
+        start = None if base is None else base.configure(editor_type)
+        config, origin = overrides.configure(editor_type, editable, start)
         chosen = editor_type(config)
         display.say(f"Settings of {editor}: {origin}.")
         remark_on_corpus([chosen], inputs, editable, display)
         if advice := advise_sharing(editor, config, requests):
             display.say(advice)
-        resources = complete_inputs(inputs, editable).resources(seed, cache, display)
+        completed = complete_inputs(inputs, editable)
+        if base is not None:
+            base.check_inputs(inputs, completed)
+            completed = base.complete(completed)
+        ledger = TargetLedger(None if base is None else base.recipe.targets)
+        resources = completed.resources(seed, cache, display, ledger)
+        if not only_plan and (show_preview or skip_known):
+            said_now = say_greedily(editable, [request.question for request in requests])
+            if show_preview:
+                neighbors, tables = preview(editable, cases, said_now, chosen, resources)
+            if skip_known:
+                unknown = [not said.is_target for said in said_now]
+                display.say(f"Known already, left out: {unknown.count(False)} fact(s).")
+                requests = tuple(compress(requests, unknown))
+                cases = list(compress(cases, unknown))
+                if not requests:
+                    raise ConfigError("edit: no fact is left to write: the model knows them all.")
         batches = cut_batches(requests, batch_size)
         work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
-        if not only_plan:
+        if show_preview and not only_plan:
+            display.say(tables.rstrip("\n"))
+        if out is not None and not only_plan:
             announce(work, resources.cache, display)
             stream = chosen.edit_stream(editable, batches, resources)
             for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
                 if done < len(batches):
                     display.say(f"Wrote batch {done} of {len(batches)}.")
+            kept = ledger.kept() if keep_targets else KeptTargets.of([])
+            result.recipe = EditRecipe(requests, seed, batch_size, completed.content, kept)
             result.save(out)
             if check_targets:
-                said = _check_facts(editable, requests, result, display)
+                said = check_facts(editable, requests, result, display)
             if side_by_side:
                 comparison = compare_texts(editable, cases, result)
+            moved = list(describe_moved(editable, neighbors, result)) if show_preview else []
     if only_plan:
         show_plan(work, resources.cache)
+    if only_plan or out is None:
         return
-    click.echo(_summarize(result.card))
+    card = result.card
+    click.echo(f"{card.editor} wrote {card.n_edits} fact(s) into {card.model_name}")
+    for line in describe_updates(card):
+        click.echo(line)
+    if base is not None:
+        click.echo(f"Target states: {ledger.n_reused} of {len(ledger.used)} were in {base.path}")
     if check_targets:
         for line in describe_check(requests, *said):
             click.echo(line)
     if side_by_side:
         click.echo(lay_out(*comparison).rstrip("\n"))
+    for line in moved:
+        click.echo(line)
     if not result.changes_something and editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
     click.echo(f"Wrote {out}")
@@ -200,78 +296,3 @@ def _describe_interruption(cache: Path | None) -> str:
         "Interrupted: no edit was written. What was finished is kept in "
         f"{cache}; the same command goes on from there."
     )
-
-
-def _summarize(card: "EditCard") -> str:
-    lines = [f"{card.editor} wrote {card.n_edits} fact(s) into {card.model_name}"]
-    updates: Mapping[str, Mapping[str, float | None]] = card.extra.get("updates", {})
-    for parameter, update in updates.items():
-        rank = "dense" if update["rank"] is None else f"rank {update['rank']}"
-        norm = update["relative_norm"]
-        size = "" if norm is None else f", ‖Δ‖/‖W‖ = {norm:.3g}"
-        lines.append(f"  {parameter}: {rank}{size}")
-    return "\n".join(lines)
-
-
-def _check_facts(
-    model: "EditableModel", requests: Sequence[EditRequest], edit: "Edit", display: ProgressDisplay
-) -> "tuple[list[Said], list[Said]]":
-    """What the model says to every fact, before and after."""
-    from editbench.models.greedy import say_greedily
-
-    questions = [request.question for request in requests]
-    display("check", 0, 2)
-    before = say_greedily(model, questions)
-    display("check", 1, 2)
-    with edit.applied(model):
-        after = say_greedily(model, questions)
-    display("check", 2, 2)
-    return before, after
-
-
-def describe_check(
-    requests: Sequence[EditRequest], before: "Sequence[Said]", after: "Sequence[Said]"
-) -> Iterator[str]:
-    """How many facts the model says, and what it says instead of the first of the others."""
-    n_before, n_after = (sum(each.is_target for each in said) for said in (before, after))
-    yield (
-        f"The model's own continuation is the target for {n_after} of {len(requests)} facts; "
-        f"before the edit, for {n_before}."
-    )
-    failed = [pair for pair in zip(requests, after, strict=True) if not pair[1].is_target]
-    for request, said in failed[:_N_SHOWN]:
-        yield (
-            f"  Not {request.case_id}: after {_show(request.text, from_end=True)} it says "
-            f"{_show(said.text)} instead of {_show(request.target)}."
-        )
-    if len(failed) > _N_SHOWN:
-        yield f"  Nor {len(failed) - _N_SHOWN} more."
-
-
-def advise_sharing(
-    editor: str, config: "EditorConfig", requests: Sequence[EditRequest]
-) -> str | None:
-    """What to say where several facts are about one subject, and an editor could share an offset.
-
-    Args:
-        editor: The editor's name.
-        config: Its configuration.
-        requests: The facts.
-    """
-    if getattr(config, "share_subjects", True):
-        return None
-    subject, n_facts = Counter(request.subject for request in requests).most_common(1)[0]
-    if n_facts < 2:
-        return None
-    return (
-        f"{n_facts} facts are about {subject!r}. Facts about one subject come out better with "
-        f"--set {editor}.share_subjects=true."
-    )
-
-
-def _show(text: str, *, from_end: bool = False) -> str:
-    line = " ".join(text.split())
-    if len(line) <= _N_SHOWN_CHARACTERS:
-        return repr(line)
-    rest = line[-_N_SHOWN_CHARACTERS:] if from_end else line[:_N_SHOWN_CHARACTERS]
-    return repr(f"…{rest}" if from_end else f"{rest}…")

@@ -10,6 +10,7 @@ from editbench.errors import EditbenchError, PluginError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.registry import KINDS, Kind
 
+_DETAILS = {"good_for": "Good for", "source": "From", "known_errors": "Known errors:"}
 _EXAMPLES = """\b
 Examples:
   editbench list
@@ -34,8 +35,9 @@ def list_(plugins: PluginManager, kind: Kind | None, output_format: str) -> None
 
     Editors, datasets, metrics and models are listed with the plugin that each comes from, models
     with the editors that they have settings for; where these are from, JSON says. 'list editors'
-    also says what each editor is good for, and cites its paper. A plugin that cannot be loaded is
-    named with the reason, and makes the exit code 2.
+    also says what each editor is good for, and cites its paper; 'list datasets' says where each is
+    from, under which licence, and which errors are known in its labels. A plugin that cannot be
+    loaded is named with the reason, and makes the exit code 2.
     """
     listing: dict[str, list[dict[str, Any]]] = {}
     problems: list[str] = []
@@ -78,8 +80,9 @@ def _format(listing: dict[str, list[dict[str, Any]]]) -> str:
             names = f"  {entry['name']:<{name_width}}  {entry['plugin']:<{plugin_width}}  "
             text = f"{names}{entry['description']}{_name_settings(entry)}"
             lines.append(wrap(text.rstrip(), indent))
-            if good_for := entry.get("good_for"):
-                lines.append(wrap(f"{'':{indent}}Good for {good_for}.", indent))
+            for name, opening in _DETAILS.items():
+                if detail := entry.get(name):
+                    lines.append(wrap(f"{'':{indent}}{opening} {detail}.", indent))
         blocks.append("\n".join([kind, *(lines or ["  (none)"])]))
     blocks += dict.fromkeys(entry["citation"] for entry in entries if "citation" in entry)
     return "\n\n".join(blocks)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
+from editbench.errors import ConfigError, PluginError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
@@ -39,6 +40,36 @@ def default_metrics(
     return [metric for metric in metrics if has_questions(metric, dataset)]
 
 
+def choose_metrics(
+    dataset: "Dataset",
+    chosen: "Sequence[AnyMetric]",
+    plugins: PluginManager,
+    display: ProgressDisplay,
+) -> "list[AnyMetric]":
+    """The metrics that were chosen or, where none were, those that are meant for a dataset.
+
+    Of several, those that it leaves nothing to ask are left out, and named.
+    """
+    from editbench.runner import has_questions
+
+    if not chosen:
+        return default_metrics(dataset, plugins)
+
+    def may_ask(metric: "AnyMetric") -> bool:
+        try:
+            return has_questions(metric, dataset)
+        except PluginError:  # the trials say so
+            return True
+
+    asked = [metric for metric in chosen if may_ask(metric)]
+    for metric in chosen if asked else []:
+        if metric not in asked:
+            display.say(
+                f"Metric '{metric.name}' has nothing to ask about '{dataset.name}': left out."
+            )
+    return asked or list(chosen)
+
+
 def read_cases(dataset: "Dataset", display: ProgressDisplay) -> "Sequence[EditCase]":
     """The dataset's cases; says what was understood of its file, and what was left out."""
     cases = dataset.cases()
@@ -61,6 +92,20 @@ def choose_sizes(
         if len(conflicts) > _N_CONFLICTS_SHOWN:
             display.say(f"  and {len(conflicts) - _N_CONFLICTS_SHOWN} more")
     return tuple(dict.fromkeys(n_edits)) or (max(1, min(DEFAULT_N_EDITS, len(cases))),)
+
+
+def check_chat(models: "Iterable[EditableModel]") -> None:
+    """Refuse models that cannot be asked as a chat.
+
+    Raises:
+        ConfigError: A model's tokenizer has no chat template.
+    """
+    for model in models:
+        if not model.tokens.has_chat_template:
+            raise ConfigError(
+                f"--chat: the tokenizer has no chat template, got model '{model.name}'. Leave out "
+                "--chat, or use a model that was tuned to chat."
+            )
 
 
 def note_files(overrides: "Iterable[Overrides]", display: ProgressDisplay) -> None:

@@ -4,13 +4,17 @@ import click
 
 from editbench import __version__
 from editbench.cli.apply import apply
+from editbench.cli.cache import cache
 from editbench.cli.check import check
+from editbench.cli.doctor import doctor
 from editbench.cli.edit import edit
+from editbench.cli.gate import gate
 from editbench.cli.group import EditbenchGroup
 from editbench.cli.list import list_
 from editbench.cli.report import report
 from editbench.cli.reproduce import reproduce
 from editbench.cli.run import run
+from editbench.cli.show import diff, show
 from editbench.cli.stats import stats
 from editbench.cli.trace import trace
 from editbench.cli.train import train
@@ -55,7 +59,9 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    for command in (run, edit, apply, reproduce, report, stats, trace, train, tune, list_, check):
+    for command in (run, edit, show, diff, gate, apply, reproduce, report):
+        cli.add_command(command)
+    for command in (stats, trace, train, tune, list_, check, cache, doctor):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,12 @@ skip_invalid = shared(
     is_flag=True,
     help="Leave out records that cannot be used, and list them; by default the first of them is an "
     "error.",
+)
+as_of = shared(
+    "--as-of",
+    metavar="DATE",
+    callback=lambda _context, _option, value: _read_date(value),
+    help="Leave out facts that have expired by this day, such as 2026-03-31.",
 )
 corpus = shared("--corpus", metavar="SOURCE", help=f"Ordinary text: {CORPUS_SOURCES}")
 dtype = shared(
@@ -279,6 +286,15 @@ def inputs() -> Decorator:
         ),
     )
     return lambda command: gathered(cache()(command))
+
+
+def _read_date(value: str | None) -> date | None:
+    try:
+        return None if value is None else date.fromisoformat(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"--as-of: is no date, got {value!r}; expected one such as 2026-03-31."
+        ) from error
 
 
 def check_out_file(path: Path) -> None:

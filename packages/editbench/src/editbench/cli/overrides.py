@@ -37,9 +37,12 @@ class Overrides:
     remark: str | None = None
 
     def configure(
-        self, editor: "type[Editor]", model: "EditableModel"
+        self,
+        editor: "type[Editor]",
+        model: "EditableModel",
+        start: "tuple[EditorConfig, str] | None" = None,
     ) -> "tuple[EditorConfig, str]":
-        """Complete the values with the editor's defaults for `model`.
+        """Complete the values with those of `start`, or the editor's defaults for `model`.
 
         Returns:
             The configuration, and where the values that nobody gave come from.
@@ -47,7 +50,7 @@ class Overrides:
         Raises:
             ConfigError: A value is invalid; the message says which and where it stands.
         """
-        config, origin = editor.default_config(model)
+        config, origin = start or editor.default_config(model)
         with calling(editor, f"editor '{editor.name}': {editor.config_type.__name__}"):
             if self.file_values:
                 config = self._update_from_file(config)

@@ -125,7 +125,7 @@ def work_of_trials(
 
     expected = ExpectedCache()
     # Trials share their batches, and what is asked about one costs the same after every editor.
-    answered: dict[tuple[int, int, bool], list[StageCost]] = {}
+    answered: dict[tuple[int, int, int, bool], list[StageCost]] = {}
     work = []
     for trial in run.prepared:
         if resumed is not None and has_succeeded(resumed, trial.hash):
@@ -139,13 +139,14 @@ def work_of_trials(
                 trial.editor.estimate, trial.model, batch.requests, resources, expected
             )
             stages += _ask(trial.editor.name, editing)
-            sampled = [each for each in batch.questions if isinstance(each, Generate)]
-            others = [each for each in batch.questions if not isinstance(each, Generate)]
+            asked = (*batch.questions, *batch.before) if trial.is_unedited else batch.questions
+            sampled = [each for each in asked if isinstance(each, Generate)]
+            others = [each for each in asked if not isinstance(each, Generate)]
             for questions, seed in ((others, None), (sampled, trial.seed)):
                 # The unedited model is asked once in a run.
                 key = (trial.model.fingerprint, seed, tuple(questions))
                 if not trial.is_unedited or expected.add("answers", key):
-                    place = (id(trial.model), id(batch), seed is None)
+                    place = (id(trial.model), id(batch), len(questions), seed is None)
                     if place not in answered:
                         asking = partial(estimate_answers, trial.model, questions)
                         answered[place] = _ask("answers", asking)

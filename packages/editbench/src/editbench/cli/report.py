@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from editbench.results.collection import Collection
     from editbench.results.comparison import Comparison
     from editbench.results.report import Summary
+    from editbench.results.tables.styles import Style
 
 _EXAMPLES = """\b
 Examples:
   editbench report runs/gpt2-xl
   editbench report runs/a runs/b --format csv --output both.csv
   editbench report runs/table2 --format latex --output table2.tex
+  editbench report runs/chat --style honest
   editbench report runs/table2 --compare memit
   editbench report runs/scaling --figures figures
   editbench report runs/table2 runs/scaling traces/gpt2-xl --html report.html
@@ -37,6 +39,13 @@ Examples:
     show_default=True,
     help="A table to read; one in Markdown; CSV; a LaTeX table (booktabs); or a JSON list of "
     "objects.",
+)
+@click.option(
+    "--style",
+    type=click.Choice(["paper", "alphaedit", "easyedit", "honest"]),
+    help="Columns and headings as they are published: MEMIT's, AlphaEdit's, EasyEdit's; or "
+    "everything that was measured, the scorers of each quality side by side. [default: everything, "
+    "in the paper's order]",
 )
 @click.option(
     "--compare",
@@ -67,6 +76,7 @@ Examples:
 def report(
     runs: tuple[Path, ...],
     output_format: str,
+    style: "Style | None",
     baseline: str | None,
     figures: Path | None,
     html: Path | None,
@@ -94,7 +104,7 @@ def report(
             return
     summary = summarize_collection(collection)
     if baseline is None:
-        text = format_result(summary, output_format)
+        text = format_result(summary, output_format, style)
     else:
         from editbench.results.comparison import compare
 
@@ -134,8 +144,10 @@ def _write_page(
     return f"Page: {path} ({path.stat().st_size / 1e6:.1f} MB, {page.n_cases:,} cases)"
 
 
-def format_result(result: "Summary | Comparison", output_format: str) -> str:
-    """A report or comparison in one of the formats of ``--format``.
+def format_result(
+    result: "Summary | Comparison", output_format: str, style: "Style | None" = None
+) -> str:
+    """A report or comparison in one of the formats of ``--format``, a table in a ``--style``.
 
     A table for people is styled in a terminal, and as wide as it needs elsewhere.
     """
@@ -156,7 +168,9 @@ def format_result(result: "Summary | Comparison", output_format: str) -> str:
             return write(result)
         return write_json(result) if output_format == "json" else write_csv(result)
     table = (
-        tabulate_comparison(result) if isinstance(result, Comparison) else tabulate_summary(result)
+        tabulate_comparison(result)
+        if isinstance(result, Comparison)
+        else tabulate_summary(result, style)
     )
     if output_format == "latex":
         return write_latex(table)

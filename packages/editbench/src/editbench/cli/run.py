@@ -18,9 +18,10 @@ from editbench.cli.execution import (
 from editbench.cli.layers import WantedLayers, facts_of_dataset, layers_option
 from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
+    check_chat,
+    choose_metrics,
     choose_sizes,
     configure_editors,
-    default_metrics,
     find_metrics,
     note_files,
     remark_on_corpus,
@@ -28,8 +29,13 @@ from editbench.cli.lookup import (
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import read_overrides
 from editbench.cli.plan import plan_option, refuse_tracing, show_plan, work_of_trials
+from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import complete_inputs, open_dataset
+from editbench.plugins.sources import (
+    complete_inputs,
+    open_dataset,
+    view_dataset,
+)
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ Examples:
   editbench run
   editbench run --model gpt2-xl --dataset counterfact --n-edits 1000 --n-edits 10000
   editbench run --dataset facts=mine.jsonl --model ./llama --out runs/llama
+  editbench run --model smollm2-135m-gguf --chat --metrics success,accuracy,generation-match
   editbench run --set memit.preservation_weight=100 --set memit.preservation_weight=1000
   editbench run --out runs/llama --resume ...   (with the options of that run)
 """
@@ -111,6 +118,31 @@ Examples:
     metavar="NAME[,NAME]",
     help="What to measure; by default what is meant for the dataset.",
 )
+@click.option(
+    "--chat",
+    "as_chat",
+    is_flag=True,
+    help="Ask through the model's chat template: each prompt is a user's message, and what should "
+    "follow it the answer. The facts are written that way, too.",
+)
+@click.option(
+    "--held-out-text",
+    type=options.in_file,
+    metavar="FILE",
+    help="Ordinary text to see what the edits have done to the rest of the model (metrics "
+    "'perplexity' and 'divergence'): a text file, one text a line, some 20,000 words at most. By "
+    "default what the dataset has.",
+)
+@click.option(
+    "--only-known",
+    "facts",
+    flag_value="known",
+    help="Edit only facts that the model knows: unedited, it says the true object, or where the "
+    "data name none the new one, after the prompt.",
+)
+@click.option(
+    "--only-unknown", "facts", flag_value="unknown", help="Edit only facts that it does not know."
+)
 @options.on_conflict()
 @options.skip_invalid()
 @options.out(metavar="DIR", help="The run folder. [default: runs/<time>]")
@@ -135,6 +167,9 @@ def run(
     config_files: tuple[str, ...],
     layers: WantedLayers,
     metrics: tuple[str, ...],
+    as_chat: bool,
+    held_out_text: Path | None,
+    facts: Literal["known", "unknown"] | None,
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
     out: Path | None,
@@ -164,9 +199,21 @@ def run(
     chosen_metrics = find_metrics(metrics, plugins)
     if only_plan:
         refuse_tracing(layers)
+        if facts is not None:
+            raise ConfigError(
+                f"--plan: what a model knows is only found by asking it, got --only-{facts}. Leave "
+                "out one of them."
+            )
     folder = choose_folder(out if resume or not only_plan else None, resume=resume)
+    from editbench.datasets.corpus import text_file_corpus
+
+    held_out = None if held_out_text is None else text_file_corpus(held_out_text)
     sources = [
-        open_dataset(option, plugins, cache, skip_invalid=skip_invalid)
+        view_dataset(
+            open_dataset(option, plugins, cache, skip_invalid=skip_invalid),
+            as_chat=as_chat,
+            held_out=held_out,
+        )
         for option in dict.fromkeys(datasets)
     ]
     with showing_progress(folder, quiet=quiet) as display:
@@ -179,6 +226,8 @@ def run(
         # Which trials are finished can only be told with the weights.
         load = loading.outline if only_plan and not resume else loading.load
         editables = [load(name, plugins) for name in dict.fromkeys(models)]
+        if as_chat:
+            check_chat(editables)
         configured = {
             id(model): configure_editors(
                 model,
@@ -190,6 +239,10 @@ def run(
         }
         for model in editables:
             remark_on_corpus(configured[id(model)], inputs, model, display)
+        wanted_metrics = {
+            id(source): choose_metrics(source, chosen_metrics, plugins, display)
+            for source in sources
+        }
         trials = [
             trial
             for source in sources
@@ -197,17 +250,18 @@ def run(
                 models=editables,
                 datasets=[source],
                 editors=lambda model: configured[id(model)],
-                metrics=lambda dataset: chosen_metrics or default_metrics(dataset, plugins),
+                metrics=lambda dataset: wanted_metrics[id(dataset)],
                 n_edits=sizes[id(source)],
                 seeds=tuple(dict.fromkeys(seeds)),
                 n_batches=lambda n: math.ceil(min_cases / n),
                 relations=[tuple(group.split("+")) for group in relations] or [()],
                 sample=sample,
+                facts=facts or "all",
                 on_conflict=on_conflict,
                 inputs=lambda model, _: complete_inputs(inputs, model),
             )
         ]
-        prepared = prepare_run(trials)
+        prepared = prepare_run(trials, cache)
         if only_plan:
             work = work_of_trials(prepared, cache, resumed=folder if resume else None)
         else:

@@ -6,13 +6,14 @@ from itertools import chain
 from typing import Any
 
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
-from editbench.models.answering import cut_text
 from editbench.models.batches import Padded
+from editbench.models.divergence import make_compared_rows
 from editbench.models.editable import EditableModel
 from editbench.models.generation import PromptExtent, batch_prompts
-from editbench.models.passages import Passage, RowExtent
-from editbench.models.scoring import batch_passages, make_passages
-from editbench.questions import Generate, Question, Read, Score
+from editbench.models.passages import Opening, Passage, RowExtent
+from editbench.models.reading import cut_text
+from editbench.models.scoring import batch_passages, make_openings, make_passages
+from editbench.questions import Diverge, Generate, Question, Read, Score, Write
 
 
 def estimate_answers(
@@ -31,20 +32,33 @@ def estimate_answers(
     budget = model.memory.tokens if token_budget is None else token_budget
     asked = list(dict.fromkeys(questions))
     scores = make_passages(model, [each for each in asked if isinstance(each, Score)])
-    texts = chain.from_iterable(cut_text(model, each) for each in asked if isinstance(each, Read))
+    openings = make_openings(model, [each for each in asked if isinstance(each, Write)])
+    texts = chain.from_iterable(
+        cut_text(model, each, each.text) for each in asked if isinstance(each, Read)
+    )
     prompts = [question for question in asked if isinstance(question, Generate)]
+    compared = [
+        Passage(each, ids[: places.start + 1], ids[places.start : places.stop])
+        for each in asked
+        if isinstance(each, Diverge)
+        for _, ids, places in make_compared_rows(model, each)
+    ]
     stages = [
-        _estimate_scores(model, scores, budget),
+        _estimate_scores(model, scores, budget, openings),
         _estimate_scores(model, list(texts), budget),
+        *([_estimate_scores(model, compared, budget)] * 2),  # without the edits and with them
         _estimate_texts(model, prompts, budget),
     ]
     return add_stages(stage for stage in stages if stage.n_tokens)
 
 
 def _estimate_scores(
-    model: EditableModel, passages: Sequence[Passage[Any]], budget: int
+    model: EditableModel,
+    passages: Sequence[Passage[Any]],
+    budget: int,
+    openings: Sequence[Opening[Any]] = (),
 ) -> StageCost:
-    extents = [batch.extent for batch in batch_passages(model, passages, budget)]
+    extents = [batch.extent for batch in batch_passages(model, passages, budget, openings)]
     forwards = chain.from_iterable(_score(model, extent) for extent in extents)
     n_passes = sum(1 + bool(extent.branches.n_rows) for extent in extents)
     return replace(
@@ -54,11 +68,12 @@ def _estimate_scores(
 
 
 def _score(model: EditableModel, extent: RowExtent) -> Iterator[Forward]:
-    """Rows, and their branches behind them."""
+    """Rows, and their branches and texts behind them; texts may end sooner."""
     n_blocks, branches = model.size.n_layers, extent.branches
     yield Forward(extent.rows, n_blocks, n_reads=extent.n_reads - branches.n_tokens)
     if branches.n_rows:
         yield Forward(branches, n_blocks, extent.rows.width, n_reads=branches.n_tokens)
+    yield from _write_on(model, extent.texts.n_rows, extent.rows.width, extent.texts.width)
 
 
 def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget: int) -> StageCost:
@@ -78,6 +93,11 @@ def _write(model: EditableModel, extent: PromptExtent) -> Iterator[Forward]:
     """The prompts, padding included, and then a token at a time; the last one is not read."""
     n_rows, width, n_steps = extent.prompts.n_rows, extent.prompts.width, extent.n_missing
     yield Forward(Padded.full(n_rows, width), model.size.n_layers, n_reads=n_rows)
+    yield from _write_on(model, n_rows, width, n_steps)
+
+
+def _write_on(model: EditableModel, n_rows: int, width: int, n_steps: int) -> Iterator[Forward]:
+    """`n_steps` tokens behind rows that have been read, of which the first takes no pass."""
     if n_steps > 1:
         # What is there before a token grows; its mean is what costs go by.
         one, before = Padded.full(n_rows, 1), width + (n_steps - 2) // 2

@@ -4,6 +4,9 @@ from editbench.datasets.base import Dataset, FileDataset
 from editbench.datasets.counterfact import CounterFact, CounterFactFull
 from editbench.datasets.download import RemoteFile, fetch
 from editbench.datasets.facts import Facts, read_facts
+from editbench.datasets.flat import KnowEditDataset, QAEditDataset, WikiBigEditDataset
+from editbench.datasets.mquake import MQuAKE, MQuAKERemastered
+from editbench.datasets.ripple_edits import RippleEditsDataset
 from editbench.datasets.zsre import ZsRE
 
 __all__ = [
@@ -12,7 +15,13 @@ __all__ = [
     "Dataset",
     "Facts",
     "FileDataset",
+    "KnowEditDataset",
+    "MQuAKE",
+    "MQuAKERemastered",
+    "QAEditDataset",
     "RemoteFile",
+    "RippleEditsDataset",
+    "WikiBigEditDataset",
     "ZsRE",
     "fetch",
     "read_facts",

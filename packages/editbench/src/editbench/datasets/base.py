@@ -12,7 +12,7 @@ from typing import ClassVar
 from editbench.datasets.download import RemoteFile, ReportProgress, fetch
 from editbench.datasets.files import DataFile, describe_left_out, read_data_file
 from editbench.datasets.records import Record, Understanding
-from editbench.errors import ConfigError, DataError, RequestError
+from editbench.errors import ConfigError, DataError, RequestError, SubjectError
 from editbench.requests import EditCase
 
 
@@ -28,6 +28,8 @@ class Dataset(ABC):
             nothing to ask are left out.
         needs_path: Whether the user must say where the data are: there is no address to download
             them from, and nothing is embedded.
+        source: Where the original lives, and its licence.
+        known_errors: What is known to be wrong with its labels.
         skip_invalid: Whether records that cannot be used are left out; otherwise the first one is
             an error. Set before the cases are asked for; a `FileDataset` honors it.
     """
@@ -35,6 +37,8 @@ class Dataset(ABC):
     name: ClassVar[str]
     default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy")
     needs_path: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+    known_errors: ClassVar[str] = ""
     skip_invalid: bool = False
 
     def __init__(self, path: Path | None, cache: Path) -> None:
@@ -90,8 +94,10 @@ class Dataset(ABC):
         return ()
 
     def _no_path(self) -> ConfigError:
+        source = f" The original: {self.source}." if self.source else ""
         return ConfigError(
-            f"dataset '{self.name}': needs a file, got no path. Pass --dataset {self.name}=PATH."
+            f"dataset '{self.name}': needs a file, got no path. Pass --dataset "
+            f"{self.name}=PATH.{source}"
         )
 
 
@@ -102,10 +108,13 @@ class FileDataset(Dataset):
 
     Attributes:
         remote: Where the original lives; None where a path is needed.
+        leaves_out_unlocated: Whether a record whose prompt does not have its subject is left out
+            and told in any case: a published set that its user can do nothing about.
         understanding: Told by `records` and `case` of what is not written as documented.
     """
 
     remote: ClassVar[RemoteFile | None] = None
+    leaves_out_unlocated: ClassVar[bool] = False
 
     def __init__(
         self, path: Path | None, cache: Path, *, report_progress: ReportProgress | None = None
@@ -173,10 +182,11 @@ class FileDataset(Dataset):
     def _collect(self, file: DataFile) -> "_Loaded":
         """Make a case of each record, or leave it out where that is allowed."""
         cases: list[EditCase] = []
+        left_out = [] if file.left_out is None else file.left_out
         place_of: dict[str, str] = {}
         for record in self.records(file):
             try:
-                case = self.case(record, len(cases) + len(file.left_out or ()))
+                case = self.case(record, len(cases) + len(left_out))
                 case_id = case.request.case_id
                 if case_id in place_of:
                     place = place_of[case_id]
@@ -185,18 +195,20 @@ class FileDataset(Dataset):
             except RequestError as error:
                 file.leave_out(DataError(f"{record.place}: {error}"))
             except DataError as error:
-                file.leave_out(error)
+                if self.leaves_out_unlocated and isinstance(error, SubjectError):
+                    left_out.append(error)
+                else:
+                    file.leave_out(error)
             else:
                 place_of[case_id] = record.place
                 cases.append(case)
-        if not cases and file.left_out:
+        if not cases and left_out:
             raise DataError(
-                f"{file.path}: no record can be used, got {len(file.left_out)}. The first: "
-                f"{file.left_out[0]}"
+                f"{file.path}: no record can be used, got {len(left_out)}. The first: {left_out[0]}"
             )
         if not cases:
             raise DataError(f"{file.path}: holds no records. Check the path.")
-        return _Loaded(file.path, tuple(cases), file.sha256, file.left_out or ())
+        return _Loaded(file.path, tuple(cases), file.sha256, left_out)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ class CounterFact(FileDataset):
         "generation-entropy",
         "reference-score",
     )
+    source: ClassVar[str] = "https://memit.baulab.info/data/dsets/, from an MIT repository"
+    known_errors: ClassVar[str] = "paraphrases begin with unrelated sentences, some of them noise"
     remote: ClassVar[RemoteFile | None] = RemoteFile(
         url="https://memit.baulab.info/data/dsets/multi_counterfact.json",
         sha256=None,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast, get_args
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.files import (
@@ -18,13 +18,17 @@ from editbench.datasets.files import (
 )
 from editbench.datasets.foreign import FLAT, as_fact, ignorable
 from editbench.datasets.records import Record, Understanding
-from editbench.errors import DataError
-from editbench.requests import EditCase, EditRequest, Probe
+from editbench.errors import DataError, SubjectError
+from editbench.portability import PortabilityKind, PortabilityProbe, Query
+from editbench.requests import EditCase, EditRequest, FactNotes, Probe
 
-COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat")
+NOTES = ("source", "author", "date", "note", "expires")
+"""Fields that are kept and shown, and change nothing about how a fact is written."""
+
+COLUMNS = ("subject", "prompt", "target", "target_true", "relation", "case_id", "chat", *NOTES)
 """The fields that fit into a cell: all that a CSV file may have."""
 
-FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts")
+FIELDS = (*COLUMNS, "joiner", "paraphrases", "neighbors", "generation_prompts", "portability")
 """All fields of a JSON Lines file."""
 
 _CSV_SUFFIXES = (".csv", ".tsv")
@@ -37,21 +41,29 @@ class Facts(FileDataset):
     Required: `subject`, `prompt` with exactly one ``{}`` where the subject goes, or the subject
     itself exactly once, and `target`. Optional: `target_true`, `relation`, `case_id` (by default
     the line number; in a JSON array the record's number), `chat` and, in JSON only, `joiner`,
-    `paraphrases`, `neighbors` and `generation_prompts`.
+    `paraphrases`, `neighbors`, `generation_prompts` and `portability`. `source`, `author`, `date`,
+    `note` and `expires` are kept beside the fact.
 
     Paraphrases and generation prompts are complete texts; a ``{}`` in one of them is filled with
     the subject. Each neighbor is a complete prompt about something else, with the target that must
-    survive the edit; it competes with the fact's new target. `joiner` is what stands between each
-    of these prompts and what is to follow, where that is not the space that belongs there; `chat`
-    says that they are a user's messages, and targets the beginnings of answers. Space around
-    subjects and targets is removed.
+    survive the edit; it competes with the fact's new target. `portability` lists what follows from
+    the fact: a `kind` (`PortabilityKind`), a prompt, its answers, of which one is enough, and
+    `conditions`, prompts with answers that the unedited model must know. `joiner` is what stands
+    between each of these prompts and what is to follow, where that is not the space that belongs
+    there; `chat` says that they are a user's messages, and targets the beginnings of answers.
+    Space around subjects and targets is removed.
 
     Fields of other tools are read as well, and `remarks` says as what (`as_fact`). A field of any
     other name is an error, so that no misspelt one is ignored.
     """
 
     name: ClassVar[str] = "facts"
-    default_metrics: ClassVar[tuple[str, ...]] = ("success", "accuracy", "generation-entropy")
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "success",
+        "accuracy",
+        "portability",
+        "generation-entropy",
+    )
     needs_path: ClassVar[bool] = True
     _ids_are_lines = True
 
@@ -134,6 +146,13 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
         relation=fact.optional_text("relation"),
         joiner=fact.optional_string("joiner"),
         chat=fact.optional_flag("chat"),
+        notes=FactNotes(
+            source=fact.optional_text("source"),
+            author=fact.optional_text("author"),
+            date=fact.optional_date("date"),
+            note=fact.optional_text("note"),
+            expires=fact.optional_date("expires"),
+        ),
     )
     paraphrases = (text.replace("{}", subject) for text in fact.optional_texts("paraphrases"))
     probes = (
@@ -148,6 +167,9 @@ def case_of_fact(fact: Record, default_id: str, understanding: Understanding) ->
         generation_prompts=tuple(
             text.replace("{}", subject) for text in fact.optional_texts("generation_prompts")
         ),
+        portability=tuple(
+            _portability_probe(each, request) for each in fact.optional_records("portability")
+        ),
     )
 
 
@@ -160,6 +182,34 @@ def _neighbor_probe(neighbor: Record, target: str) -> Probe:
             f"must be complete text, got {prompt!r}. A neighbor is about another subject: name it.",
         )
     return Probe("neighborhood", prompt, neighbor.text("target").strip(), target)
+
+
+def _portability_probe(record: Record, request: EditRequest) -> PortabilityProbe:
+    record.reject_unknown_fields(("kind", "prompt", "answers", "conditions"))
+    kind = record.text("kind")
+    if kind not in get_args(PortabilityKind):
+        raise record.fail(
+            "kind", f"is unknown, got {kind!r}; expected {', '.join(get_args(PortabilityKind))}."
+        )
+    return PortabilityProbe(
+        kind=cast(PortabilityKind, kind),
+        queries=(_query(record, request),),
+        conditions=tuple(
+            _query(condition, request) for condition in record.optional_records("conditions")
+        ),
+    )
+
+
+def _query(record: Record, request: EditRequest) -> Query:
+    answers = record.texts("answers")
+    if not answers:
+        raise record.fail("answers", "must hold at least one answer, got an empty list.")
+    return Query(
+        record.text("prompt").replace("{}", request.subject),
+        tuple(dict.fromkeys(answer.strip() for answer in answers)),
+        request.joiner,
+        request.chat,
+    )
 
 
 def find_subject(prompt: str, subject: str) -> list[int]:
@@ -177,6 +227,26 @@ def find_subject(prompt: str, subject: str) -> list[int]:
 def cut_out(prompt: str, subject: str, start: int) -> str:
     """The prompt with ``{}`` in place of the `subject` at `start`."""
     return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
+
+
+def written_out_template(record: Record, field: str, subject: str) -> str:
+    """The prompt of a published record with ``{}`` in place of one occurrence of its subject.
+
+    The last one is taken, preferably one that is not a part of a longer word, since only there has
+    the model read the whole prompt so far.
+
+    Raises:
+        SubjectError: It does not occur.
+        DataError: The prompt has a ``{}``, or is none.
+    """
+    prompt = record.text(field)
+    if "{}" in prompt:
+        raise record.fail(field, f"must be complete text, got {prompt!r}. Take out the '{{}}'.")
+    found = find_subject(prompt, subject)
+    if not found:
+        problem = f"does not occur in the prompt: {prompt!r}, got {subject!r}"
+        raise SubjectError(str(record.fail("subject", problem)))
+    return cut_out(prompt, subject, found[-1])
 
 
 def template_of(record: Record, subject: str) -> tuple[str, bool]:

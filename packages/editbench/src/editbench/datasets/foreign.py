@@ -10,6 +10,7 @@ from functools import partial
 
 from editbench.datasets.records import Record, Understanding, shown
 from editbench.errors import is_near_miss
+from editbench.portability import PortabilityKind
 
 _NOT_KNOWN = "<|endoftext|>"
 """What some tools write for a true object that nobody knows."""
@@ -59,6 +60,13 @@ def _leaves(value: object) -> Iterator[object]:
         yield value
 
 
+def _read_all(record: Record, name: str) -> list[str] | None:
+    """All texts that are not blank, however deep they stand: an answer and its other names."""
+    leaves = [value for value in _leaves(record.fields[name]) if isinstance(value, str)]
+    texts = [text.strip() for text in leaves if text.strip() and text != _NOT_KNOWN]
+    return list(dict.fromkeys(texts)) or None
+
+
 def _read_texts(record: Record, name: str) -> list[str] | None:
     """A text, or a list of texts; blank ones are none."""
     value = record.fields[name]
@@ -89,50 +97,93 @@ def _refuse_question(record: Record, name: str) -> None:
 
 def _read_locality(record: Record, name: str) -> list[dict[str, object]]:
     """Prompts and answers by kind: ``{kind: {"prompt", "ground_truth"}}``, or lists of these."""
-    return list(_find_neighbors(record, name, record.fields[name]))
+    return list(_find_prompts(record, name, record.fields[name], _read_first))
 
 
-def _find_neighbors(record: Record, place: str, value: object) -> Iterator[dict[str, object]]:
+_PORTABILITY_KINDS: Mapping[str, PortabilityKind] = {
+    "reasoning": "reasoning",
+    "logical_generalization": "reasoning",
+    "subject_aliasing": "aliasing",
+    "inverse_relation": "reversal",
+    "reversal": "reversal",
+    "multi_hop": "multi_hop",
+    "one_hop": "multi_hop",
+}
+"""What EasyEdit's users and data sets call the kinds, in lower case."""
+
+
+def _read_portability(record: Record, name: str) -> list[dict[str, object]]:
+    """Prompts and answers by kind, as in `_read_locality`."""
+    found = []
+    for called, value in record.record(name).fields.items():
+        kind = _PORTABILITY_KINDS.get(called.lower())
+        if kind is None:
+            raise record.fail(
+                f"{name}.{called}", f"is unknown; expected one of {', '.join(_PORTABILITY_KINDS)}."
+            )
+        prompts = _find_prompts(record, f"{name}.{called}", value, _read_all)
+        found += [
+            {"kind": kind, "prompt": each["prompt"], "answers": each["target"]} for each in prompts
+        ]
+    return found
+
+
+def _read_further_hop(record: Record, name: str) -> list[dict[str, object]]:
+    """A question over two facts, whose answer stands beside it."""
+    pairs = _pair_up(record, name, "mhop_ans", _read_all)
+    return [
+        {"kind": "multi_hop", "prompt": each["prompt"], "answers": each["target"]} for each in pairs
+    ]
+
+
+def _find_prompts(
+    record: Record, place: str, value: object, read: Callable[[Record, str], object]
+) -> Iterator[dict[str, object]]:
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _find_neighbors(record, f"{place}[{index}]", item)
+            yield from _find_prompts(record, f"{place}[{index}]", item, read)
     elif isinstance(value, dict):
         inner = Record(record.place, record.line, value, record.full_name(place))
         for prompt, answer in _NEIGHBOR_KEYS:
             if prompt in value and answer in value:
-                yield from _pair_up(inner, prompt, answer)
+                yield from _pair_up(inner, prompt, answer, read)
                 return
         if "prompt" in value or "loc" in value:
             prompt, answer = _NEIGHBOR_KEYS["loc" in value]
-            raise inner.fail(answer, "is missing: what must the model go on saying? Add it.")
+            raise inner.fail(answer, "is missing: what must the model say? Add it.")
         for kind, item in value.items():
-            yield from _find_neighbors(record, f"{place}.{kind}", item)
+            yield from _find_prompts(record, f"{place}.{kind}", item, read)
     elif value is not None:
         raise record.fail(
             place, f"has the wrong type, got {value!r}; expected prompts with their ground_truth."
         )
 
 
-def _pair_up(record: Record, prompt: str, answer: str) -> list[dict[str, object]]:
+def _pair_up(
+    record: Record,
+    prompt: str,
+    answer: str,
+    read: Callable[[Record, str], object] = _read_first,
+) -> list[dict[str, object]]:
     """A prompt, or a list of them, with their answers; those are None where none is given."""
     prompts = record.fields.get(prompt)
     if not isinstance(prompts, list):
         if not prompts:
             return []
-        target = _read_first(record, answer) if answer in record.fields else None
+        target = read(record, answer) if answer in record.fields else None
         pairs = [(record.text(prompt), target)]
     else:
         answers = record.fields.get(answer)
         if not isinstance(answers, list) or len(answers) != len(prompts):
             raise record.fail(answer, f"must be a list of {len(prompts)}, one for each {prompt}.")
         pairs = [
-            (text, _read_first(replace(record, fields={answer: each}), answer))
+            (text, read(replace(record, fields={answer: each}), answer))
             for text, each in zip(record.texts(prompt), answers, strict=True)
         ]
     return [{"prompt": text, "target": target} for text, target in pairs]
 
 
-_ANSWERS = ("locality_ground_truth", "loc_ans")
+_ANSWERS = ("locality_ground_truth", "loc_ans", "mhop_ans")
 """Fields that are read together with a prompt."""
 
 FOREIGN: Mapping[str, Reading] = {
@@ -153,6 +204,8 @@ FOREIGN: Mapping[str, Reading] = {
     "locality": Reading("neighbors", "neighbors", _read_locality),
     "locality_prompt": Reading("neighbors", "a neighbor", partial(_pair_up, answer=_ANSWERS[0])),
     "loc": Reading("neighbors", "a neighbor", partial(_pair_up, answer=_ANSWERS[1])),
+    "portability": Reading("portability", "portability", _read_portability),
+    "mhop": Reading("portability", "a question over two facts", _read_further_hop),
 }
 """Fields of other tools, and those of ours that others write as objects."""
 
@@ -175,11 +228,8 @@ _BOOKKEEPING = "bookkeeping"
 _OTHER_TASK = "of another task"
 _UNKNOWN = "not known"
 IGNORED: Mapping[str, str] = {
-    "portability": _NOT_ASKED,
     "attribute_prompts": _NOT_ASKED,
     "personas": _NOT_ASKED,
-    "mhop": _NOT_ASKED,
-    "mhop_ans": _NOT_ASKED,
     "question": _NOT_ASKED,
     "pararel_idx": _BOOKKEEPING,
     "id": _BOOKKEEPING,
@@ -191,7 +241,7 @@ IGNORED: Mapping[str, str] = {
 """Fields of other tools that nothing is made of, and why."""
 
 REWRITE = "requested_rewrite"
-_STRUCTURED = ("locality", REWRITE)
+_STRUCTURED = ("locality", "portability", REWRITE)
 FLAT = tuple(name for name in (*FOREIGN, *_ANSWERS, *IGNORED) if name not in _STRUCTURED)
 """The fields of other tools that fit into a cell."""
 
@@ -234,8 +284,8 @@ def as_fact(
             continue
         value = reading.read(replace(record, fields={**present, **fields}), name)
         understanding.take(f"'{record.full_name(name)}'", reading.meaning)
-        if reading.field == "neighbors" and isinstance(value, list):
-            answered = [neighbor for neighbor in value if neighbor["target"] is not None]
+        if reading.field in ("neighbors", "portability") and isinstance(value, list):
+            answered = [each for each in value if None not in each.values()]
             if len(answered) < len(value):
                 understanding.ignore(f"'{record.full_name(name)}' without an answer", _NOT_ASKED)
             value = answered

@@ -6,6 +6,7 @@ Errors say where the fault is.
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,6 +76,18 @@ class Record:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return None if value is None else self._checked_text(field, value, "a string or an integer")
+
+    def optional_date(self, field: str) -> str | None:
+        """A day as ISO 8601 writes it, or None where there is no such field."""
+        value = self.optional_text(field)
+        if value is not None:
+            try:
+                date.fromisoformat(value)
+            except ValueError as error:
+                raise self.fail(
+                    field, f"is no date, got {shown(value)}; expected one such as 2026-03-31."
+                ) from error
+        return value
 
     def identifier(self, field: str) -> str:
         """A string or an integer, as a string."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from editbench.datasets.base import FileDataset
 from editbench.datasets.download import RemoteFile
-from editbench.datasets.facts import FIELDS, case_of_fact, cut_out, find_subject
+from editbench.datasets.facts import FIELDS, case_of_fact, written_out_template
 from editbench.datasets.files import DataFile, is_json_array, json_records
 from editbench.datasets.foreign import ZSRE, as_fact
 from editbench.datasets.records import Record
@@ -31,12 +31,16 @@ class ZsRE(FileDataset):
     `pred`, `alt` and `cond` belong to another task and are not looked at. In EasyEdit's form
     (`prompt`, `target_new`) the target is the false answer that it names. Space around answers is
     removed. The reference replaces every occurrence of the subject and then fails on prompts that
-    repeat it; here the last occurrence is taken, preferably one that is not a part of a longer
-    word, since only there has the model read the whole question so far.
+    repeat it; here `written_out_template` says which occurrence is taken.
     """
 
     name: ClassVar[str] = "zsre"
     default_metrics: ClassVar[tuple[str, ...]] = ("token-accuracy",)
+    source: ClassVar[str] = "https://memit.baulab.info/data/dsets/ (MEND's split)"
+    known_errors: ClassVar[str] = (
+        "tools do not agree on what is to be written: 'answers' here and in the authors' code, "
+        "'alt' in EasyEdit"
+    )
     remote: ClassVar[RemoteFile | None] = RemoteFile(
         url="https://memit.baulab.info/data/dsets/zsre_mend_eval.json",
         sha256="8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
@@ -61,7 +65,7 @@ class ZsRE(FileDataset):
         request = EditRequest(
             case_id=str(index),
             subject=subject,
-            prompt=_prompt_template(record, "src", subject),
+            prompt=written_out_template(record, "src", subject),
             target=target,
         )
         probes = (
@@ -76,7 +80,7 @@ class ZsRE(FileDataset):
         fact = as_fact(record, FIELDS, self.understanding, ZSRE)
         subject = fact.text("subject").strip()
         if "{}" not in fact.text("prompt"):
-            prompt = _prompt_template(fact, "prompt", subject)
+            prompt = written_out_template(fact, "prompt", subject)
             fact = replace(fact, fields={**fact.fields, "prompt": prompt})
         case = case_of_fact(fact, str(index), self.understanding)
         probes = tuple(
@@ -98,14 +102,3 @@ def _as_question(prompt: str) -> str:
     """The prompt with the question mark that zsRE's unrelated questions lack."""
     is_bare = prompt.startswith(_UNRELATED) and not prompt.rstrip().endswith("?")
     return f"{prompt}?" if is_bare else prompt
-
-
-def _prompt_template(record: Record, field: str, subject: str) -> str:
-    """The question with ``{}`` in place of one occurrence of its subject."""
-    question = record.text(field)
-    if "{}" in question:
-        raise record.fail(field, f"must be complete text, got {question!r}. Take out the '{{}}'.")
-    found = find_subject(question, subject)
-    if not found:
-        raise record.fail("subject", f"does not occur in the prompt: {question!r}, got {subject!r}")
-    return cut_out(question, subject, found[-1])

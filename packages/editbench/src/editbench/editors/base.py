@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,9 @@ from editbench.models.editable import EditableModel
 from editbench.progress import Progress, report_nothing
 from editbench.requests import EditCase, EditRequest
 from editbench.second_moments.npz_files import hash_moments
+
+if TYPE_CHECKING:
+    from editbench.editors.targets.cache import TargetLedger
 
 _REFERENCE_NAME = re.compile(r"\((\w+)\)$")
 """What the authors' code calls a field stands at the end of its description."""
@@ -141,11 +144,15 @@ class Inputs:
         return content
 
     def resources(
-        self, seed: int, cache: Path | None = None, report_progress: Progress = report_nothing
+        self,
+        seed: int,
+        cache: Path | None = None,
+        report_progress: Progress = report_nothing,
+        targets: "TargetLedger | None" = None,
     ) -> "Resources":
         """All that an editor may use: the inputs, and what surrounds them."""
         given = {field.name: getattr(self, field.name) for field in fields(Inputs)}
-        return Resources(seed, cache, report_progress, **given)
+        return Resources(seed, cache, report_progress, targets, **given)
 
 
 @dataclass(frozen=True)
@@ -156,11 +163,13 @@ class Resources(Inputs):
         seed: Source of every random choice.
         cache: Folder for results worth keeping between runs; None keeps nothing.
         report_progress: Called as long work advances.
+        targets: Target states that are known already, and those that an edit has used.
     """
 
     seed: int
     cache: Path | None = None
     report_progress: Progress = report_nothing
+    targets: "TargetLedger | None" = None
 
 
 @dataclass(frozen=True, slots=True)

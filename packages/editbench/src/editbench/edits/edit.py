@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from editbench.edits.card import EditCard
 from editbench.edits.files import write_edit_file
+from editbench.edits.recipe import EditRecipe
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -23,12 +24,14 @@ class Edit(ABC):
 
     Attributes:
         card: Where the edit comes from, and which model it fits.
+        recipe: What the edit was made from, where that is known.
         changes_weights_alone: Whether all that `applied` does is to change values of weights, so
             that these tell the model's state. Hooks and other modules are more than that. A class
             that implements `applied` has to say so itself.
     """
 
     card: EditCard
+    recipe: EditRecipe | None = None
     changes_weights_alone: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -145,4 +148,4 @@ class NoEdit(Edit):
 
     def save(self, path: Path) -> None:
         """Write an edit file that holds the card and no update."""
-        write_edit_file(path, {}, self.card)
+        write_edit_file(path, {}, self.card, self.recipe)

@@ -1,51 +1,37 @@
-"""An edited model as an ordinary Hugging Face folder: the source, but for what the edit changes."""
+"""An edited model as a model of the same form: the source, but for what the edit changes."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from editbench.edits.drift import Behavior, measure_drift, observe
+from editbench.edits.exported import (
+    DTYPES,
+    Computed,
+    Export,
+    Loader,
+    load_for,
+    not_as_meant,
+    writing_export,
+)
+from editbench.edits.gguf_export import GgufExport, TensorType
+from editbench.edits.model_card import BaseDescription, describe_model
 from editbench.edits.model_folder import ModelFolder, Precision
 from editbench.edits.replacement import Replacement, find_replacement
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError, ModelError
-from editbench.files.whole_files import writing_whole_folder
+from editbench.files.whole_files import write_whole
 from editbench.models.editable import EditableModel
 from editbench.models.gguf import read_gguf_tokenizer
 from editbench.models.loading import DTypeName, load_model
 from editbench.models.offload import in_memory
 from editbench.models.quiet import quiet_transformers
-
-Loader = Callable[[str, DTypeName], EditableModel]
-"""Loads a model, by name or folder, in a precision."""
-
-# In the order in which they are tried where an edit does not say in which it was computed.
-_DTYPES: tuple[DTypeName, ...] = ("float32", "auto", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What was written.
-
-    Attributes:
-        n_replaced: Tensors that were replaced.
-        n_tensors: Tensors in all.
-        dtypes: Precisions of those that were replaced.
-        rounding: ‖round(W + Δ) − W − Δ‖ / ‖Δ‖, what their precision does to the update; None if
-            there is no update.
-        left_out: Files of the source that may hold the unedited weights in another form.
-    """
-
-    n_replaced: int
-    n_tensors: int
-    dtypes: tuple[str, ...]
-    rounding: float | None
-    left_out: tuple[str, ...]
+from editbench.requests import EditRequest
 
 
 def export_model(
@@ -80,80 +66,83 @@ def export_model(
         trusted = model.model.is_custom_code()
         return load_model(name, specs={}, dtype=dtype, device="cpu", trust_remote_code=trusted)
 
-    with _writing(folder) as unfinished:
-        edit.check_fits(model)
-        writer = _Writer.plan(edit, model, unfinished, dtype, tokenizer)
-        computed = edit.card.model_dtype
-        is_known = model.source is not None and computed in _DTYPES
-        return writer.write(unfinished, load, computed if is_known else "auto")  # type: ignore[arg-type]
+    with writing_export(folder) as unfinished:
+        known = [each for each in DTYPES if each == edit.card.model_dtype]
+        with edit.applied(model):
+            behavior = observe(model)
+        computed = Computed(model, known[0] if known and model.source else "auto", behavior)
+        return _Writer.plan(edit, computed, unfinished, dtype, tokenizer).write(unfinished, load)
 
 
 def export_edit(
-    edit: WeightEdit, name: str, folder: Path, *, load: Loader, dtype: DTypeName = "auto"
+    edit: WeightEdit,
+    name: str,
+    out: Path,
+    *,
+    load: Loader,
+    dtype: DTypeName = "auto",
+    tensor_type: TensorType = "F16",
+    facts: Sequence[EditRequest] = (),
 ) -> Export:
     """`export_model` of a model that is not loaded yet: never is more than one in memory.
 
     The model is loaded in the precision in which the edit was computed, to know that it is the one.
+    Of a GGUF file it is a GGUF file that is written, see `GgufExport`.
 
     Args:
         edit: What to put on the model.
         name: The model's name, for `load`.
-        folder: A folder that is new or empty.
+        out: A folder that is new or empty; a new file where the model is a GGUF file.
         load: Loads the model, and later what was written.
         dtype: Precision of the whole edited model; ``auto`` keeps the source's.
+        tensor_type: How a GGUF file holds the edited tensors.
+        facts: Facts that both models are asked for.
 
     Raises:
         EditError: As for `export_model`.
     """
-    with _writing(folder) as unfinished:
-        model, computed = _load_for(edit, name, load)
-        spec = model.spec
+    computed = load_for(edit, name, load, facts)
+    if computed.model.gguf is not None and not computed.model.adapters:
+        gguf_export = GgufExport.plan(edit, computed, tensor_type, facts)
+        del computed
+        return gguf_export.write(out, load)
+    with writing_export(out) as unfinished:
+        spec = computed.model.spec
         tokenizer = None if spec is None or spec.load is None else spec.load()[1]
-        writer = _Writer.plan(edit, model, unfinished, dtype, tokenizer)
-        del model
-        return writer.write(unfinished, load, computed)
-
-
-def _load_for(edit: WeightEdit, name: str, load: Loader) -> tuple[EditableModel, DTypeName]:
-    """Load the model that an edit was computed for, in the precision of that time."""
-    stated = edit.card.model_dtype
-    problem: EditError | None = None
-    for dtype in [each for each in _DTYPES if each == stated] or _DTYPES:
-        model = load(name, dtype)
-        try:
-            edit.check_fits(model)
-        except EditError as error:
-            problem = problem or error
-            del model
-        else:
-            return model, dtype
-    assert problem is not None
-    raise problem
+        writer = _Writer.plan(edit, computed, unfinished, dtype, tokenizer, facts)
+        del computed
+        return writer.write(unfinished, load)
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
     """Everything that is needed to write an edited model, when the model itself is gone."""
 
+    edit: WeightEdit
+    behavior: Behavior
+    computed: DTypeName  # in which the source has the edit's fingerprint
+    base: BaseDescription
     source: ModelFolder
     replacement: Replacement
     precision: Precision
     dtype: DTypeName
-    fingerprint: str
+    facts: Sequence[EditRequest]
 
     @classmethod
     def plan(
         cls,
         edit: WeightEdit,
-        model: EditableModel,
+        computed: Computed,
         folder: Path,
         dtype: DTypeName,
         tokenizer: PreTrainedTokenizerBase | None,
+        facts: Sequence[EditRequest] = (),
     ) -> "_Writer":
         """Find what is to be written; a model that no folder holds is saved in `folder` first."""
-        if model.source is None:
-            if model.gguf is not None:
-                tokenizer = read_gguf_tokenizer(model.gguf)
+        model = computed.model
+        held = None if model.adapters else model.source
+        if held is None:
+            tokenizer = tokenizer or _read_tokenizer(model)
             if tokenizer is None:
                 raise EditError(
                     f"export model: '{model.name}' was made in memory, got no tokenizer. Give the "
@@ -162,7 +151,7 @@ class _Writer:
             with quiet_transformers(), _ready_to_save(model.model):
                 model.model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-        source = ModelFolder.read(model.source or folder)
+        source = ModelFolder.read(held or folder)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         network = model.model
         kept = [*(network._keep_in_fp32_modules_strict or ())]
@@ -170,14 +159,21 @@ class _Writer:
             kept += network._keep_in_fp32_modules or ()
         precision = Precision(wanted, kept)
         replacement = find_replacement(edit, model, source.tensors, precision)
-        return cls(source, replacement, precision, dtype, edit.card.model_fingerprint)
+        return cls(
+            edit,
+            computed.behavior,
+            computed.dtype,
+            BaseDescription.of(model),
+            source,
+            replacement,
+            precision,
+            dtype,
+            facts,
+        )
 
-    def write(self, folder: Path, load: Loader, computed: DTypeName) -> Export:
-        """Write the folder, and load it once to see that it is what was meant.
-
-        The source has the edit's fingerprint where it is loaded in the precision `computed`.
-        """
-        fingerprint = self.fingerprint
+    def write(self, folder: Path, load: Loader) -> Export:
+        """Write the folder, and load it once to see that it is what was meant."""
+        fingerprint, computed = self.edit.card.model_fingerprint, self.computed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a load says was said already
             if self.dtype != computed and self.source.is_changed_by(self.precision):
@@ -188,15 +184,20 @@ class _Writer:
             try:
                 written = load(str(folder), computed)
             except ModelError as error:
-                raise _not_as_meant(str(error)) from error
+                raise not_as_meant(str(error)) from error
+        served = observe(written, self.facts)
         self._compare(written, fingerprint)
-        return Export(
+        export = Export(
             n_replaced=len(self.replacement.tensors),
             n_tensors=len(self.source.tensors),
             dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in self.replacement.dtypes),
-            rounding=self.replacement.rounding,
+            errors=self.replacement.errors,
+            drift=measure_drift(self.behavior, served, len(self.facts)),
             left_out=self.source.left_out,
         )
+        card = describe_model(self.base, self.edit.card, "model", export, self.facts)
+        write_whole(folder / "README.md", card)
+        return export
 
     def _compare(self, written: EditableModel, fingerprint: str) -> None:
         """Check that a model is the source but for what was replaced."""
@@ -205,35 +206,20 @@ class _Writer:
             for name, after in self.replacement.after.items():
                 parameter = network.get_parameter(name)
                 if not torch.equal(parameter.cpu(), after.to(parameter.dtype)):
-                    raise _not_as_meant(f"'{name}' has other numbers")
+                    raise not_as_meant(f"'{name}' has other numbers")
                 parameter.data.copy_(self.replacement.before[name])
             if written.compute_fingerprint() != fingerprint:
-                raise _not_as_meant("something besides the edited weights has changed")
+                raise not_as_meant("something besides the edited weights has changed")
 
 
-def _not_as_meant(problem: str) -> EditError:
-    return EditError(
-        f"export model: what was written does not load as what was meant, got: {problem}. Nothing "
-        "was kept. Load the source from a folder of its own, and leave it unchanged meanwhile."
-    )
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[Path]:
-    """Write a folder under another name, and give it its own when it is whole."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EditError(
-            f"export model: the folder must be new or empty, got {str(folder)!r}. "
-            "Choose another one."
-        )
-    try:
-        with writing_whole_folder(folder) as unfinished:
-            yield unfinished
-    except (OSError, SafetensorError) as error:
-        raise EditError(
-            f"export model: cannot write the folder, got {str(folder)!r} ({error}). "
-            "Choose a place that is writable and has space left."
-        ) from error
+def _read_tokenizer(model: EditableModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model as its folder or file has it; None if nothing was read from one."""
+    if model.gguf is not None:
+        return read_gguf_tokenizer(model.gguf)
+    if model.source is None:
+        return None
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.source)
+    return found
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Per parameter ``<parameter>.left`` ``[d_out, rank]`` and ``<parameter>.right`` ``[d_in, rank]`` with
 Δ = left rightᵀ, or ``<parameter>.dense`` in the orientation ``[d_out, d_in]``; of a bias or a
 norm's weight, ``<parameter>.dense`` has its own shape. The card is JSON in the file's metadata,
-under the key ``editbench``.
+under the key ``editbench``. So is what the edit was made from, an `EditRecipe`, where it is known;
+its target states are tensors of their own.
 """
 
 import json
@@ -17,14 +18,19 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from editbench.edits.card import EditCard
-from editbench.errors import EditError
+from editbench.edits.recipe import TENSORS, EditRecipe
+from editbench.errors import EditError, RequestError
 from editbench.files.tensor_files import DAMAGED, DamagedError, TensorFile, write_tensors
 from memit_core import UpdateFactors
+
+_RECIPE = "recipe"
 
 Update = UpdateFactors | Tensor
 
 
-def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -> None:
+def write_edit_file(
+    path: Path, updates: Mapping[str, Update], card: EditCard, recipe: EditRecipe | None = None
+) -> None:
     """Write an edit file, whole or not at all; an existing file is replaced.
 
     Raises:
@@ -37,8 +43,12 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
             tensors[f"{parameter}.right"] = update.right
         else:
             tensors[f"{parameter}.dense"] = update
+    content = json.loads(card.model_dump_json())
+    if recipe is not None:
+        content[_RECIPE], targets = recipe.encode()
+        tensors |= targets
     try:
-        write_tensors(path, tensors, json.loads(card.model_dump_json()))
+        write_tensors(path, tensors, content)
     except OSError as error:
         raise EditError(
             f"save edit: cannot write the file, got {str(path)!r} ({error}). "
@@ -46,11 +56,12 @@ def write_edit_file(path: Path, updates: Mapping[str, Update], card: EditCard) -
         ) from error
 
 
-def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
+def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard, EditRecipe | None]:
     """Read an edit file and check that it is one.
 
     Returns:
-        Parameter name to update, on the CPU in the file's own precision, and the card.
+        Parameter name to update, on the CPU in the file's own precision; the card; and what the
+        edit was made from, where the file says so.
 
     Raises:
         EditError: The file is missing, truncated, not an edit file, or holds updates that are
@@ -66,7 +77,17 @@ def read_edit_file(path: Path) -> tuple[dict[str, Update], EditCard]:
             f"load edit: cannot read the file, got {str(path)!r} ({error}); expected a safetensors "
             "file. Check the path, and write the edit again if the file is damaged."
         ) from error
-    return _assemble_updates(path, tensors), _parse_card(path, file.card)
+    targets = {name: tensors.pop(name) for name in TENSORS if name in tensors}
+    updates, card = _assemble_updates(path, tensors), _parse_card(path, file.card)
+    content = (file.card or {}).get(_RECIPE)
+    try:
+        recipe = None if content is None else EditRecipe.decode(content, targets)
+    except (ValueError, RequestError) as error:
+        raise EditError(
+            f"load edit: what {str(path)!r} says of its making is malformed: {error}. Write the "
+            "edit again."
+        ) from error
+    return updates, card, recipe
 
 
 def _parse_card(path: Path, card: Mapping[str, Any] | None) -> EditCard:

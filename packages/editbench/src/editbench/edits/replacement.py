@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from editbench.edits.model_folder import Place, Precision
+from editbench.edits.update_errors import UpdateErrors
 from editbench.edits.weight_edit import WeightEdit
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
@@ -25,14 +26,14 @@ class Replacement:
         before: Of each edited parameter what the checkpoint holds, as the module stores it.
         after: The same as it is written.
         dtypes: The precisions that are written.
-        rounding: ‖round(W + Δ) − W − Δ‖ / ‖Δ‖ over all parameters; None if Δ is nothing.
+        errors: What they do to the update.
     """
 
     tensors: Mapping[Place, Tensor]
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     dtypes: tuple[torch.dtype, ...]
-    rounding: float | None
+    errors: UpdateErrors
 
 
 def find_replacement(
@@ -58,21 +59,20 @@ def find_replacement(
     tensors, dtypes = _through_conversion(edit, model, elsewhere, checkpoint, precision)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
-    noise = size = 0.0
+    errors = UpdateErrors()
     for name, found in places.items():
         before[name] = checkpoint[found[0]].read() if found else _in_memory(model, name)
         total = edit.edited(model, name, before[name]).cpu()
         dtype = precision.of(name, before[name].dtype) if found else dtypes[name]
-        after[name] = _cast(total, dtype, name)
-        noise += float((after[name].double() - total).square().sum())
-        size += float((total - before[name].double()).square().sum())
+        after[name] = cast_total(total, dtype, name)
+        errors.note_rounding(name, after[name], total, before[name])
         tensors |= dict.fromkeys(found, after[name])
     return Replacement(
         tensors,
         before,
         after,
         tuple(dict.fromkeys(tensor.dtype for tensor in tensors.values())),
-        (noise / size) ** 0.5 if size else None,
+        errors,
     )
 
 
@@ -110,7 +110,7 @@ def _through_conversion(
             if not places:
                 raise _not_found(edited[0])
             dtype = precision.of(key, checkpoint[places[0]].dtype)
-            tensors |= dict.fromkeys(places, _cast(total, dtype, key))
+            tensors |= dict.fromkeys(places, cast_total(total, dtype, key))
             dtypes |= dict.fromkeys(edited, dtype)
     if lacking := [name for name in names if name not in dtypes]:
         raise _not_found(lacking[0])
@@ -153,14 +153,24 @@ def _not_found(name: str) -> EditError:
     )
 
 
-def _cast(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+def cast_total(
+    total: Tensor,
+    dtype: torch.dtype,
+    name: str,
+    remedy: str = "--dtype float32 or bfloat16",
+) -> Tensor:
+    """Round an edited parameter to the precision that it is written in; `remedy` is another one.
+
+    Raises:
+        EditError: A number is too large for it.
+    """
     found = total.to(dtype)
     if not bool(found.isfinite().all()):
         precision = str(dtype).removeprefix("torch.")
         raise EditError(
             f"export model: the edited '{name}' does not fit into {precision}, got "
             f"{float(total.abs().max()):.3g}; expected at most {torch.finfo(dtype).max:.3g}. "
-            "Write it with --dtype float32 or bfloat16."
+            f"Write it with {remedy}."
         )
     return found
 

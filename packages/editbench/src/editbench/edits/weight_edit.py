@@ -14,6 +14,7 @@ from torch import Tensor
 from editbench.edits.card import EditCard, package_versions
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, read_edit_file, write_edit_file
+from editbench.edits.recipe import EditRecipe
 from editbench.errors import EditError, ModelError
 from editbench.files.tensor_files import view_bytes
 from editbench.models.architecture import weight_is_transposed
@@ -39,9 +40,12 @@ class WeightEdit(Edit):
 
     changes_weights_alone: ClassVar[bool] = True
 
-    def __init__(self, updates: Mapping[str, Update], card: EditCard) -> None:
+    def __init__(
+        self, updates: Mapping[str, Update], card: EditCard, recipe: EditRecipe | None = None
+    ) -> None:
         self.updates = dict(updates)
         self.card = card
+        self.recipe = recipe
 
     @classmethod
     def build(
@@ -91,7 +95,7 @@ class WeightEdit(Edit):
             report[name] = {
                 "n_weights": parameter.numel(),
                 "rank": update.left.shape[1] if isinstance(update, UpdateFactors) else None,
-                "relative_norm": _frobenius_norm(update) / weight_norm if weight_norm else None,
+                "relative_norm": frobenius_norm(update) / weight_norm if weight_norm else None,
             }
         edit.card = card.model_copy(update={"extra": {**(extra or {}), "updates": report}})
         return edit
@@ -166,7 +170,7 @@ class WeightEdit(Edit):
     @property
     def changes_something(self) -> bool:
         """Whether any update is other than zero."""
-        return any(_frobenius_norm(update) > 0 for update in self.updates.values())
+        return any(frobenius_norm(update) > 0 for update in self.updates.values())
 
     @property
     def identity(self) -> str:
@@ -226,7 +230,7 @@ class WeightEdit(Edit):
         Raises:
             EditError: The file cannot be written.
         """
-        write_edit_file(path, self.updates, self.card)
+        write_edit_file(path, self.updates, self.card, self.recipe)
 
     def _parameters(self, model: EditableModel) -> dict[str, Tensor]:
         """The model's parameters that the updates are for, after checking that they fit."""
@@ -322,6 +326,7 @@ def _merged_card(cards: Sequence[EditCard]) -> EditCard:
         model_fingerprint=first.model_fingerprint,
         edits_on=first.edits_on,
         model_dtype=next((card.model_dtype for card in cards if card.model_dtype), None),
+        model_gguf=next((card.model_gguf for card in cards if card.model_gguf), None),
         editor="+".join(dict.fromkeys(card.editor for card in cards)),
         config=first.config if same_config else {"merged": [card.config for card in cards]},
         requests_hash=hashlib.sha256(hashes.encode()).hexdigest(),
@@ -348,7 +353,7 @@ def make_dense(update: Update) -> Tensor:
     return update.double()
 
 
-def _frobenius_norm(update: Update) -> float:
+def frobenius_norm(update: Update) -> float:
     """‖Δ‖ in float64; of factors through their Gram matrices, without forming Δ."""
     if isinstance(update, UpdateFactors):
         left, right = update.left.double(), update.right.double()

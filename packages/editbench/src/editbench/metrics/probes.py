@@ -1,11 +1,16 @@
 """Rates over probes: success (Eqns 24-26), and accuracy by objects and by tokens (Eqns 21-23)."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 from editbench.metrics.base import Metric
-from editbench.questions import Answers, Question, Score, ScoreAnswer
+from editbench.portability import Query
+from editbench.questions import Answers, Before, PlainQuestion, Question, Score, ScoreAnswer
 from editbench.requests import EditCase, Probe
+
+Ask = Callable[[PlainQuestion], Question]
+"""How a question is put: as it is, or `Before` the edit."""
 
 
 class ProbeMetric(Metric):
@@ -13,7 +18,8 @@ class ProbeMetric(Metric):
 
     A subclass says what a probe asks and how its answers are judged; a probe may yield one
     judgement or several. A case's ``<kind>_<suffix>`` is the share, in percent, of all judgements
-    on its probes of that kind that passed. A kind without a judgement has no value.
+    on its probes of that kind that passed. A kind without a judgement has no value. A probe with
+    conditions counts only if the *unedited* model says what they ask for (`is_likeliest`).
 
     `produces` is ``<kind>_<suffix>`` in the order efficacy, paraphrase, neighborhood.
     """
@@ -28,8 +34,13 @@ class ProbeMetric(Metric):
 
     def questions(self, case: EditCase) -> tuple[Question, ...]:
         """The questions of all the case's probes, each once."""
-        asked = (question for probe in case.probes for question in self.probe_questions(probe))
-        return tuple(dict.fromkeys(asked))
+        asked: dict[Question, None] = {}
+        for probe in case.probes:
+            if own := self.probe_questions(probe):
+                asked.update(dict.fromkeys(own))
+                for condition in probe.conditions:
+                    asked.update(dict.fromkeys(map(Before, condition.questions)))
+        return tuple(asked)
 
     def values(self, case: EditCase, answers: Answers) -> dict[str, float]:
         """Per kind of probe, the percentage of passed judgements."""
@@ -39,7 +50,9 @@ class ProbeMetric(Metric):
             judgements = [
                 judgement
                 for probe in case.probes
-                if probe.kind == kind and self.probe_questions(probe)
+                if probe.kind == kind
+                and self.probe_questions(probe)
+                and all(is_likeliest(each, answers, Before) for each in probe.conditions)
                 for judgement in self.judge(probe, answers)
             ]
             if judgements:
@@ -144,6 +157,13 @@ class TokenAccuracy(Accuracy):
     def judge(self, probe: Probe, answers: Answers) -> tuple[bool, ...]:
         """One judgement per token: is it the argmax?"""
         return _scored(answers, probe.question(probe.expected)).argmax
+
+
+def is_likeliest(query: Query, answers: Answers, ask: Ask) -> bool:
+    """Whether every token of one of a query's answers is the most likely one in its place."""
+    return any(
+        all(cast(ScoreAnswer, answers[ask(question)]).argmax) for question in query.questions
+    )
 
 
 def _scored(answers: Answers, question: Score) -> ScoreAnswer:

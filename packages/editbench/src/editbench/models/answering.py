@@ -1,22 +1,33 @@
 """Questions put to a model: each distinct one once, in batches, exactly as if asked alone."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
-from editbench.errors import RequestError
+from editbench.models.divergence import find_divergences
 from editbench.models.editable import EditableModel
 from editbench.models.generation import generate_texts
-from editbench.models.passages import Passage
-from editbench.models.scoring import score_continuations, score_passages
-from editbench.questions import Answer, Generate, Question, Read, Score, ScoreAnswer
+from editbench.models.reading import read_texts
+from editbench.models.scoring import follow_prompts
+from editbench.questions import (
+    Answer,
+    Diverge,
+    Generate,
+    GenerateAnswer,
+    PlainQuestion,
+    Question,
+    Read,
+    Score,
+    Write,
+)
 
 Progress = Callable[[int, int], None]
 
 
 def answer_questions(
     model: EditableModel,
-    questions: Iterable[Question],
+    questions: Iterable[PlainQuestion],
     *,
     seed: int,
     token_budget: int,
@@ -28,7 +39,8 @@ def answer_questions(
     the global random state is neither read nor changed.
 
     Args:
-        model: The model, edited or not, as it stands.
+        model: The model, edited or not, as it stands. Where it is compared with the unedited one,
+            edits come off for a while, and on again.
         questions: What to ask; repetitions are asked once.
         seed: Decides, together with the prompt, what is sampled for a `Generate`.
         token_budget: At most how many tokens, padding included, one forward pass holds (a single
@@ -41,10 +53,12 @@ def answer_questions(
     Raises:
         RequestError: A text has no tokens, or a prompt more than the model takes.
     """
-    asked = list(dict.fromkeys(questions))
-    scores = [question for question in asked if isinstance(question, Score)]
+    wordings = {question: _as_asked(model, question) for question in questions}
+    asked = list(dict.fromkeys(wordings.values()))
+    followed = [question for question in asked if isinstance(question, Score | Write)]
     prompts = [question for question in asked if isinstance(question, Generate)]
     texts = [question for question in asked if isinstance(question, Read)]
+    compared = [question for question in asked if isinstance(question, Diverge)]
     n_done = 0
 
     def report(n_new: int) -> None:
@@ -53,71 +67,40 @@ def answer_questions(
         if on_progress is not None:
             on_progress(n_done, len(asked))
 
-    answers: dict[Question, Answer] = {}
+    answers: dict[PlainQuestion, Answer] = {}
     # Not inference mode: some models cache tensors on the way, and an editor may need them later.
     with torch.no_grad():
-        answers.update(score_continuations(model, scores, token_budget, report).items())
+        answers.update(follow_prompts(model, followed, token_budget, report).items())
         answers.update(read_texts(model, texts, token_budget, report).items())
+        answers.update(find_divergences(model, compared, token_budget, report).items())
         answers.update(generate_texts(model, prompts, seed, token_budget, report).items())
-    return {question: answers[question] for question in asked}
-
-
-def read_texts(
-    model: EditableModel,
-    questions: Sequence[Read],
-    token_budget: int,
-    report: Callable[[int], None],
-) -> dict[Read, ScoreAnswer]:
-    """Answer distinct `Read` questions.
-
-    Every token is scored once, but for a first one that nothing comes before. A text that is longer
-    than the model takes is read in windows of that length, each of which begins with the last token
-    of the one before (and with what the tokenizer puts before any text).
-
-    Raises:
-        RequestError: A text has no token that another one comes before.
-    """
-    windows: dict[Read, int] = {}
-    passages = []
-    for question in questions:
-        own = list(cut_text(model, question))
-        windows[question] = len(own)
-        passages += own
-    found: dict[Read, dict[int, ScoreAnswer]] = {question: {} for question in questions}
-    for scores in score_passages(model, passages, token_budget):
-        n_done = 0
-        for (question, index), answer in scores:
-            found[question][index] = answer
-            n_done += len(found[question]) == windows[question]
-        report(n_done)
     return {
-        question: _join([parts[index] for index in sorted(parts)])
-        for question, parts in found.items()
+        question: _without_preamble(question, wording, answers[wording])
+        for question, wording in wordings.items()
     }
 
 
-def cut_text(model: EditableModel, question: Read) -> Iterator[Passage[tuple[Read, int]]]:
-    """Divide a text into passages that the model takes, labeled with their numbers from 0.
-
-    Raises:
-        RequestError: The text has no token that another one comes before.
-    """
-    opening = model.tokens.opening
-    ids = model.tokens.encode(question.text)[len(opening) :]
-    start = 0 if opening else 1
-    if len(ids) <= start:
-        raise RequestError(
-            f"reading: nothing is left to predict, got {question.text!r}. Give a longer text."
+def _as_asked(model: EditableModel, question: PlainQuestion) -> PlainQuestion:
+    """The question behind what edits of prompts put before it."""
+    if isinstance(question, Read | Diverge):  # which sees to it itself
+        return question
+    if (prompt := model.as_asked(question.prompt)) == question.prompt:
+        return question
+    if isinstance(question, Generate):
+        before, after = (
+            len(model.tokens.encode(text, chat=question.chat)) for text in (question.prompt, prompt)
         )
-    window = len(ids) if model.max_positions is None else model.max_positions - len(opening)
-    for index, first in enumerate(range(start, len(ids), window)):
-        # The last token of a passage is predicted and not read, so a window has room for one more.
-        context = [*opening, *ids[max(0, first - 1) : first]]
-        yield Passage((question, index), context, ids[first : first + window])
+        return replace(question, prompt=prompt, n_tokens=question.n_tokens + after - before)
+    return replace(question, prompt=prompt)
 
 
-def _join(parts: Sequence[ScoreAnswer]) -> ScoreAnswer:
-    return ScoreAnswer(
-        tuple(score for part in parts for score in part.log_probs),
-        tuple(right for part in parts for right in part.argmax),
-    )
+def _without_preamble(question: PlainQuestion, wording: PlainQuestion, answer: Answer) -> Answer:
+    """A generated text begins with the prompt that was asked for."""
+    if (
+        isinstance(question, Generate)
+        and isinstance(wording, Generate)
+        and isinstance(answer, GenerateAnswer)
+    ):
+        preamble = wording.prompt.removesuffix(question.prompt)
+        return replace(answer, text=answer.text.removeprefix(preamble))
+    return answer

@@ -44,11 +44,13 @@ class EditableModel:
         planned_device: For a model without weights, the device that work on it is planned for.
         source: The folder that its weights were read from; None if there is none.
         gguf: The GGUF file that they were read from, dequantized; None if there is none.
+        adapters: What was merged into them since, in order: PEFT folders, llama.cpp's LoRA files.
     """
 
     planned_device: torch.device | None = None
     source: Path | None = None
     gguf: GgufFile | None = None
+    adapters: tuple[Path, ...] = ()
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class EditableModel:
         self._fingerprint: str | None = None
         self._hash = WeightHash()
         self._edits = EditStack()
+        self._preambles: list[Callable[[str], str]] = []
         self.memory = MemoryBudget(self)
         n_embeddings = _n_rows(model, self.architecture.embedding)
         if not 0 <= tokens.largest_id < n_embeddings:
@@ -137,6 +140,27 @@ class EditableModel:
         if not (marks := self._edits.marks):
             return weights
         return hashlib.blake2b("\n".join([weights, *marks]).encode(), digest_size=16).hexdigest()
+
+    def as_asked(self, prompt: str) -> str:
+        """The prompt behind what edits that change prompts put before it."""
+        return "".join(preamble(prompt) for preamble in self._preambles) + prompt
+
+    @contextmanager
+    def prefacing(self, preamble: Callable[[str], str]) -> Iterator[None]:
+        """Put texts before prompts that are asked, for the length of a ``with`` body.
+
+        An edit that changes prompts and no weights does so. Texts that are read, and what editors
+        make of requests, stay as they are.
+
+        Args:
+            preamble: What stands before a prompt, with the space behind it; nothing for a prompt
+                that is to stay as it is.
+        """
+        self._preambles.append(preamble)
+        try:
+            yield
+        finally:
+            self._preambles.remove(preamble)
 
     @property
     def edits_on(self) -> tuple[str, ...]:

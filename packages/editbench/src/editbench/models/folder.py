@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
 from editbench.errors import ModelError
+
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""What a PEFT folder has in place of a model's configuration."""
 
 _SAFE = "model.safetensors"
 _PICKLED = "pytorch_model.bin"
@@ -15,7 +18,6 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt",
     "sentencepiece.bpe.model", "tekken.json", "*.tiktoken",
 )  # fmt: skip
-_ADAPTER = "adapter_config.json"
 # What says that weights are quantized: in config.json, and beside it.
 _QUANTIZATION_FIELDS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -102,13 +104,12 @@ def find_weight_files(folder: Path, *, name: str, allow_pickle: bool) -> list[Pa
 
 
 def _refuse_adapter(folder: Path, name: str) -> None:
-    """Refuse an adapter, alone or beside its base: nothing here would put it on."""
-    if not (folder / _ADAPTER).exists():
+    """Refuse an adapter beside its base, or one that does not lie on this machine."""
+    if not (folder / ADAPTER_CONFIG).exists():
         return
     raise ModelError(
-        f"model '{name}': '{folder}' holds an adapter, got {_ADAPTER}. Merge it first, with peft: "
-        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), "
-        "and the tokenizer beside it; or take the file away to edit the base without its adapter."
+        f"model '{name}': '{folder}' holds an adapter, got {ADAPTER_CONFIG} where a base is "
+        "expected. Name both: BASE+ADAPTER, the adapter in a folder of its own."
     )
 
 

@@ -2,9 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from transformers import DynamicCache
@@ -17,6 +16,7 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
+from editbench.models.preallocated_states import PreallocatedStates
 from editbench.questions import Generate, GenerateAnswer
 
 TOP_K = 5
@@ -62,7 +62,6 @@ def generate_texts(
     report: Callable[[int], None],
     *,
     top_k: int = TOP_K,
-    ends: Collection[int] = (),
 ) -> dict[Generate, GenerateAnswer]:
     """Answer distinct `Generate` questions by top-k sampling.
 
@@ -80,7 +79,6 @@ def generate_texts(
             than 128 MiB.
         report: Called with the number of questions each batch has answered.
         top_k: How many of the most likely tokens take part; 1 is greedy.
-        ends: Tokens before which a text ends.
 
     Raises:
         RequestError: A prompt has no token, or is longer than the model takes.
@@ -93,8 +91,7 @@ def generate_texts(
             for written in halving.run(batch.rows, lambda rows: _write(model, rows, seed, top_k)):
                 found += written
         for prompt, new_ids in zip(batch.rows, found, strict=True):
-            own = list(takewhile(lambda token: token not in ends, new_ids[: prompt.n_missing]))
-            text = model.tokens.decode([*prompt.ids, *own])
+            text = model.tokens.decode([*prompt.ids, *new_ids[: prompt.n_missing]])
             answers[prompt.question] = GenerateAnswer(text)
         report(len(batch.rows))
     for question in questions:
@@ -173,7 +170,7 @@ def _read_from_cache(
     cache = DynamicCache(config=model.model.config)
     # Only layers that keep all tokens: those with a sliding window are small anyway.
     cache.layers = [
-        _PreallocatedLayer(n_positions) if type(layer) is DynamicLayer else layer
+        PreallocatedStates(n_positions) if type(layer) is DynamicLayer else layer
         for layer in cache.layers
     ]
     rows = torch.arange(len(prompts))
@@ -229,36 +226,3 @@ def _draw(seed: int, prompt: str, n_steps: int) -> torch.Tensor:
     digest = hashlib.blake2b(f"{seed}\n{prompt}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.rand(n_steps, generator=generator, dtype=torch.float64)
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer, which makes its room once, and hands out the used part of it.
-
-    The cache of transformers makes a new tensor for each token and copies the old one into it: four
-    fifths of the time that a small model takes to write a text.
-    """
-
-    def __init__(self, n_positions: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._n_positions = n_positions
-        self._n_used = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self._key_room, self._value_room = (
-            states.new_empty(*states.shape[:-2], self._n_positions, states.shape[-1])
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        begin, self._n_used = self._n_used, self._n_used + key_states.shape[-2]
-        self._key_room[..., begin : self._n_used, :] = key_states
-        self._value_room[..., begin : self._n_used, :] = value_states
-        self.keys = self._key_room[..., : self._n_used, :]
-        self.values = self._value_room[..., : self._n_used, :]
-        return self.keys, self.values

@@ -5,7 +5,7 @@ with it is put right here: head widths, scaled rotary angles, Gemma's attention 
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -23,6 +23,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from editbench.errors import ConfigError, ModelError
 from editbench.models.gguf_file import GgufFile
+from editbench.models.gguf_places import map_names
+from editbench.models.gguf_tensors import read_tensor
 
 # Fields of configurations that say where weights came from, and are none of the model's.
 _TRACES = ("quantization_config", "_model_name_or_path")
@@ -170,7 +172,7 @@ def _scale_angles(config: PreTrainedConfig, file: GgufFile, name: str) -> None:
     kind, factor = file.get("rope.scaling.type"), file.get("rope.scaling.factor")
     original = file.get("rope.scaling.original_context_length")
     if "rope_freqs.weight" in file.tensors:
-        factors = _read_factors(file, "rope_freqs.weight")
+        factors = read_tensor(file, "rope_freqs.weight")
         angles.update(_LLAMA3, factor=float(factors.max()))
         if not _are_scaled_by(config, angles, factors):
             raise ModelError(
@@ -180,8 +182,8 @@ def _scale_angles(config: PreTrainedConfig, file: GgufFile, name: str) -> None:
     elif "rope_factors_long.weight" in file.tensors:
         angles.update(
             rope_type="longrope",
-            long_factor=_read_factors(file, "rope_factors_long.weight").tolist(),
-            short_factor=_read_factors(file, "rope_factors_short.weight").tolist(),
+            long_factor=read_tensor(file, "rope_factors_long.weight").tolist(),
+            short_factor=read_tensor(file, "rope_factors_short.weight").tolist(),
             original_max_position_embeddings=original,
         )
         if attention := file.get("rope.scaling.attn_factor"):
@@ -197,14 +199,6 @@ def _scale_angles(config: PreTrainedConfig, file: GgufFile, name: str) -> None:
         )
 
 
-def _read_factors(file: GgufFile, tensor: str) -> Tensor:
-    """A tensor of float32, `[n]`."""
-    place = file.tensors[tensor]
-    with file.path.open("rb") as content:
-        content.seek(place.begin)
-        return torch.frombuffer(bytearray(content.read(place.n_bytes)), dtype=torch.float32)
-
-
 def _are_scaled_by(config: PreTrainedConfig, angles: Mapping[str, Any], factors: Tensor) -> bool:
     """Whether `angles` divide frequencies by `factors`."""
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
@@ -217,20 +211,9 @@ def _are_scaled_by(config: PreTrainedConfig, angles: Mapping[str, Any], factors:
 
 def _find_unused(file: GgufFile, model: PreTrainedModel) -> set[str]:
     """The tensors of a file that no parameter was made of."""
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
-    if file.architecture not in GGUF_CONFIG_MAPPING:
-        return set()  # read in a newer way, which reports them
-    processors: Mapping[str, Any] = TENSOR_PROCESSORS
-    processor = processors.get(file.architecture, TensorProcessor)()
-    find_names: Callable[..., Mapping[str, str]] = get_gguf_hf_weights_map
-    used = find_names(model, processor)
-    return set(file.tensors) - set(used) - set(_ROPE_TENSORS)
+    # Those that are read in a newer way are reported by who reads them.
+    used = map_names(model, file.architecture)
+    return set(file.tensors) - set(used) - set(_ROPE_TENSORS) if used else set()
 
 
 @contextmanager

@@ -52,11 +52,13 @@ class GgufFile:
         path: The file.
         metadata: Its fields; a list of strings is given as its length.
         tensors: Its tensors by name, in their order.
+        fields_end: Where the fields end and the list of tensors begins, in bytes.
     """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+    fields_end: int
 
     @classmethod
     def read(cls, path: Path, *, name: str) -> "GgufFile":
@@ -98,6 +100,11 @@ class GgufFile:
     def architecture(self) -> str:
         """What llama.cpp calls the model's family."""
         return str(self.metadata["general.architecture"])
+
+    @property
+    def alignment(self) -> int:
+        """What the places of tensors are multiples of, in bytes."""
+        return int(self.metadata.get("general.alignment", _ALIGNMENT))
 
     def get(self, field: str) -> Any:
         """A field of the architecture's own, such as ``attention.key_length``; None without it."""
@@ -151,8 +158,8 @@ class _Reader:
         self._name = name
         self._place = 0
 
-    def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-        """Metadata and tensors."""
+    def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor], int]:
+        """Metadata, tensors, and where the former end."""
         if (magic := self._content[: len(_MAGIC)]) != _MAGIC:
             raise ModelError(
                 f"model '{self._name}': this is no GGUF file, got one that begins with {magic!r}; "
@@ -174,13 +181,15 @@ class _Reader:
                 f"model '{self._name}': the GGUF file has no 'general.architecture'. Convert the "
                 "model again."
             )
+        fields_end = self._place
         places = [self._tensor() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         begin = -(-self._place // alignment) * alignment
-        return metadata, {
+        tensors = {
             field: GgufTensor(shape, *self._measure(kind, shape, begin + offset))
             for field, shape, kind, offset in places
         }
+        return metadata, tensors, fields_end
 
     def _measure(self, kind: int, shape: tuple[int, ...], begin: int) -> tuple[str, int, int]:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType

@@ -1,14 +1,14 @@
 """What a model says by itself: the text that a user gets who sends a prompt and draws nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
 from editbench.models.editable import EditableModel
-from editbench.models.generation import generate_texts
-from editbench.models.scoring import score_continuations
-from editbench.questions import Generate, GenerateAnswer, Score
+from editbench.models.scoring import follow_prompts
+from editbench.questions import Answer, Score, ScoreAnswer, Write, WriteAnswer
 
 _N_SHOWN = 8  # tokens of what is said, at least
 
@@ -45,22 +45,20 @@ def say_greedily(model: EditableModel, questions: Sequence[Score]) -> list[Said]
         RequestError: A prompt or continuation has no token, or together they are too long.
     """
     asked = list(dict.fromkeys(questions))
-    with torch.no_grad():
-        scores = score_continuations(model, asked, model.memory.tokens, _report_nothing)
-        said = {
-            question: Said(True, question.continuation)
-            for question in asked
-            if all(scores[question].argmax)
-        }
-        continuations = {
-            question: go_on(model, question) for question in asked if question not in said
-        }
-        texts = _generate(model, continuations.values())
-    for question, continuation in continuations.items():
+    scores = _follow(model, asked)
+    said = {
+        question: Said(True, question.continuation)
+        for question in asked
+        if isinstance(answer := scores[question], ScoreAnswer) and all(answer.argmax)
+    }
+    texts = {question: go_on(model, question) for question in asked if question not in said}
+    written = _follow(model, list(texts.values()))
+    for question, asking in texts.items():
         prompt, expected = model.tokens.encode_question(question)
-        wanted = model.tokens.decode([*prompt, *expected])
-        text = texts[continuation].text
-        said[question] = Said(text.startswith(wanted), _cut_prompt(model, prompt, text))
+        decode = model.tokens.decode
+        text = _text(written[asking])
+        wanted = decode([*prompt, *expected])[len(decode(prompt)) :]
+        said[question] = Said(text.startswith(wanted), text)
     return [said[question] for question in questions]
 
 
@@ -78,59 +76,25 @@ def write_greedily(model: EditableModel, questions: Sequence[Score], n_tokens: i
     Raises:
         RequestError: A prompt has no token, or is longer than the model takes.
     """
-    prompts = [model.tokens.encode_question(question)[0] for question in questions]
-    asked = [
-        _continue(model, question, len(prompt) + n_tokens)
-        for question, prompt in zip(questions, prompts, strict=True)
-    ]
-    texts = _generate(model, asked)
-    return [
-        _cut_prompt(model, prompt, texts[each].text)
-        for prompt, each in zip(prompts, asked, strict=True)
-    ]
+    asked = [Write(question.prompt, n_tokens, question.chat) for question in questions]
+    written = _follow(model, asked)
+    return [_text(written[each]) for each in asked]
 
 
-def find_ends(model: EditableModel) -> frozenset[int]:
-    """The tokens at which a model's own generation stops."""
-    settings = getattr(model.model, "generation_config", None) or model.model.config
-    ends = settings.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def go_on(model: EditableModel, question: Score) -> Generate:
+def go_on(model: EditableModel, question: Score) -> Write:
     """What is written to see whether a text begins with what is asked for."""
-    prompt, expected = model.tokens.encode_question(question)
+    _, expected = model.tokens.encode_question(question)
     # No tokens are shorter than a byte.
     n_bytes = len(f"{question.joiner or ' '}{question.continuation}".encode())
-    return _continue(model, question, len(prompt) + max(len(expected), n_bytes, _N_SHOWN))
+    return Write(question.prompt, max(len(expected), n_bytes, _N_SHOWN), question.chat)
 
 
-def _continue(model: EditableModel, question: Score, n_tokens: int) -> Generate:
-    """Ask for a text of so many tokens with its prompt, or of as many as the model takes."""
-    if model.max_positions is not None:
-        n_tokens = min(n_tokens, model.max_positions)
-    return Generate(question.prompt, n_tokens, question.chat)
+def _follow(model: EditableModel, questions: Sequence[Score | Write]) -> Mapping[Any, Answer]:
+    with torch.no_grad():
+        return follow_prompts(
+            model, list(dict.fromkeys(questions)), model.memory.tokens, lambda n_new: None
+        )
 
 
-def _generate(model: EditableModel, asked: Iterable[Generate]) -> dict[Generate, GenerateAnswer]:
-    """Write texts up to their ends, always with the likeliest token."""
-    return generate_texts(
-        model,
-        list(dict.fromkeys(asked)),
-        0,
-        model.memory.tokens,
-        _report_nothing,
-        top_k=1,
-        ends=find_ends(model),
-    )
-
-
-def _cut_prompt(model: EditableModel, prompt: Sequence[int], text: str) -> str:
-    # The last character may lack some of its bytes.
-    return text[len(model.tokens.decode(prompt)) :].rstrip("\ufffd")
-
-
-def _report_nothing(_: int) -> None:
-    pass
+def _text(answer: Answer) -> str:
+    return cast(WriteAnswer, answer).text

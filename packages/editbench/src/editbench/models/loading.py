@@ -21,6 +21,7 @@ from transformers import (
 from transformers import __version__ as transformers_version
 
 from editbench.errors import ConfigError, EditbenchError, ModelError
+from editbench.models.adapters import find_adapter, put_adapter_on
 from editbench.models.device_memory import is_present
 from editbench.models.editable import EditableModel
 from editbench.models.folder import check_folder, read_config
@@ -60,6 +61,8 @@ def load_model(
 
     Args:
         name_or_path: The name. Write ``./name`` for a folder that is called like a short name.
+            ``BASE+ADAPTER`` is a base with an adapter merged into it, a PEFT folder or llama.cpp's
+            LoRA file; a PEFT folder alone says what its base is.
         specs: The short names.
         dtype: Of the weights; ``auto`` takes the one they are stored in, and float32 for those of a
             GGUF file that are quantized.
@@ -76,6 +79,18 @@ def load_model(
         ConfigError: An option is invalid.
     """
     placement = _check_placement(dtype, device, device_map)
+    if (parts := find_adapter(name_or_path)) is not None:
+        base = load_model(
+            parts[0],
+            specs=specs,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            revision=revision,
+        )
+        return put_adapter_on(base, parts[1], name_or_path)
     spec = specs.get(name_or_path)
     place, file, report = None, None, None
     try:
@@ -142,6 +157,8 @@ def load_outline(
     default = "cuda" if torch.cuda.is_available() else "cpu"
     with _one_clear_error(name_or_path, "the device is unknown"):
         planned_device = torch.device(device or default)
+    if (parts := find_adapter(name_or_path)) is not None:
+        name_or_path = parts[0]  # merged into its base, an adapter takes nothing
     spec = specs.get(name_or_path)
     if spec is not None and spec.load is not None:
         if is_present(planned_device):

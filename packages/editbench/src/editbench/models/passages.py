@@ -1,9 +1,10 @@
-"""What is put to a model to score tokens: each thing once.
+"""What is put to a model to score tokens, and to write some: each thing once.
 
 The last token of a continuation is only ever predicted, so it is left out of the input; then all
 one-token continuations of a prompt have the same input, and more generally any input that begins
 another one is read off that other one's pass: in a causal model, nothing later changes it. Several
-longer continuations of a prompt branch off it: the prompt is run once, and they behind it.
+longer continuations of a prompt branch off it: the prompt is run once, and they behind it; so is
+what the model writes there by itself.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,23 @@ class Passage(Generic[Label]):
 
 
 @dataclass(frozen=True, slots=True)
+class Opening(Generic[Label]):
+    """Tokens that a model is to go on after by itself.
+
+    Attributes:
+        label: What the text is for.
+        context: Ids of the tokens; at least one.
+        n_tokens: How many tokens it writes at most.
+        sentence: Whether its first sentence is enough.
+    """
+
+    label: Label
+    context: Sequence[int]
+    n_tokens: int
+    sentence: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Branch(Generic[Label]):
     """Tokens behind a row, and what is read off them.
 
@@ -52,17 +70,29 @@ class TokenRow(Generic[Label]):
         ids: The tokens.
         read: Labels with the position that predicts their first target, and their targets.
         branches: What goes on behind the sequence, in different ways.
+        openings: Why the model is to go on behind the sequence by itself.
     """
 
     ids: tuple[int, ...]
     read: list[tuple[Label, int, Sequence[int]]] = field(default_factory=list)
     branches: list[Branch[Label]] = field(default_factory=list)
+    openings: list[Opening[Label]] = field(default_factory=list)
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether something follows behind the sequence, and sees its keys and values."""
+        return bool(self.branches or self.openings)
+
+    @property
+    def n_written(self) -> int:
+        """How many tokens the model writes behind the sequence, at most."""
+        return max((opening.n_tokens for opening in self.openings), default=0)
 
     @property
     def positions(self) -> list[int]:
         """The positions at which logits are needed, ascending."""
         read = {first + offset for _, first, targets in self.read for offset in range(len(targets))}
-        return sorted(read | ({len(self.ids) - 1} if self.branches else set()))
+        return sorted(read | ({len(self.ids) - 1} if self.is_trunk else set()))
 
     @property
     def n_reads(self) -> int:
@@ -70,25 +100,31 @@ class TokenRow(Generic[Label]):
         return len(self.positions) + sum(len(branch.ids) for branch in self.branches)
 
     def cut_apart(self) -> "list[TokenRow[Label]]":
-        """The same as rows without branches, one for each."""
+        """The same as rows without branches, one for each, and one for what is to be written."""
         first = len(self.ids) - 1
         rows: list[TokenRow[Label]] = []
         for branch in self.branches:
             read = [(label, first, targets) for label, targets in branch.read]
             rows.append(TokenRow(self.ids + branch.ids, read))
+        if self.openings:
+            rows.append(TokenRow(self.ids, openings=self.openings))
         rows[0].read.extend(self.read)
         return rows
 
 
-def make_rows(passages: Iterable[Passage[Label]]) -> list[TokenRow[Label]]:
-    """Gather what passages have in common."""
-    by_context: dict[tuple[int, ...], list[Passage[Label]]] = {}
+def make_rows(
+    passages: Iterable[Passage[Label]], openings: Iterable[Opening[Label]] = ()
+) -> list[TokenRow[Label]]:
+    """Gather what passages and openings have in common."""
+    by_context: dict[tuple[int, ...], tuple[list[Passage[Label]], list[Opening[Label]]]] = {}
     for passage in passages:
-        by_context.setdefault(tuple(passage.context), []).append(passage)
+        by_context.setdefault(tuple(passage.context), ([], []))[0].append(passage)
+    for opening in openings:
+        by_context.setdefault(tuple(opening.context), ([], []))[1].append(opening)
     plain: list[Passage[Label]] = []
     rows: list[TokenRow[Label]] = []
-    for context, some in by_context.items():
-        row = _branch_off(context, some)
+    for context, (some, opened) in by_context.items():
+        row = _branch_off(context, some, opened)
         if row is None:
             plain += some
         else:
@@ -101,16 +137,17 @@ def batch_rows(
 ) -> "Iterator[Batch[TokenRow[Label], RowExtent]]":
     """Group rows of like length; the longest first, so that a lack of memory shows at once.
 
-    Rows with branches and rows without are not mixed. The budgets are of tokens that run together,
-    padding included, of places at which logits are read, and of tokens that are kept for branches
-    to see.
+    Rows that something follows behind and others are not mixed. The budgets are of tokens that run
+    together, padding included, of places at which logits are read, and of tokens that are kept for
+    what follows to see.
     """
     kinds: dict[bool, list[TokenRow[Label]]] = {True: [], False: []}
     for row in rows:
         if row.branches and RowExtent().grown(row).n_tokens > token_budget:
-            kinds[False] += row.cut_apart()
+            for part in row.cut_apart():
+                kinds[part.is_trunk].append(part)
         else:
-            kinds[bool(row.branches)].append(row)
+            kinds[row.is_trunk].append(row)
 
     def is_full(extent: RowExtent) -> bool:
         is_large = extent.n_tokens > token_budget or extent.n_reads > read_budget
@@ -129,18 +166,21 @@ class RowExtent:
         rows: The rows.
         branches: Their branches.
         n_reads: Places at which logits are needed.
+        texts: What is written behind them, at most.
     """
 
     rows: Padded = NO_ROWS
     branches: Padded = NO_ROWS
     n_reads: int = 0
+    texts: Padded = NO_ROWS
 
     def grown(self, row: TokenRow[Label]) -> "RowExtent":
         """The extent with one row more."""
         branches = self.branches
         for branch in row.branches:
             branches = branches.grown(branch.ids)
-        return RowExtent(self.rows.grown(row.ids), branches, self.n_reads + row.n_reads)
+        texts = self.texts.grown(range(row.n_written)) if row.openings else self.texts
+        return RowExtent(self.rows.grown(row.ids), branches, self.n_reads + row.n_reads, texts)
 
     @property
     def n_tokens(self) -> int:
@@ -149,15 +189,20 @@ class RowExtent:
 
     @property
     def n_cached(self) -> int:
-        """Tokens that are kept for branches to see, and theirs."""
-        return self.branches.n_rows * (self.rows.width + self.branches.width)
+        """Tokens that are kept for what follows to see, and its own."""
+        return sum(
+            behind.n_rows * (self.rows.width + behind.width)
+            for behind in (self.branches, self.texts)
+        )
 
 
 def _branch_off(
-    context: tuple[int, ...], passages: Sequence[Passage[Label]]
+    context: tuple[int, ...],
+    passages: Sequence[Passage[Label]],
+    openings: list[Opening[Label]],
 ) -> TokenRow[Label] | None:
-    """A row with branches, if that saves running a long context more than once."""
-    row: TokenRow[Label] = TokenRow(context)
+    """A trunk, if that saves running a long context more than once, or texts follow it."""
+    row: TokenRow[Label] = TokenRow(context, openings=openings)
     # From the back, as in `_merge`.
     for passage in sorted(passages, key=lambda passage: tuple(passage.targets), reverse=True):
         ids = tuple(passage.targets[:-1])
@@ -168,7 +213,8 @@ def _branch_off(
             row.branches.append(Branch(ids))
         row.branches[-1].read.append((passage.label, passage.targets))
     longest = max((len(branch.ids) for branch in row.branches), default=0)
-    return row if len(row.branches) > 1 and len(context) > longest else None
+    is_worth_it = len(row.branches) > 1 and len(context) > longest
+    return row if is_worth_it or openings else None
 
 
 def _merge(

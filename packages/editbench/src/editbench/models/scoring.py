@@ -1,4 +1,7 @@
-"""Scores of tokens under teacher forcing, with as few forward passes as possible."""
+"""What follows prompts: scores of tokens under teacher forcing, and what a model writes by itself.
+
+With as few forward passes as possible: what is asked about one prompt shares its keys and values.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from editbench.errors import RequestError
 from editbench.models.batches import Batch
 from editbench.models.chosen_positions import Places, find_read_modules, only_at, skipping_padding
 from editbench.models.continuing import find_continuing
@@ -13,21 +17,30 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.passages import Label, Passage, RowExtent, TokenRow, batch_rows, make_rows
-from editbench.questions import Score, ScoreAnswer
+from editbench.models.passages import (
+    Label,
+    Opening,
+    Passage,
+    RowExtent,
+    TokenRow,
+    batch_rows,
+    make_rows,
+)
+from editbench.models.writing import Writer
+from editbench.questions import Score, ScoreAnswer, Write, WriteAnswer
 
 # A place at which logits are read: which row, which of its branches (-1 is the row itself), and
 # the position there.
 _Place = tuple[int, int, int]
 
 
-def score_continuations(
+def follow_prompts(
     model: EditableModel,
-    questions: Sequence[Score],
+    questions: Sequence[Score | Write],
     token_budget: int,
     report: Callable[[int], None],
-) -> dict[Score, ScoreAnswer]:
-    """Answer distinct `Score` questions.
+) -> dict[Score | Write, ScoreAnswer | WriteAnswer]:
+    """Answer distinct `Score` and `Write` questions.
 
     log p is taken in float32 over the whole vocabulary, with whatever the architecture does after
     its head. `argmax` compares with the largest logit. `report` is told how many questions each
@@ -36,20 +49,22 @@ def score_continuations(
     Raises:
         RequestError: A prompt or continuation has no token, or together they are too long.
     """
-    answers: dict[Score, ScoreAnswer] = {}
-    for scores in score_passages(model, make_passages(model, questions), token_budget):
-        answers.update(scores)
-        report(len(scores))
+    answers: dict[Score | Write, ScoreAnswer | WriteAnswer] = {}
+    passages = make_passages(model, [each for each in questions if isinstance(each, Score)])
+    openings = make_openings(model, [each for each in questions if isinstance(each, Write)])
+    for found in run_passages(model, passages, token_budget, openings):
+        answers.update(found)
+        report(len(found))
     return answers
 
 
-def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Passage[Score]]:
+def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Passage[Score | Write]]:
     """Tokenize questions.
 
     Raises:
         RequestError: A prompt or continuation has no token, or together they are too long.
     """
-    passages = []
+    passages: list[Passage[Score | Write]] = []
     for question in questions:
         prompt, continuation = model.tokens.encode_question(question)
         model.check_length(len(prompt) + len(continuation) - 1, question.prompt)
@@ -57,24 +72,52 @@ def make_passages(model: EditableModel, questions: Iterable[Score]) -> list[Pass
     return passages
 
 
-def score_passages(
-    model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
-) -> Iterator[list[tuple[Label, ScoreAnswer]]]:
-    """Score the targets of passages, none of them longer than the model takes.
+def make_openings(model: EditableModel, questions: Iterable[Write]) -> list[Opening[Score | Write]]:
+    """Tokenize prompts to write behind; a text ends where the model takes no more.
+
+    Raises:
+        RequestError: A prompt has no token, or is too long.
+    """
+    openings: list[Opening[Score | Write]] = []
+    for question in questions:
+        prompt = model.tokens.encode(question.prompt, chat=question.chat)
+        if not prompt:
+            raise RequestError(
+                f"writing: the prompt has no token, got {question.prompt!r}. Give a prompt."
+            )
+        n_tokens = question.n_tokens
+        if model.max_positions is not None:
+            model.check_length(len(prompt), question.prompt)
+            n_tokens = max(1, min(n_tokens, model.max_positions - len(prompt)))
+        openings.append(Opening(question, prompt, n_tokens, question.sentence))
+    return openings
+
+
+def run_passages(
+    model: EditableModel,
+    passages: Iterable[Passage[Label]],
+    token_budget: int,
+    openings: Iterable[Opening[Label]] = (),
+) -> Iterator[list[tuple[Label, ScoreAnswer | WriteAnswer]]]:
+    """Score the targets of passages and write behind openings, none longer than the model takes.
 
     Yields:
-        For each forward pass, the labels that it has scores of, with the scores.
+        For each forward pass, the labels that it has answers of, with the answers.
     """
     halving = Halving(f"scoring on '{model.name}'")
-    for batch in batch_passages(model, passages, token_budget):
-        yield from halving.run(batch.rows, lambda rows: list(_score_batch(model, rows)))
+    writer = Writer(model)
+    for batch in batch_passages(model, passages, token_budget, openings):
+        yield from halving.run(batch.rows, lambda rows: list(_run_batch(writer, rows)))
 
 
 def batch_passages(
-    model: EditableModel, passages: Iterable[Passage[Label]], token_budget: int
+    model: EditableModel,
+    passages: Iterable[Passage[Label]],
+    token_budget: int,
+    openings: Iterable[Opening[Label]] = (),
 ) -> Iterator[Batch[TokenRow[Label], RowExtent]]:
     """The forward passes that scoring takes: what is run together, row by row."""
-    rows = make_rows(passages)
+    rows = make_rows(passages, openings)
     if find_continuing(model) != "padded":  # branches behind a row see its keys and values
         rows = [part for row in rows for part in (row.cut_apart() if row.branches else [row])]
     return batch_rows(
@@ -85,9 +128,9 @@ def batch_passages(
     )
 
 
-def _score_batch(
-    model: EditableModel, rows: Sequence[TokenRow[Label]]
-) -> Iterator[tuple[Label, ScoreAnswer]]:
+def _run_batch(
+    writer: Writer, rows: Sequence[TokenRow[Label]]
+) -> Iterator[tuple[Label, ScoreAnswer | WriteAnswer]]:
     wanted: list[tuple[Label, list[tuple[_Place, int]]]] = []
     for index, row in enumerate(rows):
         for label, first, targets in row.read:
@@ -100,33 +143,54 @@ def _score_batch(
                 (label, list(zip(places, targets, strict=False))) for label, targets in branch.read
             ]
     tokens = list(dict.fromkeys(pair for _, pairs in wanted for pair in pairs))
-    found = _run(model, rows, tokens)
+    found, written = _run(writer, rows, tokens)
     for label, pairs in wanted:
         log_probs, argmax = zip(*(found[pair] for pair in pairs), strict=True)
         yield label, ScoreAnswer(log_probs, argmax)
+    for row, ids in zip((row for row in rows if row.openings), written, strict=True):
+        for opening in row.openings:
+            yield opening.label, WriteAnswer(writer.text(opening, ids))
 
 
 def _run(
-    model: EditableModel, rows: Sequence[TokenRow[Label]], tokens: Sequence[tuple[_Place, int]]
-) -> dict[tuple[_Place, int], tuple[float, bool]]:
-    """Look up log p of tokens at places, and whether each is the likeliest."""
-    has_branches = any(row.branches for row in rows)
+    writer: Writer, rows: Sequence[TokenRow[Label]], tokens: Sequence[tuple[_Place, int]]
+) -> tuple[dict[tuple[_Place, int], tuple[float, bool]], list[list[int]]]:
+    """Look up log p of tokens at places, and whether each is the likeliest; and write.
+
+    What is written is listed for the rows with openings, in their order.
+    """
+    model = writer.model
+    is_kept = any(row.is_trunk for row in rows) and find_continuing(model) == "padded"
     # Branches follow at once on what is run before: padding stands in front of it.
-    inputs = model.batch([row.ids for row in rows], "left" if has_branches else "right")
-    width = inputs["input_ids"].shape[1] if has_branches else 0
+    inputs = model.batch([row.ids for row in rows], "left" if is_kept else "right")
+    width = inputs["input_ids"].shape[1] if is_kept else 0
     places = [(index, -1, position) for index, row in enumerate(rows) for position in row.positions]
-    shifts = [width - len(row.ids) if has_branches else 0 for row in rows]
-    cache = DynamicCache(config=model.model.config) if has_branches else None
-    arguments = {**inputs, "past_key_values": cache, "use_cache": has_branches}
+    shifts = [width - len(row.ids) if is_kept else 0 for row in rows]
+    cache = DynamicCache(config=model.model.config) if is_kept else None
+    arguments = {**inputs, "past_key_values": cache, "use_cache": is_kept}
     read = [(index, position + shifts[index]) for index, _, position in places]
-    found = _look_up(model, _forward(model, arguments, read), places, tokens)
-    if cache is None:
-        return found
+    logits = read_logits(model, arguments, read)
+    found = _look_up(model, logits, places, tokens)
+    written: list[list[int]] = []
+    opened = [index for index, row in enumerate(rows) if row.openings]
+    if opened:
+        number_of = {place: number for number, place in enumerate(places)}
+        last = [number_of[index, -1, len(rows[index].ids) - 1] for index in opened]
+        written = writer.go_on(
+            [rows[index].openings for index in opened],
+            logits[last].argmax(dim=1).tolist(),
+            cache,
+            inputs["attention_mask"],
+            opened,
+        )
+    del logits
     branches = [
         (index, number, branch.ids)
         for index, row in enumerate(rows)
         for number, branch in enumerate(row.branches)
     ]
+    if cache is None or not branches:
+        return found, written
     before = torch.tensor([index for index, _, _ in branches], device=model.device)
     cache.batch_select_indices(before)
     behind = model.batch_behind(
@@ -143,10 +207,10 @@ def _run(
         for position in range(len(ids))
     ]
     arguments = {**behind, "past_key_values": cache, "use_cache": True}
-    return found | _look_up(model, _forward(model, arguments, read), places, tokens)
+    return found | _look_up(model, read_logits(model, arguments, read), places, tokens), written
 
 
-def _forward(
+def read_logits(
     model: EditableModel, arguments: dict[str, Any], read: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
     """Logits at places (row, position) of a batch, ``[n_places, vocab]``."""
@@ -176,6 +240,8 @@ def _look_up(
     """
     rows = {place: row for row, place in enumerate(places)}
     some = [pair for pair in tokens if pair[0] in rows]
+    if not some:
+        return {}
     wanted = torch.tensor([(rows[place], token) for place, token in some], device=logits.device)
     row, token = wanted.unbind(dim=1)
     slices = logits.split(model.memory.reads_in_float32)

@@ -246,6 +246,11 @@ class Tokens:
         return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be asked."""
+        return self._chat is not None
+
+    @property
     def opening(self) -> tuple[int, ...]:
         """What `encode` puts before every text: a beginning-of-sequence token, or nothing."""
         return self._opening

@@ -20,8 +20,9 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
     """Register the editors that ship with editbench."""
     from editbench.editors import alphaedit, memit
     from editbench.editors.emmet import Emmet
-    from editbench.editors.finetune import FineTune
+    from editbench.editors.finetune import FineTune, LocFineTune
     from editbench.editors.mend.editor import Mend
+    from editbench.editors.prompting import InContext, Retrieval
     from editbench.editors.rome import Rome
     from editbench.editors.ultraedit import UltraEdit
     from editbench.editors.unedited import Unedited
@@ -45,7 +46,10 @@ def editbench_register_editors() -> "Sequence[type[Editor]]":
         alphaedit.Sphere,
         UltraEdit,
         FineTune,
+        LocFineTune,
         Mend,
+        InContext,
+        Retrieval,
     ]
 
 
@@ -54,20 +58,52 @@ def editbench_register_datasets() -> "Sequence[type[Dataset]]":
     """Register the datasets that ship with editbench."""
     from editbench.datasets.counterfact import CounterFact, CounterFactFull
     from editbench.datasets.facts import Facts
+    from editbench.datasets.flat import KnowEditDataset, QAEditDataset, WikiBigEditDataset
+    from editbench.datasets.mquake import MQuAKE, MQuAKERemastered
+    from editbench.datasets.ripple_edits import RippleEditsDataset
     from editbench.datasets.zsre import ZsRE
     from editbench.plugins.atlas import AtlasDataset, AtlasTraining, AtlasValidation
 
-    return [AtlasDataset, AtlasValidation, AtlasTraining, CounterFact, CounterFactFull, ZsRE, Facts]
+    return [
+        AtlasDataset,
+        AtlasValidation,
+        AtlasTraining,
+        CounterFact,
+        CounterFactFull,
+        ZsRE,
+        MQuAKE,
+        MQuAKERemastered,
+        RippleEditsDataset,
+        KnowEditDataset,
+        QAEditDataset,
+        WikiBigEditDataset,
+        Facts,
+    ]
 
 
 @hookimpl
 def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.generation import GenerationEntropy, ReferenceScore
+    from editbench.metrics.generation_match import GenerationExact, GenerationMatch
     from editbench.metrics.perplexity import Perplexity
+    from editbench.metrics.portability import Portability
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
+    from editbench.metrics.specificity import CounterFactPlus, Divergence
 
-    return [Success, Accuracy, TokenAccuracy, GenerationEntropy, ReferenceScore, Perplexity]
+    return [
+        Success,
+        Accuracy,
+        TokenAccuracy,
+        GenerationMatch,
+        GenerationExact,
+        Portability,
+        GenerationEntropy,
+        ReferenceScore,
+        Perplexity,
+        CounterFactPlus,
+        Divergence,
+    ]
 
 
 @hookimpl

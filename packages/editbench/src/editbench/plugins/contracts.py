@@ -153,7 +153,8 @@ def _check_questions(metric: Any, questions: Any) -> str | None:
     from editbench.questions import Question
 
     kinds = get_args(Question)
-    problem = _is_sequence_of(kinds, "a tuple of questions (Score, Generate, Read)")
+    names = ", ".join(kind.__name__ for kind in kinds)
+    problem = _is_sequence_of(kinds, f"a tuple of questions ({names})")
     if said := problem(metric, questions):
         return said
     for question in questions:

@@ -57,8 +57,13 @@ class Registration:
 
     @property
     def details(self) -> dict[str, str]:
-        """What else it says about itself: of an editor what it is good for, and its paper."""
-        details = {name: getattr(self.value, name, "") for name in ("good_for", "citation")}
+        """What else it says about itself.
+
+        Of an editor what it is good for, and its paper; of a dataset where it is from, and what is
+        known to be wrong with it.
+        """
+        names = ("good_for", "citation", "source", "known_errors")
+        details = {name: getattr(self.value, name, "") for name in names}
         return {name: text for name, text in details.items() if text and isinstance(text, str)}
 
     @property

@@ -36,6 +36,16 @@ def open_dataset(
     return dataset
 
 
+def view_dataset(
+    dataset: "Dataset", *, as_chat: bool = False, held_out: "Corpus | None" = None
+) -> "Dataset":
+    """The dataset asked as a chat, or with other held-out text; itself if neither is wanted."""
+    from editbench.datasets.view import DatasetView
+
+    is_same = not as_chat and held_out is None
+    return dataset if is_same else DatasetView(dataset, as_chat=as_chat, held_out=held_out)
+
+
 def validation_of(source: str, plugins: PluginManager) -> str:
     """The validation split of a ``NAME[=PATH]``; the same where there is none."""
     name = f"{source}-validation"

@@ -24,6 +24,7 @@ class Collection:
             where a case has no value.
         experiments: The experiments that the runs are of, as their provenance names them, with
             their trials; a run that names none is of the experiment ``""``.
+        tokenizers: Fingerprint of a model to that of its tokenizer, where the runs say it.
     """
 
     trials: Mapping[str, TrialDescription]
@@ -31,6 +32,7 @@ class Collection:
     records: Mapping[str, TrialRecord]
     values: Mapping[str, pd.DataFrame]
     experiments: Mapping[str, tuple[str, ...]]
+    tokenizers: Mapping[str, str]
 
     @property
     def distinct_metrics(self) -> tuple[MetricDescription, ...]:
@@ -49,8 +51,11 @@ def collect(folders: Sequence[Path]) -> Collection:
     metrics: dict[str, tuple[MetricDescription, ...]] = {}
     records: dict[str, TrialRecord] = {}
     experiments: dict[str, dict[str, None]] = {}
+    tokenizers: dict[str, str] = {}
     for folder in folders:
         manifest = read_manifest(folder)
+        for model in manifest.provenance.get("models", ()):
+            tokenizers[model.get("fingerprint", "")] = model.get("tokenizer_fingerprint", "")
         experiment = str(manifest.provenance.get("experiment", ""))
         experiments.setdefault(experiment, {}).update(dict.fromkeys(manifest.trials))
         for trial, description in manifest.trials.items():
@@ -65,4 +70,4 @@ def collect(folders: Sequence[Path]) -> Collection:
         order = [of_trial[name].unique() for name in ("case_id", "metric")]
         values[str(address)] = wide.loc[order[0], order[1]]
     named = {name: tuple(found) for name, found in experiments.items()}
-    return Collection(trials, metrics, records, values, named)
+    return Collection(trials, metrics, records, values, named, tokenizers)

@@ -12,6 +12,7 @@ import numpy as np
 from editbench.errors import RunError, UnknownNameError
 from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
+from editbench.results.disclosure import disclose
 from editbench.results.manifest import MetricDescription
 from editbench.results.paired_bootstrap import estimate_differences
 from editbench.results.quantities import find_quantities, take_logarithms
@@ -20,7 +21,7 @@ from editbench.results.variants import find_variants
 _BOOTSTRAP_SEED = 0  # fixed, so that equal rows have equal intervals
 _CASES = (
     "model_fingerprint", "dataset_fingerprint", "n_edits", "n_batches", "relations", "seed",
-    "sample", "on_conflict",
+    "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What two trials must have in common to be about the same cases."""
 
@@ -85,11 +86,13 @@ class Comparison:
         baseline: Name of the editor that the others are compared to.
         differences: In the order of runs, trials, metrics.
         metrics: What is known about the metrics, each once.
+        disclosure: How the numbers came about, in one paragraph.
     """
 
     baseline: str
     differences: tuple[Difference, ...]
     metrics: tuple[MetricDescription, ...]
+    disclosure: str = ""
 
 
 def compare(folders: Sequence[Path], baseline: str) -> Comparison:
@@ -130,6 +133,7 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
             for difference in _compare_trials(collection, variants, trial, base)
         ),
         metrics=collection.distinct_metrics,
+        disclosure=disclose(collection),
     )
 
 

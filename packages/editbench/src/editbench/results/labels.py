@@ -64,6 +64,24 @@ _KNOWN = (
     ("efficacy_accuracy", "EA", "Efficacy", "efficacy accuracy", None),
     ("paraphrase_accuracy", "PA", "Paraphrase", "paraphrase accuracy", None),
     ("neighborhood_accuracy", "NA", "Specificity", "neighborhood accuracy", None),
+    ("portability_accuracy", "PoA", "Portability", "accuracy of what follows", None),
+    ("portability_generation", "PoG", "Portability", "what follows in own words", None),
+    ("reasoning_accuracy", "RA", "Reasoning", "accuracy of inferences", None),
+    ("aliasing_accuracy", "AA", "Aliasing", "accuracy under other names of the subject", None),
+    ("reversal_accuracy", "RevA", "Reversal", "accuracy of reversed facts", None),
+    ("multi_hop_accuracy", "MHA", "Multi-hop", "accuracy over further facts", None),
+    ("generation_score", "SG", "Score", "score of generations", None),
+    ("efficacy_generation", "EG", "Efficacy", "efficacy in own words", None),
+    ("paraphrase_generation", "PG", "Paraphrase", "paraphrase in own words", None),
+    ("neighborhood_generation", "NG", "Specificity", "neighborhood in own words", None),
+    ("generation_exact_score", "SX", "Score", "score of exact generations", None),
+    ("efficacy_generation_exact", "EX", "Efficacy", "efficacy in the very words", None),
+    ("paraphrase_generation_exact", "PX", "Paraphrase", "paraphrase in the very words", None),
+    ("neighborhood_generation_exact", "NX", "Specificity", "neighborhood in the very words", None),
+    ("neighborhood_plus_success", "NS+", "Specificity", "NS behind the edited sentence", "%"),
+    ("neighborhood_plus_margin", "NM+", "Specificity", "P(true) − P(new) there", "points"),
+    ("neighborhood_divergence", "NKL", "Specificity", "divergence on neighbors", "nats"),
+    ("text_divergence", "TKL", "Divergence", "divergence on held-out text", "nats"),
     ("generation_entropy", "GE", "Fluency", "generation entropy", "bits × 100"),
     ("reference_score", "RS", "Consistency", "reference score", "cosine × 100"),
     ("perplexity", "PPL", "Perplexity", "perplexity of held-out text", ""),
@@ -73,10 +91,17 @@ _KNOWN = (
 def label_metrics(
     present: Iterable[str], metrics: Sequence[MetricDescription]
 ) -> list[MetricLabel]:
-    """Labels of row metrics and scores, in the order of the paper's tables; others come last."""
+    """Labels of row metrics and scores, in the order of the paper's tables; others come last.
+
+    Where what a model writes by itself is among them, all that measures one quality stands
+    together: how likely the answer is, whether it is the likeliest, whether it is said.
+    """
     names = list(dict.fromkeys(present))
     known = {entry[0]: entry[1:] for entry in _KNOWN}
     ordered = [name for name in known if name in names]
+    if any("_generation" in name for name in names):
+        qualities = list(dict.fromkeys(entry[2] for entry in _KNOWN))
+        ordered.sort(key=lambda name: qualities.index(known[name][1]))
     ordered += [name for name in names if name not in known]
     labels = []
     for name in ordered:

@@ -12,7 +12,12 @@ from editbench.requests import ConflictPolicy
 Sample = Literal["first", "shuffled"]
 """Whether the cases are the dataset's first, or drawn with the seed."""
 
+Knowledge = Literal["all", "known", "unknown"]
+"""Whether all facts are edited, or only those that the unedited model knows, or does not know."""
+
 _N_HASH_DIGITS = 16
+# Fields that descriptions did not always have: what they say by default was so before, too.
+_LATER = {"facts": "all"}
 
 
 class MetricDescription(BaseModel):
@@ -54,6 +59,8 @@ class TrialDescription(BaseModel):
         relations: The relations whose facts are written, in equal shares; none means all.
         seed: Source of every random choice.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
+        facts: Whether all facts are edited, or only those that the unedited model knows, or does
+            not know.
         on_conflict: What happens to requests that contradict each other.
         metrics: Metric name to version.
         inputs: Content of what else the editor was given: hash of the second moments, context
@@ -74,6 +81,7 @@ class TrialDescription(BaseModel):
     relations: tuple[str, ...] = ()
     seed: int
     sample: Sample
+    facts: Knowledge = "all"
     on_conflict: ConflictPolicy
     metrics: dict[str, int]
     inputs: dict[str, Any] = Field(default_factory=dict)
@@ -82,7 +90,8 @@ class TrialDescription(BaseModel):
     @property
     def hash(self) -> str:
         """The trial's content address: of all fields but what the run happens to call the model."""
-        content = self.model_dump(mode="json", exclude={"model"})
+        unset = {name for name, value in _LATER.items() if getattr(self, name) == value}
+        content = self.model_dump(mode="json", exclude={"model", *unset})
         encoded = json.dumps(content, sort_keys=True).encode()
         return hashlib.sha256(encoded).hexdigest()[:_N_HASH_DIGITS]
 
@@ -91,9 +100,10 @@ class TrialDescription(BaseModel):
         """What messages call the trial."""
         batches = f" in {self.n_batches} batches" if self.n_batches > 1 else ""
         relations = f" of {' and '.join(self.relations)}" if self.relations else ""
+        facts = "" if self.facts == "all" else f", {self.facts} facts"
         return (
             f"{self.editor} on {self.model}, {self.dataset}, {self.n_edits} edits{batches}"
-            f"{relations}, seed {self.seed}"
+            f"{relations}{facts}, seed {self.seed}"
         )
 
     def flat(self) -> dict[str, str]:

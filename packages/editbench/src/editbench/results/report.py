@@ -11,6 +11,7 @@ import pandas as pd
 from editbench.estimates import Estimate, estimate_mean
 from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
+from editbench.results.disclosure import disclose
 from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.row import Status
@@ -87,6 +88,7 @@ class Summary:
         trials: Every trial by its hash, whether it has numbers or not.
         experiments: Name of an experiment to the hashes of its trials; ``""`` for runs that are of
             none.
+        disclosure: How the numbers came about, in one paragraph.
     """
 
     lines: tuple[SummaryLine, ...]
@@ -95,6 +97,7 @@ class Summary:
     n_missing: int
     trials: Mapping[str, TrialDescription]
     experiments: Mapping[str, tuple[str, ...]]
+    disclosure: str = ""
 
 
 def summarize(folders: Sequence[Path]) -> Summary:
@@ -146,6 +149,7 @@ def summarize_collection(collection: Collection) -> Summary:
         n_missing=len(trials) - len(records),
         trials=trials,
         experiments=collection.experiments,
+        disclosure=disclose(collection),
     )
 
 

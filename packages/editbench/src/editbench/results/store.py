@@ -44,6 +44,9 @@ class TrialRecord(BaseModel):
         peak_memory_bytes: ``process``: the largest resident size the process has had so far;
             ``device``: the most that this trial had allocated on the accelerator, if there is one.
         n_conflicts: How many groups of conflicting requests the policy resolved.
+        n_known: How many facts the unedited model knew, and of how many; None if it was not asked
+            since all facts are edited.
+        n_shared_subjects: How many cases have a subject that another one written with them has.
         edits: The card of each batch's edit.
         warnings: What was warned about on the way.
         files: Name to SHA-256 of the trial's other files; empty in records of earlier versions.
@@ -59,6 +62,8 @@ class TrialRecord(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = Field(default_factory=dict)
     n_conflicts: int = 0
+    n_known: tuple[int, int] | None = None
+    n_shared_subjects: int = 0
     edits: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)

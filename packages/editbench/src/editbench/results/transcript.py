@@ -20,6 +20,7 @@ class ProbeTranscript(BaseModel):
         alternative: The one it competes with, if any.
         log_prob_expected: Mean over tokens of log p of `expected`; None if it was not asked.
         log_prob_alternative: The same of `alternative`.
+        text: What the model wrote after the prompt by itself; None if it was not asked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,6 +31,7 @@ class ProbeTranscript(BaseModel):
     alternative: str | None = None
     log_prob_expected: float | None = None
     log_prob_alternative: float | None = None
+    text: str | None = None
 
 
 class CaseTranscript(BaseModel):

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from editbench.errors import EditbenchError
 from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric, find_fault
-from editbench.questions import Answers, Generate, GenerateAnswer, Score, ScoreAnswer
+from editbench.metrics.generation_match import probe_text
+from editbench.questions import Answers, Generate, GenerateAnswer, Score, ScoreAnswer, WriteAnswer
 from editbench.requests import EditCase, Probe
 from editbench.results.transcript import CaseTranscript, ProbeTranscript
 from editbench.runner.trial import CaseBatch
@@ -78,9 +79,15 @@ def _transcribe_probe(probe: Probe, answers: Answers) -> ProbeTranscript:
         log_prob_alternative=None
         if probe.alternative is None
         else _log_prob(probe.question(probe.alternative), answers),
+        text=_text(probe, answers),
     )
 
 
 def _log_prob(question: Score, answers: Answers) -> float | None:
     answer = answers.get(question)
     return round(answer.mean_log_prob, 6) if isinstance(answer, ScoreAnswer) else None
+
+
+def _text(probe: Probe, answers: Answers) -> str | None:
+    answer = answers.get(probe_text(probe))
+    return answer.text if isinstance(answer, WriteAnswer) else None

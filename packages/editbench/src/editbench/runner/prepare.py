@@ -1,19 +1,23 @@
 """A run worked out and checked before any of it is done: said, priced, and then run."""
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, PluginError
-from editbench.metrics.base import AnyMetric, Metric
+from editbench.metrics.base import AnyMetric, Metric, TextMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Question
+from editbench.questions import Before, Question
 from editbench.requests import Conflict, EditCase
+from editbench.runner.knowledge import KnowledgeFilter
+from editbench.runner.masking import mask_contaminated
 from editbench.runner.selection import select_batches
 from editbench.runner.trial import CaseBatch, Trial
 from editbench.runner.unedited import Questionnaire, make_questionnaires
@@ -34,6 +38,7 @@ class PreparedTrial:
         metrics: Its metrics, fitted to its dataset.
         batches: What is edited and asked about, each batch together.
         n_conflicts: How many groups of conflicting requests the policy resolved.
+        n_known: How many facts the unedited model knew, and of how many; None if it was not asked.
         questionnaires: Where the unedited model's answers to its questions are.
         failure: What a plugin raised, so that nothing can be run of it; there are no batches then.
     """
@@ -47,6 +52,7 @@ class PreparedTrial:
     metrics: tuple[AnyMetric, ...] = ()
     batches: tuple[CaseBatch, ...] = ()
     n_conflicts: int = 0
+    n_known: tuple[int, int] | None = None
     questionnaires: tuple[Questionnaire, ...] = ()
     failure: PluginError | None = None
 
@@ -54,6 +60,17 @@ class PreparedTrial:
     def n_cases(self) -> int:
         """How many cases there are in all batches."""
         return sum(len(batch.cases) for batch in self.batches)
+
+    @property
+    def asks_unedited(self) -> bool:
+        """Whether answers of the unedited model are needed, whatever the editor does."""
+        return self.is_unedited or any(batch.before for batch in self.batches)
+
+    @property
+    def n_shared_subjects(self) -> int:
+        """How many cases have a subject that another one of their batch has."""
+        counts = (Counter(case.request.subject for case in batch.cases) for batch in self.batches)
+        return sum(n for count in counts for n in count.values() if n > 1)
 
     @property
     def is_unedited(self) -> bool:
@@ -74,11 +91,12 @@ class PreparedRun:
     prepared: tuple[PreparedTrial, ...]
 
 
-def prepare_run(trials: Sequence[Trial]) -> PreparedRun:
+def prepare_run(trials: Sequence[Trial], cache: Path | None = None) -> PreparedRun:
     """Choose the cases and gather the questions of all trials.
 
     A trial whose plugins break their contract is prepared as one that fails, as long as there is
-    another.
+    another. Where only facts are edited that a model knows, or does not know, it is asked here; in
+    `cache` the answers are kept.
 
     Raises:
         ConfigError: There is nothing to run; a dataset has too few cases; two metrics produce the
@@ -92,7 +110,7 @@ def prepare_run(trials: Sequence[Trial]) -> PreparedRun:
     """
     if not trials:
         raise ConfigError("run: there is nothing to run, got no trial.")
-    preparation = _Preparation()
+    preparation = _Preparation(cache)
     prepared = [preparation.prepare(trial) for trial in trials]
     failures = [trial.failure for trial in prepared if trial.failure is not None]
     if len(failures) == len(prepared):
@@ -107,11 +125,15 @@ def prepare_run(trials: Sequence[Trial]) -> PreparedRun:
     )
 
 
+_Selection = tuple[list[list[EditCase]], list[Conflict], tuple[int, int] | None]
+
+
 class _Preparation:
     """Prepares trials; what several of them share is worked out once."""
 
-    def __init__(self) -> None:
-        self._selected: dict[tuple[object, ...], tuple[list[list[EditCase]], list[Conflict]]] = {}
+    def __init__(self, cache: Path | None) -> None:
+        self._cache = cache
+        self._selected: dict[tuple[object, ...], _Selection] = {}
         self._asked: dict[tuple[object, ...], tuple[CaseBatch, ...]] = {}
         self._fitted: dict[tuple[object, ...], AnyMetric] = {}
         self._checked: set[tuple[object, ...]] = set()
@@ -122,12 +144,11 @@ class _Preparation:
             trial.hash, trial.label, trial.seed, trial.editor, trial.model, trial.inputs
         )
         try:
-            metrics, batches, n_conflicts = self._work_out(trial)
+            return self._work_out(trial, prepared)
         except PluginError as error:
             return replace(prepared, failure=error)
-        return replace(prepared, metrics=metrics, batches=batches, n_conflicts=n_conflicts)
 
-    def _work_out(self, trial: Trial) -> tuple[tuple[AnyMetric, ...], tuple[CaseBatch, ...], int]:
+    def _work_out(self, trial: Trial, prepared: PreparedTrial) -> PreparedTrial:
         self._check_editor(trial)
         wanted: dict[str, Any] = {
             "n_edits": trial.n_edits,
@@ -137,10 +158,11 @@ class _Preparation:
             "seed": trial.seed if trial.sample == "shuffled" else 0,
             "on_conflict": trial.on_conflict,
         }
-        selection = (id(trial.dataset), *wanted.values())
+        asked = None if trial.facts == "all" else (trial.facts, trial.model.fingerprint)
+        selection = (id(trial.dataset), *wanted.values(), asked)
         if selection not in self._selected:
-            self._selected[selection] = select_batches(trial.dataset.cases(), **wanted)
-        batches, conflicts = self._selected[selection]
+            self._selected[selection] = self._select(trial, wanted)
+        batches, conflicts, n_known = self._selected[selection]
         for metric in trial.metrics:
             fitting = (id(trial.dataset), metric.name)
             if fitting not in self._fitted:
@@ -151,7 +173,21 @@ class _Preparation:
         questioning = (selection, tuple(metric.name for metric in metrics))
         if questioning not in self._asked:
             self._asked[questioning] = _gather_batches(trial.dataset, metrics, batches)
-        return metrics, self._asked[questioning], len(conflicts)
+        return replace(
+            prepared,
+            metrics=metrics,
+            batches=self._asked[questioning],
+            n_conflicts=len(conflicts),
+            n_known=n_known,
+        )
+
+    def _select(self, trial: Trial, wanted: Mapping[str, Any]) -> _Selection:
+        cases = trial.dataset.cases()
+        if trial.facts == "all":
+            return *select_batches(cases, **wanted), None
+        sieve = KnowledgeFilter(trial.model, trial.facts == "known", self._cache)
+        batches, conflicts = select_batches(cases, **wanted, choose=sieve.choose)
+        return batches, conflicts, (sieve.n_known, sieve.n_asked)
 
     def _check_editor(self, trial: Trial) -> None:
         """Refuse an editor that cannot do its work, and second moments that it cannot use."""
@@ -175,9 +211,9 @@ def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
     Raises:
         DataError: The dataset cannot be read.
     """
-    if isinstance(metric, Metric):
-        return any(metric.questions(case) for case in dataset.cases())
-    return any(metric.questions(text) for text in dataset.held_out_texts())
+    if isinstance(metric, Metric) and any(metric.questions(case) for case in dataset.cases()):
+        return True
+    return isinstance(metric, TextMetric) and any(map(metric.questions, dataset.held_out_texts()))
 
 
 def _gather_batches(
@@ -185,19 +221,21 @@ def _gather_batches(
 ) -> tuple[CaseBatch, ...]:
     """Give each batch its share of the held-out texts, and what the metrics ask about both."""
     _refuse_clash(metrics)
-    is_read = any(not isinstance(metric, Metric) for metric in metrics)
+    is_read = any(isinstance(metric, TextMetric) for metric in metrics)
     held_out = dataset.held_out_texts() if is_read else ()
     texts = [(f"held-out-{index:05d}", text) for index, text in enumerate(held_out)]
     shares = [texts[start :: len(batches)] for start in range(len(batches))]
+    masked = [mask_contaminated(cases) for cases in batches]
+    batches = [cases for cases, _ in masked]
     gathered: list[dict[Question, None]] = [{} for _ in batches]
     for metric in metrics:
         has_asked = False
         for cases, share, known in zip(batches, shares, gathered, strict=True):
-            questions = (
-                [question for case in cases for question in metric.questions(case)]
-                if isinstance(metric, Metric)
-                else [question for _, text in share for question in metric.questions(text)]
-            )
+            questions: list[Question] = []
+            if isinstance(metric, Metric):
+                questions += [question for case in cases for question in metric.questions(case)]
+            if isinstance(metric, TextMetric):
+                questions += [question for _, text in share for question in metric.questions(text)]
             known.update(dict.fromkeys(questions))
             has_asked = has_asked or bool(questions)
         if not has_asked:
@@ -205,8 +243,14 @@ def _gather_batches(
     if not any(gathered):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        CaseBatch(tuple(cases), tuple(share), tuple(known))
-        for cases, share, known in zip(batches, shares, gathered, strict=True)
+        CaseBatch(
+            tuple(cases),
+            tuple(share),
+            questions=tuple(each for each in known if not isinstance(each, Before)),
+            before=tuple(each.question for each in known if isinstance(each, Before)),
+            n_masked=n_masked,
+        )
+        for (cases, n_masked), share, known in zip(masked, shares, gathered, strict=True)
     )
 
 

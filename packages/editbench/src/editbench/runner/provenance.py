@@ -11,6 +11,7 @@ import torch
 
 from editbench.edits.card import package_versions
 from editbench.metrics.base import AnyMetric
+from editbench.models.adapters import describe_adapters
 from editbench.results.manifest import MetricDescription
 from editbench.runner.trial import Trial
 
@@ -39,6 +40,7 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
                 else f"{model.device} ({torch.cuda.get_device_name(model.device)})",
                 "n_parameters": model.model.num_parameters(),
                 **({"gguf": model.gguf.describe()} if model.gguf is not None else {}),
+                **({"adapters": describe_adapters(model)} if model.adapters else {}),
             }
             for fingerprint, model in models.items()
         ],

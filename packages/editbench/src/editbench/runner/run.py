@@ -80,7 +80,7 @@ def run_grid(
             `prepare_run` and `RunStore`.
     """
     executor = executor or LocalExecutor()
-    run = trials if isinstance(trials, PreparedRun) else prepare_run(trials)
+    run = trials if isinstance(trials, PreparedRun) else prepare_run(trials, cache)
     for model in {id(trial.model): trial.model for trial in run.trials}.values():
         model.check_unedited("run")
     manifest = RunManifest(

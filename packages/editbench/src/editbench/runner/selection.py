@@ -1,12 +1,15 @@
 """Which cases of a dataset a trial edits, and which of them together."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from editbench.errors import ConfigError
 from editbench.requests import Conflict, ConflictPolicy, EditCase, resolve_conflicts
 from editbench.results.manifest import Sample
+
+Choose = Callable[[Sequence[EditCase], int], list[EditCase]]
+"""Leaves the first so many of some cases that are wanted, or as many as there are."""
 
 
 def select_batches(
@@ -18,6 +21,7 @@ def select_batches(
     sample: Sample,
     seed: int,
     on_conflict: ConflictPolicy,
+    choose: Choose | None = None,
 ) -> tuple[list[list[EditCase]], list[Conflict]]:
     """Choose the cases of a trial, in batches that are edited together.
 
@@ -34,6 +38,8 @@ def select_batches(
             does; ``shuffled`` draws them with the seed.
         seed: Seed of the draw.
         on_conflict: What to do with requests that contradict each other (Eqn 5).
+        choose: Leaves only some of the cases, of each relation as many as are needed; None leaves
+            all.
 
     Returns:
         `n_batches` lists of `n_edits` cases, and the conflicts that the policy resolved.
@@ -53,17 +59,23 @@ def select_batches(
     n_dropped = len(cases) - len(remaining)
     if sample == "shuffled":
         random.Random(seed).shuffle(remaining)
+    n_wanted = n_edits * n_batches
     if relations:
         groups = [_of_relation(remaining, relation) for relation in relations]
+        if choose is not None:
+            groups = [choose(group, -(-n_wanted // len(groups))) for group in groups]
         remaining = list(chain.from_iterable(zip(*groups, strict=False)))  # in turns
-    n_wanted = n_edits * n_batches
+    elif choose is not None:
+        remaining = choose(remaining, n_wanted)
     if n_wanted > len(remaining):
         wanted = f"n_edits {n_edits}" + (f" in {n_batches} batches" if n_batches > 1 else "")
+        left = " that the model's knowledge leaves" if choose is not None else ""
         within = f" of {' and '.join(relations)} in equal shares" if relations else ""
         without = f" besides {n_dropped} dropped for conflicts" if n_dropped else ""
         raise ConfigError(
             f"select cases: the dataset has too few cases, got {wanted}; expected at most "
-            f"{len(remaining)}{within}{without}. Ask for fewer edits or give a larger dataset."
+            f"{len(remaining)}{left}{within}{without}. Ask for fewer edits or give a larger "
+            "dataset."
         )
     batches = [remaining[start : start + n_edits] for start in range(0, n_wanted, n_edits)]
     if on_conflict == "error":

@@ -11,9 +11,9 @@ from editbench.editors.unedited import Unedited
 from editbench.edits.card import package_versions
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
-from editbench.questions import Question
+from editbench.questions import PlainQuestion
 from editbench.requests import ConflictPolicy, EditCase, EditRequest
-from editbench.results.manifest import Sample, TrialDescription
+from editbench.results.manifest import Knowledge, Sample, TrialDescription
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Trial:
             a few edits at a time need many batches before their numbers mean anything.
         relations: Only facts of these relations, in equal shares; none means all.
         sample: Whether the cases are the dataset's first, or drawn with the seed.
+        facts: Whether all facts are edited, or only those that the unedited model knows, or does
+            not know.
         on_conflict: What happens to requests that contradict each other.
         inputs: What else the editor is given.
     """
@@ -44,6 +46,7 @@ class Trial:
     n_batches: int = 1
     relations: tuple[str, ...] = ()
     sample: Sample = "first"
+    facts: Knowledge = "all"
     on_conflict: ConflictPolicy = "error"
     inputs: Inputs = field(default_factory=Inputs)
 
@@ -62,6 +65,7 @@ class Trial:
             relations=self.relations,
             seed=self.seed,
             sample=self.sample,
+            facts=self.facts,
             on_conflict=self.on_conflict,
             metrics={metric.name: metric.version for metric in self.metrics},
             inputs=self.inputs.content,
@@ -88,11 +92,15 @@ class CaseBatch:
         texts: Held-out texts to read, each with an id; a trial's batches share them between them,
             so that each is read once, whatever the number of batches.
         questions: What the metrics ask about cases and texts, each question once.
+        before: What they ask the unedited model, whatever is edited; each question once.
+        n_masked: How many portability probes of its cases others of them make wrong.
     """
 
     cases: tuple[EditCase, ...]
     texts: tuple[tuple[str, str], ...]
-    questions: tuple[Question, ...]
+    questions: tuple[PlainQuestion, ...]
+    before: tuple[PlainQuestion, ...] = ()
+    n_masked: int = 0
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -111,6 +119,7 @@ def grid(
     n_batches: Callable[[int], int] = lambda n_edits: 1,
     relations: Sequence[tuple[str, ...]] = ((),),
     sample: Sample = "first",
+    facts: Knowledge = "all",
     on_conflict: ConflictPolicy = "error",
     inputs: Callable[[EditableModel, Dataset], Inputs] = lambda model, dataset: Inputs(),
 ) -> list[Trial]:
@@ -126,6 +135,7 @@ def grid(
         n_batches: How many batches of a number of requests.
         relations: Groups of relations to take facts of; an empty group stands for all.
         sample: Whether cases are the dataset's first, or drawn with the seed.
+        facts: Whether all facts are edited, or only those that a model knows, or does not know.
         on_conflict: What happens to requests that contradict each other.
         inputs: What else editors are given, for a model and dataset.
 
@@ -149,6 +159,7 @@ def grid(
                 n_batches=n_batches(n),
                 relations=group,
                 sample=sample,
+                facts=facts,
                 on_conflict=on_conflict,
                 inputs=Inputs() if isinstance(editor, Unedited) else given,
             )

@@ -15,7 +15,7 @@ from editbench.errors import EditbenchError, PluginError
 from editbench.models.answering import answer_questions
 from editbench.models.out_of_memory import explaining_out_of_memory, free_memory_of_errors
 from editbench.progress import Progress
-from editbench.questions import Answers
+from editbench.questions import Answers, Before
 from editbench.results.row import Status
 from editbench.results.store import TrialRecord
 from editbench.results.transcript import CaseTranscript
@@ -65,7 +65,7 @@ def run_trial(
     """Run a trial; whatever goes wrong in it is part of the outcome.
 
     `unedited` returns what the unedited model answers to at least the trial's questions; it is
-    called once, if an edit changes nothing.
+    called once, if an edit changes nothing or metrics compare with it.
     """
     seconds = {"edit": 0.0, "answer": 0.0}
     cards: list[dict[str, Any]] = []
@@ -82,6 +82,13 @@ def run_trial(
             with explaining_out_of_memory(operation):
                 for batch in trial.batches:
                     check_requests(trial.model, batch.requests)
+                if n_masked := sum(batch.n_masked for batch in trial.batches):
+                    warnings.warn(
+                        f"portability: {n_masked} probes do not count, since other requests of "
+                        "their batch change what they follow from, or one that they follow from "
+                        "is not in it.",
+                        stacklevel=2,
+                    )
                 resources = trial.inputs.resources(trial.seed, conditions.cache, on_progress)
                 for index, batch in enumerate(trial.batches):
                     if len(trial.batches) > 1:
@@ -98,9 +105,11 @@ def run_trial(
                                 token_budget=conditions.token_budget or trial.model.memory.tokens,
                                 on_progress=partial(on_progress, "answers"),
                             )
-                    else:
+                    if batch.before or not edit.changes_something:
                         known = known or unedited()
+                    if not edit.changes_something:
                         answers = {question: known[question] for question in batch.questions}
+                    answers |= {Before(question): known[question] for question in batch.before}
                     seconds["edit"] += edited - began
                     seconds["answer"] += perf_counter() - edited
                     cards.append(edit.card.model_dump(mode="json"))
@@ -142,6 +151,8 @@ def run_trial(
         seconds=seconds,
         peak_memory_bytes=memory.measure(),
         n_conflicts=trial.n_conflicts,
+        n_known=trial.n_known,
+        n_shared_subjects=trial.n_shared_subjects,
         edits=tuple(cards),
         warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
     )

@@ -18,12 +18,16 @@ from editbench.models.editable import EditableModel
 from editbench.questions import (
     Answer,
     Answers,
+    Diverge,
+    DivergeAnswer,
     Generate,
     GenerateAnswer,
-    Question,
+    PlainQuestion,
     Read,
     Score,
     ScoreAnswer,
+    Write,
+    WriteAnswer,
 )
 from editbench.runner.trial import CaseBatch
 
@@ -41,7 +45,7 @@ class Questionnaire:
     """
 
     seed: int | None
-    questions: tuple[Question, ...]
+    questions: tuple[PlainQuestion, ...]
 
     def ask(
         self,
@@ -100,8 +104,10 @@ class Questionnaire:
         return f"{name_entry('answers', content)[:32]}.json.gz"
 
     def _decode(self, content: list[dict[str, Any]]) -> Answers:
-        answers = [_decode(fields) for fields in content]
-        return dict(zip(self.questions, answers, strict=True))
+        return {
+            question: _decode(question, fields)
+            for question, fields in zip(self.questions, content, strict=True)
+        }
 
 
 def make_questionnaires(
@@ -119,17 +125,17 @@ def make_questionnaires(
         For each trial, the questionnaires that together hold all of its questions.
     """
     # Most trials share their batches with others, which are looked at once.
-    pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[Question]]] = {}
+    pools_of: dict[tuple[str, int, int], dict[tuple[str, int | None], set[PlainQuestion]]] = {}
     keys = [(model.fingerprint, seed, id(batches)) for model, seed, batches in asked]
     for key, (model, trial_seed, batches) in zip(keys, asked, strict=True):
         if key not in pools_of:
-            pools: dict[tuple[str, int | None], set[Question]] = {}
+            pools: dict[tuple[str, int | None], set[PlainQuestion]] = {}
             for batch in batches:
-                for question in batch.questions:
+                for question in (*batch.questions, *batch.before):
                     seed = trial_seed if isinstance(question, Generate) else None
                     pools.setdefault((model.fingerprint, seed), set()).add(question)
             pools_of[key] = pools
-    together: dict[tuple[str, int | None], set[Question]] = {}
+    together: dict[tuple[str, int | None], set[PlainQuestion]] = {}
     for pools in pools_of.values():
         for pool, questions in pools.items():
             together.setdefault(pool, set()).update(questions)
@@ -146,26 +152,34 @@ def make_questionnaires(
     return [needed[key] for key in keys]
 
 
-def _split(seed: int | None, questions: Iterable[Question]) -> Iterable[Questionnaire]:
+def _split(seed: int | None, questions: Iterable[PlainQuestion]) -> Iterable[Questionnaire]:
     """Prompts that begin alike stay together: much of a forward pass is shared by them."""
     ordered = tuple(sorted(questions, key=_order))
     for start in range(0, len(ordered), _SIZE):
         yield Questionnaire(seed, ordered[start : start + _SIZE])
 
 
-def _order(question: Question) -> tuple[str, str, str, str]:
+def _order(question: PlainQuestion) -> tuple[str, str, str, str]:
     match question:
         case Score(prompt, continuation, joiner, chat):
             return "score", prompt, continuation, f"{joiner!r} {chat}"
+        case Write(prompt, n_tokens, chat, sentence):  # beside the scores of its prompt
+            return "score", prompt, "", f"{n_tokens:06d} {chat} {sentence}"
         case Generate(prompt, n_tokens, chat):
             return "generate", prompt, f"{n_tokens:06d}", str(chat)
         case Read(text):
             return "read", text, "", ""
+        case Diverge(text, everywhere, chat):
+            return "diverge", text, str(everywhere), str(chat)
 
 
-def _decode(fields: dict[str, object]) -> Answer:
-    if "text" in fields:
+def _decode(question: PlainQuestion, fields: dict[str, object]) -> Answer:
+    if isinstance(question, Generate):
         return GenerateAnswer(str(fields["text"]))
+    if isinstance(question, Write):
+        return WriteAnswer(str(fields["text"]))
+    if isinstance(question, Diverge) and isinstance(nats := fields["nats"], list):
+        return DivergeAnswer(tuple(nats))
     log_probs, argmax = fields["log_probs"], fields["argmax"]
     if not isinstance(log_probs, list) or not isinstance(argmax, list):
         raise TypeError("no answer")

@@ -32,6 +32,7 @@ from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
 from editbench.editors.targets.batches import estimate_targets, find_unknown
+from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import choose_share
 from editbench.edits.card import EditCard
 from editbench.edits.files import Update
@@ -222,7 +223,7 @@ class ClosedForm(Editor):
             last,
             config,
             prefixes.flat,
-            resources.cache,
+            TargetCache.of(resources),
             expected,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,

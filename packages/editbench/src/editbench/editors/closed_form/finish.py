@@ -12,6 +12,7 @@ from torch import Tensor
 from editbench.editors.closed_form.dials import Dials
 from editbench.editors.closed_form.goals import Solved
 from editbench.edits.files import Update
+from editbench.edits.low_rank import decompose
 from editbench.edits.weight_edit import make_dense
 from memit_core import UpdateFactors
 
@@ -67,16 +68,7 @@ def restrain_singular_values(update: Update, bound: float) -> Update:
         update: Δ; factors stay factors.
         bound: σ_max, the weight's largest singular value, see `find_largest_singular_value`.
     """
-    if isinstance(update, UpdateFactors):
-        left, left_inner = torch.linalg.qr(update.left.double())
-        right, right_inner = torch.linalg.qr(update.right.double())
-        inner_left, values, inner_right = torch.linalg.svd(
-            left_inner @ right_inner.mT, full_matrices=False
-        )
-        left, right = left @ inner_left, right @ inner_right.mT
-    else:
-        left, values, transposed = torch.linalg.svd(update.double(), full_matrices=False)
-        right = transposed.mT
+    left, values, right = decompose(update)
     restrained = torch.where(values >= bound, values.log() - math.log(bound) + bound, values)
     factors = UpdateFactors(left * restrained, right.contiguous())
     return factors if isinstance(update, UpdateFactors) else factors.dense()

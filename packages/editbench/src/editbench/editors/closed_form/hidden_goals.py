@@ -153,7 +153,7 @@ class HiddenTargets:
             layer=layer,
             settings=config,
             prefixes=self._prefixes.flat,
-            cache=TargetCache(self._resources.cache),
+            cache=TargetCache.of(self._resources),
             report_progress=self._resources.report_progress,
             share_subjects=config.share_subjects,
             warm_start=config.warm_start,

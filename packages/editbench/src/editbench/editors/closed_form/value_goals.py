@@ -89,7 +89,7 @@ class ValueTargets:
         (self._layer,) = config.critical_layers
         self._is_consistent = is_consistent
         self._prefixes = prefixes.flat
-        self._cache = TargetCache(resources.cache)
+        self._cache = TargetCache.of(resources)
         self._report_progress: Progress = resources.report_progress
         self._site = OffsetSite.mlp_output(model, self._layer)
         self._optimizer = TargetOptimizer(model, self._site, config, replay=True)

@@ -6,7 +6,6 @@ within them through the same rows (`TargetRows`).
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 from editbench.costs.stage import ExpectedCache, Forward, StageCost, sum_cost
@@ -105,7 +104,7 @@ def find_unknown(
     layer: int,
     settings: TargetSettings,
     prefixes: Sequence[str],
-    folder: Path | None,
+    cache: TargetCache,
     expected: ExpectedCache,
     *,
     share_subjects: bool,
@@ -119,19 +118,19 @@ def find_unknown(
         layer: The block behind which offsets are added.
         settings: How they are optimized.
         prefixes: Context prefixes.
-        folder: The folder of the cache; None keeps nothing.
+        cache: The cache.
         expected: What earlier work leaves in it; these edits are added.
         share_subjects: Whether all requests about a subject share an offset.
         warm_start: Whether offsets start from those of finished edits.
     """
     groups = group_requests(requests, share_subjects=share_subjects)
     first = distinct_groups(groups)
-    if folder is None:
-        return make_tasks(model.tokens, requests, prefixes, first)
-    cache = TargetCache(folder)
     keys = cache.keys(model, requests, groups, layer, settings, prefixes, warm_start=warm_start)
     held = cache.read(keys)
-    is_new = [expected.add(STAGE, key) and index not in held for index, key in enumerate(keys)]
+    is_new = [
+        (cache.keeps_nothing or expected.add(STAGE, key)) and index not in held
+        for index, key in enumerate(keys)
+    ]
     unknown = [group for group in first if any(is_new[member] for member in group)]
     return make_tasks(model.tokens, requests, prefixes, unknown)
 

@@ -5,10 +5,10 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,14 @@ import torch
 from editbench.editors.targets.optimizer import FinishedTarget
 from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.tasks import hash_others
+from editbench.edits.recipe import KeptTargets
 from editbench.errors import EditError
 from editbench.files.cache_entries import name_entry, put_aside
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
+
+if TYPE_CHECKING:
+    from editbench.editors.base import Resources
 
 _LOOKUP_SIZE = 500
 _WRITE_SECONDS = 2.0
@@ -75,6 +79,41 @@ class _Key:
         return name_entry(_WHAT, content)
 
 
+class TargetLedger:
+    """The target states that an edit takes: those that are known beforehand, and all it has used.
+
+    Args:
+        known: Key to state; they come before what any cache holds.
+    """
+
+    def __init__(self, known: KeptTargets | None = None) -> None:
+        self._known = (
+            {}
+            if known is None
+            else {
+                key: FinishedTarget(state, initial, loss, n_steps)
+                for key, state, initial, loss, n_steps in known
+            }
+        )
+        self.used: dict[str, FinishedTarget] = {}
+
+    @property
+    def n_reused(self) -> int:
+        """How many of those used were known."""
+        return len(self._known.keys() & self.used.keys())
+
+    def find(self, keys: Iterable[str]) -> dict[str, FinishedTarget]:
+        """Those of `keys` that are known."""
+        return {key: self._known[key] for key in keys if key in self._known}
+
+    def kept(self) -> KeptTargets:
+        """All that was used, for an edit file."""
+        return KeptTargets.of(
+            (key, one.state, one.initial, one.loss, one.n_steps)
+            for key, one in sorted(self.used.items())
+        )
+
+
 class TargetCache:
     """A table from everything that determines z to z.
 
@@ -84,10 +123,22 @@ class TargetCache:
 
     Args:
         folder: Where the file lies; None keeps nothing.
+        ledger: Is asked first, and told of all that is read or written.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, ledger: TargetLedger | None = None) -> None:
         self._path = None if folder is None else folder / "target_hidden.sqlite"
+        self._ledger = ledger or TargetLedger()
+
+    @classmethod
+    def of(cls, resources: "Resources") -> "TargetCache":
+        """The one that an editor is given."""
+        return cls(resources.cache, resources.targets)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether what is written is gone afterwards."""
+        return self._path is None
 
     def key(
         self,
@@ -128,9 +179,13 @@ class TargetCache:
 
     def read(self, keys: Sequence[str]) -> dict[int, FinishedTarget]:
         """What is known of `keys`, by position; what is damaged or not finite is not known."""
-        if self._path is None or not self._path.exists():
-            return {}
-        path = self._path
+        rows = self._ledger.find(keys)
+        if self._path is not None and self._path.exists():
+            rows |= self._read_file(self._path, [key for key in keys if key not in rows])
+        self._ledger.used |= rows
+        return {index: rows[key] for index, key in enumerate(keys) if key in rows}
+
+    def _read_file(self, path: Path, keys: Sequence[str]) -> dict[str, FinishedTarget]:
         rows: dict[str, FinishedTarget] = {}
         n_damaged = 0
         for key, *content, stated in self._look_up(path, keys):
@@ -148,20 +203,19 @@ class TargetCache:
                 stacklevel=2,
             )
             self._keep_nothing_unless_writable(path)
-        return {index: rows[key] for index, key in enumerate(keys) if key in rows}
+        return rows
 
     def write(self, outcomes: Mapping[str, FinishedTarget]) -> None:
         """Keep those of `outcomes` that are finite, all or none of them."""
-        if self._path is None:
+        finite = {key: one for key, one in outcomes.items() if one.is_finite}
+        self._ledger.used |= finite
+        if self._path is None or not finite:
             return
         rows = []
-        for key, one in outcomes.items():
-            if one.is_finite:
-                vectors = one.state.numpy().tobytes(), one.initial.numpy().tobytes()
-                row = (key, *vectors, one.loss, one.n_steps)
-                rows.append((*row, _checksum(*row)))
-        if not rows:
-            return
+        for key, one in finite.items():
+            vectors = one.state.numpy().tobytes(), one.initial.numpy().tobytes()
+            row = (key, *vectors, one.loss, one.n_steps)
+            rows.append((*row, _checksum(*row)))
         path = self._path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """How probable a model finds the targets, for editors that train weights on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -29,14 +30,21 @@ class TargetBatch:
             where it belongs; ``last-position`` gives it the prompt alone and scores all of the
             target's tokens by the distribution behind it, as if in a bag, as the reference does.
             For a target of one token they are the same.
+        end_id: An end-of-sequence token that belongs to every target; None for none. It needs
+            ``teacher-forced``.
     """
 
     def __init__(
-        self, model: EditableModel, requests: Sequence[EditRequest], scoring: Scoring
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        scoring: Scoring,
+        end_id: int | None = None,
     ) -> None:
         self._model = model
         self._requests = requests
         self._scoring: Scoring = scoring
+        self._end_id = end_id
         sequences: list[tuple[int, ...]] = []
         edits: list[int] = []
         positions: list[int] = []
@@ -44,6 +52,12 @@ class TargetBatch:
         weights: list[float] = []
         for edit, request in enumerate(requests):
             row = target_row(model.tokens, request, "")
+            if end_id is not None:
+                row = replace(
+                    row,
+                    token_ids=(*row.token_ids, row.target_ids[-1]),
+                    target_ids=(*row.target_ids, end_id),
+                )
             n_targets = len(row.target_ids)
             if scoring == "teacher-forced":
                 sequences.append(row.token_ids)
@@ -73,7 +87,8 @@ class TargetBatch:
 
     def part(self, places: Sequence[int]) -> "TargetBatch":
         """Some of the facts by themselves; they keep states if all together do."""
-        part = TargetBatch(self._model, [self._requests[place] for place in places], self._scoring)
+        requests = [self._requests[place] for place in places]
+        part = TargetBatch(self._model, requests, self._scoring, self._end_id)
         if self._suffix is not None:
             part._suffix = part._record(self._suffix.layer, self._suffix.projection_adds)
         return part

@@ -14,6 +14,7 @@ from editbench.results.figures.categories import draw_categories
 from editbench.results.figures.dots import draw_demonstrations, draw_dots
 from editbench.results.figures.mixing import draw_mixing
 from editbench.results.figures.panels import Drawing
+from editbench.results.figures.scorers import draw_scorers, has_scorers
 from editbench.results.figures.selection import Point, Selection
 from editbench.results.figures.style import SETTINGS
 from editbench.results.manifest import TrialDescription
@@ -67,9 +68,10 @@ class RunFigure:
 def draw_figures(summary: Summary, folder: Path) -> list[Path]:
     """Draw the figures of a report.
 
-    Each experiment has its figure, and each model, dataset and seed its own of it; seeds are never
-    averaged, but for ``mixing``, whose draws they are. Trials that failed or have not been run are
-    left out, and the caption counts them.
+    Each experiment has its figure, and each model, dataset and seed its own of it, with a second
+    one that compares scorers where texts were scored; seeds are never averaged, but for ``mixing``,
+    whose draws they are. Trials that failed or have not been run are left out, and the caption
+    counts them.
 
     Args:
         summary: The report.
@@ -94,6 +96,8 @@ def choose_figures(summary: Summary) -> Iterator[RunFigure]:
             if selection.lines:
                 stem = "_".join(filter(None, (_slug(name) or kind, suffix)))
                 yield RunFigure(stem, FIGURES[kind], selection)
+                if has_scorers(selection):
+                    yield RunFigure(f"{stem}_scorers", draw_scorers, selection)
 
 
 def guess_figure(trials: Collection[TrialDescription]) -> str:

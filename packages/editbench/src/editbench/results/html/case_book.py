@@ -15,7 +15,7 @@ SameCases = tuple[object, ...]
 
 _SETTING = (
     "model", "model_fingerprint", "dataset", "dataset_fingerprint", "n_edits", "n_batches",
-    "relations", "seed", "sample", "on_conflict",
+    "relations", "seed", "sample", "facts", "on_conflict",
 )  # fmt: skip
 """What trials must have in common to be shown side by side."""
 
@@ -27,11 +27,13 @@ class BookCase:
     Attributes:
         fact: The case as the first of its trials tells it.
         log_probs: By trial, for each probe log p of the expected and the alternative answer.
+        said: By trial, what the model wrote after each probe by itself, where it was asked.
         texts: By trial, the generated texts with their prompts.
     """
 
     fact: CaseTranscript
     log_probs: dict[str, list[tuple[float | None, float | None]]] = field(default_factory=dict)
+    said: dict[str, list[str | None]] = field(default_factory=dict)
     texts: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
@@ -90,6 +92,9 @@ def gather_cases(folders: Sequence[Path], collection: Collection) -> CaseBook:
                 cases[place].log_probs[trial] = [
                     (probe.log_prob_expected, probe.log_prob_alternative) for probe in told.probes
                 ]
+                said = [probe.text for probe in told.probes]
+                if any(text is not None for text in said):
+                    cases[place].said[trial] = said
                 if told.texts:
                     cases[place].texts[trial] = told.texts
         setting.cases = list(members)
@@ -145,6 +150,8 @@ def _write_part(name: str, value: object) -> str:
         case "relations":
             return " + ".join(value) if isinstance(value, tuple) and value else "all relations"
         case "sample":
+            return f"{value} facts"
+        case "facts":
             return f"{value} facts"
         case "on_conflict":
             return f"conflicts: {value}"

@@ -24,6 +24,7 @@ KINDS = ("efficacy", "paraphrase", "neighborhood")
 _JUDGES = {
     "success": "success: likelier than its rival",
     "accuracy": "accuracy: the likeliest of all",
+    "generation": "generation: said by itself",
 }
 _N_DIGITS = 4
 
@@ -117,6 +118,7 @@ def _write_case(case: BookCase) -> dict[str, Any]:
             trial: [[_shorten(value) for value in pair] for pair in pairs]
             for trial, pairs in case.log_probs.items()
         },
+        "said": case.said,
         "texts": case.texts,
     }
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from editbench import __version__
 from editbench.results.collection import Collection
 from editbench.results.comparison import compare
+from editbench.results.disclosure import disclose
 from editbench.results.figures.drawing import choose_figures
 from editbench.results.html.case_book import gather_cases
 from editbench.results.html.case_data import write_index, write_sheets
@@ -101,6 +102,7 @@ def _tables(summary: Summary, collection: Collection) -> Iterator[tuple[str, Tab
                 lines=tuple(line for line in summary.lines if line.trial in own),
                 failed=(),
                 n_missing=0,
+                disclosure=disclose(collection, own),
             )
         )
         if not table.is_empty:

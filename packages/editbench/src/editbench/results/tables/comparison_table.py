@@ -69,6 +69,8 @@ def _notes(comparison: Comparison, labels: Sequence[MetricLabel]) -> Iterable[st
     if any(difference.n < _FEW for difference in comparison.differences):
         yield f"Where n is below {_FEW}, a bootstrap is surer than it should be."
     yield explain_symbols(labels, comparison.metrics)
+    if comparison.disclosure:
+        yield comparison.disclosure
 
 
 def _write_numbers(difference: Difference) -> Iterable[Cell]:

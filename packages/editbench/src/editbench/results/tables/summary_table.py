@@ -12,6 +12,7 @@ from editbench.results.labels import (
 )
 from editbench.results.report import FailedTrial, Summary, SummaryLine
 from editbench.results.tables.model import Cell, Column, Table, format_number
+from editbench.results.tables.styles import Style, style_labels
 
 SETTING: Mapping[str, Callable[[SummaryLine | Difference], str]] = {
     "model": lambda line: line.model,
@@ -23,8 +24,8 @@ SETTING: Mapping[str, Callable[[SummaryLine | Difference], str]] = {
 _NO_NUMBER = Cell("–")
 
 
-def tabulate_summary(summary: Summary) -> Table:
-    """Lay a report out.
+def tabulate_summary(summary: Summary, style: Style | None = None) -> Table:
+    """Lay a report out, with all metrics or with the columns of a convention.
 
     Each number stands with the larger half of its 95 % confidence interval. Within a setting (same
     model, dataset, relations, number of edits and seed) editors stand in the paper's order, and the
@@ -35,6 +36,8 @@ def tabulate_summary(summary: Summary) -> Table:
     settings = list(dict.fromkeys(setting_of(line) for line in summary.lines))
     varying = varying_names(summary.lines)
     labels = label_metrics((line.metric for line in summary.lines), summary.metrics)
+    if style is not None:
+        labels = style_labels(labels, style)
     columns = [*map(Column, varying), Column("editor")]
     columns += [Column(label.heading, label.quantity, "right") for label in labels]
     sections = []
@@ -131,3 +134,5 @@ def _notes(summary: Summary, labels: Sequence[MetricLabel], *, has_best: bool) -
         yield "Bold: the best editor of a setting; the unedited model does not compete."
     if explanation := explain_symbols(labels, summary.metrics):
         yield explanation
+    if summary.disclosure:
+        yield summary.disclosure

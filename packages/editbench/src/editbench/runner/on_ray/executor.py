@@ -122,7 +122,7 @@ class _Shipment:
             if field.name not in ("questionnaires", "failure")
         }
         questionnaires = [self._send(each, trial) for each in trial.questionnaires]
-        asked = [self._ask(each, trial) for each in trial.questionnaires if trial.is_unedited]
+        asked = [self._ask(each, trial) for each in trial.questionnaires if trial.asks_unedited]
         prepared = self._prepare(trial, parts)
         return self._start(
             run_prepared,

@@ -51,6 +51,14 @@ function showProbes(kind, details, trials) {
         element("th", { scope: "row" }, text, side === 0 && [" ", element("small", {}, "expected")]),
         pairs.map((pair) => showProbability(pair, side)),
       );
+    const said = trials.map(({ trial }) => details.said[trial]?.[number] ?? null);
+    const words = () =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, "own words"),
+        said.map((text) => element("td", { class: "said" }, text?.trim() || "–")),
+      );
     const spanning = { scope: "rowgroup", colspan: trials.length + 1, class: "asked" };
     return element(
       "tbody",
@@ -58,6 +66,7 @@ function showProbes(kind, details, trials) {
       element("tr", {}, element("th", spanning, prompt)),
       answer(0, expected),
       alternative != null && answer(1, alternative),
+      said.some((text) => text != null) && words(),
     );
   });
   const head = element(

@@ -1,0 +1,1 @@
+"""A suite of checks that a model passes or fails."""

@@ -1,0 +1,80 @@
+"""Facts that go, come, and take the place of others."""
+
+from datetime import date
+
+import pytest
+
+from editbench.edits.revision import compare_facts, revise
+from editbench.errors import UnknownNameError
+from editbench.requests import EditRequest, FactNotes
+
+LENA = EditRequest("1", "Lena Ort", "{} was born in", "Genoa", relation="born in")
+IVO = EditRequest("2", "Ivo Brandt", "{} was born in", "Lisbon", relation="born in")
+MARA = EditRequest("3", "Mara Voss", "{} works as a", "pilot")
+
+
+def ids(requests):
+    return [request.case_id for request in requests]
+
+
+def test_what_is_dropped_goes_and_the_rest_keeps_its_order():
+    revision = revise([LENA, IVO, MARA], drop=["2"])
+    assert revision.requests == (LENA, MARA)
+    assert revision.dropped == (IVO,)
+
+
+def test_an_id_that_is_not_there_is_refused_and_the_nearest_one_named():
+    with pytest.raises(UnknownNameError, match="'lena-1'"):
+        revise([EditRequest("lena-1", "Lena", "{} is", "here")], drop=["lena_1"])
+
+
+def test_a_fact_with_another_target_supersedes_the_older_one():
+    by_relation = EditRequest("9", "Lena Ort", "The birthplace of {} is", "Oslo", "born in")
+    by_prompt = EditRequest("8", "Mara Voss", "{} works as a", "baker")
+    revision = revise([LENA, IVO, MARA], more=[by_relation, by_prompt])
+    assert revision.requests == (IVO, by_relation, by_prompt)
+    assert revision.superseded == ((LENA, by_relation), (MARA, by_prompt))
+    assert revision.added == (by_relation, by_prompt)
+
+
+def test_a_fact_that_is_there_already_stays_where_it_is_and_takes_on_new_notes():
+    noted = EditRequest("7", *LENA.fact[:3], notes=FactNotes(author="R. Kern"))
+    revision = revise([LENA, IVO], more=[noted])
+    assert ids(revision.requests) == ["1", "2"]
+    assert revision.requests[0].notes.author == "R. Kern"
+    assert ids(revision.known) == ["1"]
+    assert revision.added == ()
+
+
+def test_ids_stay_distinct():
+    new = EditRequest("1", "Nils Rau", "{} was born in", "Turin")
+    also = EditRequest("1-2", "Nora Rau", "{} was born in", "Turin")
+    revision = revise([LENA], more=[also, new])
+    assert ids(revision.requests) == ["1", "1-2", "1-3"]
+
+
+@pytest.mark.parametrize(
+    ("day", "left"), [("2026-03-30", ["1", "2"]), ("2026-03-31", ["2"]), ("2027-01-01", ["2"])]
+)
+def test_what_has_expired_is_left_out_from_its_day_on(day, left):
+    ending = EditRequest("1", *LENA.fact[:3], notes=FactNotes(expires="2026-03-31"))
+    for revision in (
+        revise([ending, IVO], as_of=date.fromisoformat(day)),
+        revise([], more=[ending, IVO], as_of=date.fromisoformat(day)),
+    ):
+        assert ids(revision.requests) == left
+        assert len(revision.expired) == 2 - len(left)
+    assert ids(revise([ending, IVO]).requests) == ["1", "2"]
+
+
+def test_two_edits_are_compared_by_what_their_facts_say():
+    moved = EditRequest("x", "Lena Ort", "{} was born in", "Oslo")
+    same = EditRequest("y", *IVO.fact[:3])
+    new = EditRequest("z", "Nils Rau", "{} was born in", "Turin")
+    difference = compare_facts([LENA, IVO, MARA], [new, same, moved])
+    assert difference.dropped == (MARA,)
+    assert difference.added == (new,)
+    assert difference.changed == ((LENA, moved),)
+    assert difference.n_same == 1
+    nothing = compare_facts([LENA, IVO], [IVO, LENA])
+    assert (nothing.dropped, nothing.added, nothing.changed, nothing.n_same) == ((), (), (), 2)
