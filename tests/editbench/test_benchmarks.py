@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 
-from editbench.plugins.atlas import AtlasValidation
+from editbench.cli.main import build_cli
+from editbench.plugins.manager import load_plugins
 
 pytestmark = pytest.mark.thorough
 
@@ -258,36 +261,49 @@ def test_a_row_of_no_table_is_an_error(tmp_path: Path) -> None:
     assert "no table for a row with what, odd" in ended.stderr
 
 
-def test_a_search_tries_all_settings_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def load(name: str) -> ModuleType:
+    with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        return importlib.import_module(name)
+
+
+def test_facts_borrow_probes_of_facts_like_them() -> None:
     facts = [
         {
             "case_id": str(place),
-            "subject": case.request.subject,
-            "prompt": case.request.prompt,
-            "target": case.request.target,
-            "target_true": case.target_true,
-            "paraphrases": [probe.prompt for probe in case.probes if probe.kind == "paraphrase"],
-            "neighbors": [
-                {"prompt": probe.prompt, "target": probe.expected}
-                for probe in case.probes
-                if probe.kind == "neighborhood"
-            ],
+            "subject": subject,
+            "target_true": true,
+            "relation": "sport",
+            "paraphrases": [f"So. {subject} plays"],
+            "neighbors": [{"prompt": f"{neighbor} likes", "target": true}],
         }
-        for place, case in enumerate(AtlasValidation(None, None).cases()[:3])
+        for place, (subject, true, neighbor) in enumerate(
+            [("Ann", "chess", "Bob"), ("Bob", "chess", "Eve"), ("Cyd", "golf", "Dan")]
+        )
     ]
-    path, out = tmp_path / "facts.jsonl", tmp_path / "rows.json"
-    path.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    facts[1]["paraphrases"] = ["Well. Bob is known for"]
+    found = load("more_probes").add_probes(facts, 2, 8)
+    assert found[0]["paraphrases"][0] == "So. Ann plays"
+    assert found[0]["paraphrases"][1] == "Well. Ann is known for"
+    assert [each["prompt"] for each in found[0]["neighbors"]] == ["Bob likes", "Eve likes"]
+    # A neighbor that is the fact's own subject would be no neighbor.
+    assert [each["prompt"] for each in found[1]["neighbors"]] == ["Eve likes"]
+    assert [each["prompt"] for each in found[2]["neighbors"]] == ["Dan likes"]
+
+
+def test_the_record_of_a_search_says_what_trials_came_to(tmp_path: Path) -> None:
+    out, record = tmp_path / "found.yaml", tmp_path / "record.json"
     command = [
-        "settings_search.py", "--model", "atlas", "--facts", str(path), "--n-edits", "2",
-        "--corpus", "atlas", "--threads", "1", "--work", str(tmp_path), "--out", str(out),
-        "--set", "n_steps=1", "second_moment_tokens=2000",
+        "tune", "--model", "atlas", "--dataset", "atlas", "--n-edits", "2", "--min-cases", "2",
+        "--trials", "2", "--set", "memit.n_steps=1", "--set", "memit.second_moment_tokens=2000",
+        "--cache", str(tmp_path / "cache"), "--out", str(out),
     ]  # fmt: skip
-    with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
-        search = importlib.import_module("settings_search").main
-        for weights in ("preservation_weight=1,100", "preservation_weight=100,1000"):
-            with patch.object(sys, "argv", [*command, weights]):
-                search()
-    rows = json.loads(out.read_text())
-    assert [row["setting"]["preservation_weight"] for row in rows] == [1, 100, 1000]
-    assert {row["n"] for row in rows} == {2}
-    assert all(0 <= row["ES"] <= 100 for row in rows)
+    plugins = load_plugins()
+    CliRunner().invoke(build_cli(plugins), command, obj=plugins, catch_exceptions=False)
+    with patch.object(sys, "argv", ["", str(tmp_path / "found.search"), "--out", str(record)]):
+        load("settings_record").main()
+    (search,) = json.loads(record.read_text())
+    assert search["about"]["editor"] == "memit"
+    first, second = search["trials"]
+    assert first["state"] == "complete"
+    assert first["drawn"] != second["drawn"]
+    assert set(first["measured"]) >= {"efficacy_success", "neighborhood_success"}

@@ -57,9 +57,9 @@ def test_settings_of_the_short_name_hold_on_facts_that_they_were_not_chosen_on(
     rows = json.loads(invoke("report", run, "--format", "json"))
     values = {(row["editor"], row["metric"]): row["value"] for row in rows}
     assert values["memit", "efficacy_success"] >= 99
-    assert values["memit", "paraphrase_success"] >= 90
+    assert values["memit", "paraphrase_success"] >= 95
     unedited = values["unedited", "neighborhood_success"]
-    assert values["memit", "neighborhood_success"] >= unedited - 4
+    assert values["memit", "neighborhood_success"] >= unedited - 2
     trials = [json.loads(path.read_text()) for path in run.glob("trials/*/trial.json")]
     (edit,) = [edit for trial in trials for edit in trial["edits"] if edit["editor"] == "memit"]
     assert edit["extra"]["target_steps"] <= 15

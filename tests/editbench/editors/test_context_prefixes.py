@@ -22,6 +22,13 @@ def test_uniform_weights_are_the_paper_s() -> None:
     assert prefixes.weights("uniform") == pytest.approx((1 / 4,) * 4)
 
 
+def test_the_bare_prompt_may_have_any_share() -> None:
+    prefixes = ContextPrefixes((("a. ", ""), ("b. ", "c. ")))
+    assert prefixes.weights(0.4) == pytest.approx((0.2, 0.4, 0.2, 0.2))
+    assert ContextPrefixes((("",),)).weights(0.4) == (1,)
+    assert ContextPrefixes((("a. ", "b. "),)).weights(0.4) == (0.5, 0.5)
+
+
 def test_a_file_is_read_as_it_stands(tmp_path) -> None:
     path = tmp_path / "prefixes.json"
     path.write_text(json.dumps([[""], ["Braces {} stay. "]]), encoding="utf-8")

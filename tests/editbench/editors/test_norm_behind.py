@@ -22,10 +22,10 @@ from memit_core import capture
 WITH_NORMS = {"gemma2", "gemma3", "olmo2"}
 
 
-def ellipsoid(d, seed=0):
+def ellipsoid(d, seed=0, epsilon=0.0):
     chance = torch.Generator().manual_seed(seed)
     scale = 0.2 + 3 * torch.rand(d, generator=chance, dtype=torch.float64)
-    return NormBehind(scale), chance
+    return NormBehind(scale, epsilon), chance
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
@@ -34,6 +34,7 @@ def test_it_is_found_in_the_families_that_have_one(kind, family, family_model):
     assert (found is not None) == (family in WITH_NORMS)
     if found is None:
         return
+    assert found.epsilon == family_model.model.config.rms_norm_eps
     projection = family_model.architecture.projection(1, kind)
     block = family_model.model.get_submodule(family_model.architecture.block(1))
     place = "post_feedforward_layernorm" if kind == "mlp" else "post_attention_layernorm"
@@ -44,12 +45,25 @@ def test_it_is_found_in_the_families_that_have_one(kind, family, family_model):
     torch.testing.assert_close(found(said).float(), norm(said), rtol=1e-4, atol=1e-5)
 
 
-def test_what_lies_on_the_ellipsoid_is_reached():
-    norm, chance = ellipsoid(12)
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6, 0.5])
+def test_what_lies_on_the_ellipsoid_is_reached(epsilon):
+    norm, chance = ellipsoid(12, epsilon=epsilon)
     said, other = torch.randn(2, 5, 12, generator=chance, dtype=torch.float64)
+    other *= said.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
     moved = said + norm.pull_back(said, norm(other) - norm(said))
     torch.testing.assert_close(norm(moved), norm(other), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(moved.norm(dim=1), said.norm(dim=1))
+
+
+def test_epsilon_is_felt_where_little_is_said():
+    # d = 4, ‖u‖² = 4e-6: as large as ε = 1e-6 in the mean, so that f is g u / √(2e-6).
+    norm = NormBehind(torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), epsilon=1e-6)
+    said = torch.full((1, 4), 1e-3).double()
+    torch.testing.assert_close(norm(said), norm.scale[None] / 2**0.5)
+    pulled = norm.pull_back(said, torch.tensor([[2**-0.5, 0.0, 0.0, 0.0]]).double())
+    assert (pulled + said).norm() == pytest.approx(2e-3)
+    before = (norm(said)[0, 0], norm(said + pulled)[0, 0])
+    assert before[1] > 1.1 * before[0]
 
 
 @pytest.mark.parametrize("length", [0.1, 1.0, 30.0])

@@ -115,6 +115,7 @@ def test_it_finds_the_best_of_what_it_tried(begin):
         None, session.bench.problem.facts.search, session.bench.problem.facts.size, report_nothing
     )
     assert session.bench.problem.objective.value(measured, unedited) == best.value
+    assert session.study.best_trial.user_attrs["measured"] == measured.mean().round(2).to_dict()
 
 
 def test_it_depends_on_the_seed_alone(begin):

@@ -33,16 +33,21 @@ class ContextPrefixes:
         """All prefixes in order, for z, which weighs them alike."""
         return tuple(chain.from_iterable(self.groups))
 
-    def weights(self, weighting: str) -> tuple[float, ...]:
+    def weights(self, weighting: str | float) -> tuple[float, ...]:
         """Weights of `flat` in the mean key; they sum to one.
 
         Args:
-            weighting: ``grouped``, the mean of the groups' means, as the reference has it, or
-                ``uniform``, the paper's Eqn 19.
+            weighting: ``grouped``, the mean of the groups' means, as the reference has it;
+                ``uniform``, the paper's Eqn 19; or the bare prompt's share, beside which all others
+                weigh alike. Where there is no bare prompt, or nothing else, all do.
         """
-        if weighting == "uniform":
-            n_prefixes = len(self.flat)
-            return (1 / n_prefixes,) * n_prefixes
+        texts = self.flat
+        n_bare = texts.count("")
+        if isinstance(weighting, float) and 0 < n_bare < len(texts):
+            share, rest = weighting / n_bare, (1 - weighting) / (len(texts) - n_bare)
+            return tuple(rest if text else share for text in texts)
+        if weighting != "grouped":
+            return (1 / len(texts),) * len(texts)
         return tuple(1 / (len(self.groups) * len(group)) for group in self.groups for _ in group)
 
     @classmethod

@@ -27,7 +27,8 @@ _N_UNPRUNED = 5
 _MOST_REPEATED = 30  # draws in a row of what was tried before, until nothing seems to be left
 _MOST_FAILED = 3
 
-_LEADER, _SECONDS, _REPEATED, _MESSAGE, _DRAWN = "leader", "seconds", "repeats", "message", "drawn"
+_LEADER, _SECONDS, _REPEATED, _MESSAGE = "leader", "seconds", "repeats", "message"
+_DRAWN, _MEASURED = "drawn", "measured"
 
 
 class _OutOfTimeError(KeyboardInterrupt):
@@ -220,6 +221,7 @@ class Search:
             measured = self._measure(config, size)
             if size not in self._unedited:
                 self._unedited[size] = self._measure(None, size)
+            trial.set_user_attr(_MEASURED, measured.mean().round(2).to_dict())
             value = self._bench.problem.objective.value(measured, self._unedited[size])
             if size != facts.size and isfinite(value):
                 trial.report(value, step)

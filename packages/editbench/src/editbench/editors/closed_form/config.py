@@ -1,7 +1,7 @@
 """Hyperparameters of the closed-form loop; an editor's name fixes their defaults, no more."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -75,9 +75,10 @@ class ClosedFormConfig(LayerConfig):
     preservation_weight: float = Field(
         gt=0, description="λ: weight of the second moment (mom2_update_weight)"
     )
-    key_weighting: Literal["grouped", "uniform"] = Field(
+    key_weighting: Literal["grouped", "uniform"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default="grouped",
-        description="mean key over prefixes: grouped (reference) or uniform (Eqn 19)",
+        description="mean key over prefixes: grouped (reference), uniform (Eqn 19), or the bare "
+        "prompt's share of it",
     )
     n_context_prefixes: int = Field(
         default=5, ge=0, description="P: prefixes sampled from the model besides the bare prompt"
@@ -233,7 +234,9 @@ def derive_closed_form_defaults(n_layers: int, d_key: int) -> dict[str, object]:
     of 28, GPT-NeoX 10 of 44, GPT-2 XL 17 of 48). λ grows with `d_key`, because kᵀC⁻¹k does: the
     published 15,000 for 16,384 is kept as a ratio. The learning rate is relative to ‖h‖: the first
     step is half as long as h. On a real model 0.1 takes 23 of 25 steps and 0.5 takes 16, for the
-    same scores.
+    same scores. Keys are the paper's uniform means (Eqn 19): a bare prompt begins with its subject,
+    whose key there is like no other, least of all where a model puts no token before a text; with
+    half of the weight it costs paraphrases.
     """
     last = max(min(2, n_layers - 1), int(0.28 * n_layers))
     n_critical = max(1, min(5, n_layers // 4 + 1, last + 1))
@@ -242,5 +245,6 @@ def derive_closed_form_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "preservation_weight": round(d_key * 15_000 / 16_384, 1),
         "learning_rate": 0.5,
         "learning_rate_unit": "relative",
+        "key_weighting": "uniform",
         "second_moment_tokens": "auto",
     }

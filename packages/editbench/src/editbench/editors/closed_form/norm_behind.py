@@ -1,10 +1,10 @@
 """A norm between a projection and the residual stream, as Gemma, OLMo 2 and others have one.
 
-What the projection says, u, goes into the stream as f(u) = g ⊙ u √d / ‖u‖. Whatever is added to u
-is swallowed where ‖u‖ is large, and blown up where it is small; and f(u) lies on an ellipsoid
-whatever u is, so that not every residual can be reached. `NormBehind.invert` says what u has to be
-for f(u) to come as near as can be to what it ought to be: all the way, where that lies on the
-ellipsoid.
+What the projection says, u, goes into the stream as f(u) = g ⊙ u / √(‖u‖²/d + ε). Whatever is added
+to u is swallowed where ‖u‖ is large, and blown up where it is small; and for all u of a length f(u)
+lies on one ellipsoid, so that not every residual can be reached. `NormBehind.invert` says what u
+has to be for f(u) to come as near as can be to what it ought to be: all the way, where that lies on
+the ellipsoid.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,11 @@ class NormBehind:
 
     Attributes:
         scale: g, float64 `[d_model]`.
+        epsilon: ε, which is felt where a projection says little.
     """
 
     scale: Tensor
+    epsilon: float = 0.0
 
     @classmethod
     def find(cls, model: EditableModel, layer: int, kind: ProjectionKind) -> "NormBehind | None":
@@ -64,13 +66,17 @@ class NormBehind:
 
     @classmethod
     def _of(cls, norm: nn.Module, said: Tensor) -> "NormBehind":
-        """Read g off: it is what comes out of ones."""
-        return cls(norm(torch.ones_like(said)).flatten(0, -2)[0].double())
+        """Read ε from the norm, and g off: it is what comes out of ones, but for ε."""
+        stated = (getattr(norm, name, None) for name in ("variance_epsilon", "eps"))
+        epsilon = next((each for each in stated if each is not None), torch.finfo(said.dtype).eps)
+        of_ones = norm(torch.ones_like(said)).flatten(0, -2)[0].double()
+        return cls(of_ones * (1 + epsilon) ** 0.5, epsilon)
 
     def __call__(self, said: Tensor) -> Tensor:
         """f(u), float64 `[..., d_model]`."""
         wide = said.double()
-        return self.scale.to(wide.device) * wide * wide.square().mean(-1, keepdim=True).rsqrt()
+        mean_square = wide.square().mean(-1, keepdim=True)
+        return self.scale.to(wide.device) * wide * (mean_square + self.epsilon).rsqrt()
 
     def pull_back(self, said: Tensor, residuals: Tensor) -> Tensor:
         """What to add to the projection's outputs u, for f(u) to change by `residuals`.
@@ -80,7 +86,7 @@ class NormBehind:
             residuals: What is to be added to f(u), likewise.
 
         Returns:
-            float64 `[n, d_model]`; ‖u‖, on which f does not depend, stays as it is.
+            float64 `[n, d_model]`; ‖u‖, on which f hardly depends, stays as it is.
         """
         wide = said.double()
         return self.invert(self(said) + residuals, wide.norm(dim=1)) - wide
@@ -88,8 +94,8 @@ class NormBehind:
     def invert(self, wanted: Tensor, size: Tensor) -> Tensor:
         """Find u of a given length with f(u) nearest to `wanted`.
 
-        Minimizing ‖g ⊙ s − v‖² over ‖s‖² = d gives s = g v / (g² + μ), with the one μ > −min g²
-        that makes s as long as that.
+        Minimizing ‖g ⊙ s − v‖² over s = u / √(‖u‖²/d + ε), as long as ‖u‖ makes it, gives
+        s = g v / (g² + μ), with the one μ > −min g² that makes it so long.
 
         Args:
             wanted: v, `[n, d_model]`.
@@ -99,7 +105,8 @@ class NormBehind:
             u, float64 `[n, d_model]`.
         """
         scale, wanted = self.scale.to(wanted.device), wanted.double()
-        square, length = scale.square(), wanted.shape[1] ** 0.5
+        square, size = scale.square(), size.double()
+        length = size * (size.square() / wanted.shape[1] + self.epsilon).rsqrt()
         product = scale * wanted
         low = (-square.min()).expand(len(wanted))
         high = product.norm(dim=1) / length + square.max()  # there s is too short
@@ -108,7 +115,7 @@ class NormBehind:
             is_long = (product / (square + middle[:, None])).norm(dim=1) > length
             low, high = torch.where(is_long, middle, low), torch.where(is_long, high, middle)
         direction = product / (square + high[:, None])
-        return direction * (size / direction.norm(dim=1)).double()[:, None]
+        return direction * (size / direction.norm(dim=1))[:, None]
 
 
 def _is_added(

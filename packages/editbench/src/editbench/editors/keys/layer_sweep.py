@@ -121,7 +121,7 @@ class LayerSweep:
         model: EditableModel,
         requests: Sequence[EditRequest],
         prefixes: ContextPrefixes,
-        weighting: str,
+        weighting: str | float,
         *,
         first: int,
         last: int,

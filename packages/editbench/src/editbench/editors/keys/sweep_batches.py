@@ -42,7 +42,7 @@ def make_rows(
     model: EditableModel,
     requests: Sequence[EditRequest],
     prefixes: ContextPrefixes,
-    weighting: str,
+    weighting: str | float,
     *,
     share: bool,
 ) -> list[SweepRow]:
@@ -139,7 +139,7 @@ def estimate_insertion(
     model: EditableModel,
     requests: Sequence[EditRequest],
     prefixes: ContextPrefixes,
-    weighting: str,
+    weighting: str | float,
     layers: Sequence[int],
     module: ProjectionKind = "mlp",
 ) -> tuple[StageCost, StageCost]:
