@@ -50,7 +50,7 @@ def draw_categories(selection: Selection) -> Drawing:
         title="Editing relation by relation",
         caption=selection.describe(
             "Bars and crosses: 95 % CI over cases. Right: one point for each relation.",
-            how=f" of each relation, {selection.measured_on}.",
+            how=f" at once of each relation, {selection.measured_on}.",
         ),
     )
     _draw_bars(left, bars, relations, edited, styles)

@@ -65,7 +65,7 @@ def draw_mixing(selection: Selection) -> Drawing:
         title="Mixing relations",
         caption=selection.describe(
             "Bands: 90 % CI over draws (Student's t).",
-            how=", half of each relation where they are mixed; "
+            how=" at once, half of each relation where they are mixed; "
             f"{describe_range([len(seeds)])} draws of the facts.",
         ),
     )

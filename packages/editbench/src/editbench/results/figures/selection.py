@@ -115,7 +115,7 @@ class Selection:
 
         `how` says how the edits were made and measured, where that has to be said in other words.
         """
-        edits = f"n = {self.n_edits} edits at once{how or f', {self.measured_on}.'}"
+        edits = f"n = {self.n_edits} edits{how or f' at once, {self.measured_on}.'}"
         gaps = [
             f"{number} of {len(self.trials)} trials {what}"
             for number, what in ((self.n_failed, "failed"), (self.n_missing, "not run yet"))
