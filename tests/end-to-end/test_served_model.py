@@ -90,10 +90,15 @@ def test_llama_cpp_says_the_facts_and_leaves_the_neighbors(edit: Path, form: str
         for case, text in zip(cases, texts, strict=True)
     ]
     assert sum(said) >= 13, list(zip(prompts, texts, strict=True))
-    neighbors = [
-        probe.prompt for case in cases for probe in case.probes if probe.kind == "neighborhood"
-    ]
-    before, after = complete(base, None, neighbors), complete(served, lora, neighbors)
-    first = [[text.split()[:1] for text in texts] for texts in (before, after)]
-    n_same = sum(one == other for one, other in zip(*first, strict=True))
-    assert n_same >= 0.8 * len(neighbors)
+    neighbors = [probe for case in cases for probe in case.probes if probe.kind == "neighborhood"]
+    asked = [probe.prompt for probe in neighbors]
+    before, after = (
+        [
+            text.lstrip().startswith(probe.expected)
+            for text, probe in zip(complete(model, with_lora, asked), neighbors, strict=True)
+        ]
+        for model, with_lora in ((base, None), (served, lora))
+    )
+    assert sum(before) >= 20
+    survived = [now for now, then in zip(after, before, strict=True) if then]
+    assert sum(survived) >= 0.8 * sum(before)
