@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+pytestmark = pytest.mark.thorough
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/corrected-model"
 MADE_OF_PACKAGES = "Install"
 

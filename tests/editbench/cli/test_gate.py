@@ -46,7 +46,7 @@ def test_what_does_not_hold_is_printed_with_what_came(
     lines = result.stderr.splitlines()
     assert lines[0].startswith(f"{checks}:1: {prompt!r}: expected 'zither §', got ")
     assert lines[1] == "1 of 3 check(s) do not hold."
-    for row in ("| says | 0 | 1 |", "| never\\\\_says | 1 | 1 |", "| perplexity | 1 | 1 |"):
+    for row in ("| says | 0 | 1 |", "| never\\_says | 1 | 1 |", "| perplexity | 1 | 1 |"):
         assert row in result.stdout
     assert ElementTree.parse(tmp_path / "g.xml").find("testsuite").get("failures") == "1"
 

@@ -62,12 +62,14 @@ def test_edit_and_apply(invoke, files):
     for name, update in of_file.updates.items():
         torch.testing.assert_close(make_dense(update), make_dense(of_folder.updates[name]))
     applied = invoke(
-        "apply", "--model", "tiny.gguf", "--edit", "of_file.safetensors", "--out", "edited",
+        "apply", "--model", "tiny.gguf", "--edit", "of_file.safetensors", "--out", "edited.gguf",
         "--device", "cpu",
     )  # fmt: skip
     assert applied.exit_code == 0, applied.output
-    before = AutoModelForCausalLM.from_pretrained(files / "folder").state_dict()
-    after = AutoModelForCausalLM.from_pretrained(files / "edited").state_dict()
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(files, gguf_file=name).state_dict()
+        for name in ("tiny.gguf", "edited.gguf")
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
 

@@ -49,9 +49,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         noted.layers.append((layer, keys, residuals, dense))
         return update
 
-    def note_history(self: PreservedValues, layer: int, keys: Any) -> None:
-        add(self, layer, keys)
-        noted.history |= self._history
+    def note_history(self: PreservedValues, layer: int, keys: Any, first: int) -> None:
+        add(self, layer, keys, first)
+        noted.history |= {
+            each: [part.keys for part in written] for each, written in self._written.items()
+        }
 
     monkeypatch.setattr(HiddenTargets, "_aim_at", note_targets)
     monkeypatch.setattr(PreservedValues, "solve", note_solve)

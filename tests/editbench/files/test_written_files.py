@@ -44,7 +44,8 @@ def test_factors() -> None:
 
 
 def test_edits() -> None:
-    updates, card = read_edit_file(WRITTEN / "edit.safetensors")
+    updates, card, recipe = read_edit_file(WRITTEN / "edit.safetensors")
+    assert recipe is None  # earlier versions did not keep it
     assert card.config == {"a": 1.5e-05, "b": [1, 2], "ü": None}
     assert card.extra == {"facts": [{"case_id": "é"}]}
     assert (card.n_edits, card.edits_on, card.model_dtype) == (1, (), None)

@@ -234,9 +234,7 @@ def derive_closed_form_defaults(n_layers: int, d_key: int) -> dict[str, object]:
     of 28, GPT-NeoX 10 of 44, GPT-2 XL 17 of 48). λ grows with `d_key`, because kᵀC⁻¹k does: the
     published 15,000 for 16,384 is kept as a ratio. The learning rate is relative to ‖h‖: the first
     step is half as long as h. On a real model 0.1 takes 23 of 25 steps and 0.5 takes 16, for the
-    same scores. Keys are the paper's uniform means (Eqn 19): a bare prompt begins with its subject,
-    whose key there is like no other, least of all where a model puts no token before a text; with
-    half of the weight it costs paraphrases.
+    same scores.
     """
     last = max(min(2, n_layers - 1), int(0.28 * n_layers))
     n_critical = max(1, min(5, n_layers // 4 + 1, last + 1))
@@ -245,6 +243,5 @@ def derive_closed_form_defaults(n_layers: int, d_key: int) -> dict[str, object]:
         "preservation_weight": round(d_key * 15_000 / 16_384, 1),
         "learning_rate": 0.5,
         "learning_rate_unit": "relative",
-        "key_weighting": "uniform",
         "second_moment_tokens": "auto",
     }
