@@ -45,7 +45,7 @@ def test_facts_of_the_real_world_are_corrected_and_their_neighbors_stay(tmp_path
     assert re.search(r"The Louvre is located in the city of\s*│ Paris.*│ Paris", output)
 
 
-def test_settings_of_the_short_name_hold_on_facts_that_they_were_not_chosen_on(
+def test_settings_of_the_short_name_hold_what_they_are_meant_to(
     shared: Path, tmp_path: Path
 ) -> None:
     run, data = tmp_path / "run", shared / "data" / "counterfact"
