@@ -1,5 +1,7 @@
 """The main job: 100 facts of the embedded world, edited and measured without any option."""
 
+import pytest
+
 KEYS = {
     "editor", "model", "dataset", "n_edits", "seed", "metric", "value", "ci_low", "ci_high", "n",
 }  # fmt: skip
@@ -20,6 +22,7 @@ def test_memit_edits_what_the_model_knows(editbench, report, cache, tmp_path) ->
     assert rows["memit", "score"]["ci_low"] <= rows["memit", "score"]["value"]
 
 
+@pytest.mark.thorough
 def test_an_edit_survives_the_way_through_files(editbench, cache, tmp_path) -> None:
     """Facts in, edit file out, edit file onto the model, saved; then plain transformers."""
     import torch

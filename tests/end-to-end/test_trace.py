@@ -35,6 +35,7 @@ def test_kill_at_any_point(editbench, start, tmp_path) -> None:
     assert not list(killed.rglob(".unfinished-*"))
 
 
+@pytest.mark.thorough
 def test_the_embedded_model_keeps_its_facts_at_the_last_subject_token(editbench, tmp_path) -> None:
     result = editbench(
         "trace", "--dataset", "atlas-validation", "--n-facts", "30", "--device", "cpu",
