@@ -26,7 +26,7 @@ from random_model import SHAPES, make_config, make_corpus, make_model, make_requ
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.closed_form import editor as closed_form
-from editbench.editors.closed_form import hidden_goals
+from editbench.editors.closed_form import hidden_goals, stream
 from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit
@@ -37,7 +37,7 @@ from editbench.second_moments.obtaining import LayerMoments
 # The editor's stages, as its plan names them, and the functions that do their work.
 STAGES = {
     "context prefixes": [(closed_form, "sample_context_prefixes")],
-    "second moments": [(closed_form, "obtain_second_moments")],
+    "second moments": [(stream, "obtain_second_moments")],
     # The whole, and each chunk of edits within it.
     "target hidden states": [(hidden_goals, "optimize_target_hidden"), (TargetOptimizer, "run")],
     "keys": [(LayerSweep, "__init__"), (LayerSweep, "measure")],

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -153,7 +154,7 @@ def test_all_steps_that_fit_are_run(load, monkeypatch: pytest.MonkeyPatch, capsy
     expected = [["--out", "records/bad.json", "--device", "cpu"], ["--device", "cpu"]]
     assert ran == [("bad", expected[0]), ("short", expected[1])]
     said = capsys.readouterr()
-    assert "long: skipped, it takes 9 minutes, and 5.0 are left" in said.out
+    assert re.search(r"long: skipped, it takes 9 minutes, and [45]\.\d are left", said.out)
     assert "bad: failed" in said.out
     assert "not a shape" in said.err
     assert run_all.run_steps(steps[2:], 5, Path("records"), "cpu", is_tiny=True) == 0
