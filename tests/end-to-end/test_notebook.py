@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1_800)]
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/tutorial/real-model.ipynb"
 
