@@ -1,7 +1,9 @@
 """The Python door: a model by name, facts into it, and how well that went."""
 
+import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,19 @@ def test_text_that_nobody_chose_is_warned_of(model, monkeypatch):
     monkeypatch.setattr(model, "spec", None)
     with pytest.warns(UserWarning, match="For results that count, give more text"):
         eb.edit(model, FACTS[:1], **OPTIONS)
+
+
+def test_an_edit_is_made_again_with_other_facts(model, edit):
+    again = eb.edit(model, [], base=edit, drop=["1"], cache=None)
+    assert [request.case_id for request in again.recipe.requests] == ["ivo"]
+    assert again.recipe.inputs == edit.recipe.inputs
+    with pytest.raises(ConfigError, match="base was made with other second moments"):
+        eb.edit(model, [], base=replaced_corpus(edit), cache=None)
+
+
+def replaced_corpus(edit):
+    """The same edit, as if it had been made with other text."""
+    other = copy.copy(edit)
+    inputs = {**edit.recipe.inputs, "corpus": {"name": "other", "fingerprint": "0"}}
+    other.recipe = replace(edit.recipe, inputs=inputs)
+    return other

@@ -185,3 +185,16 @@ def test_bad_input_is_refused(edit, refuses, facts, write_facts, moments_file, t
             says="does not say which facts")  # fmt: skip
     bad = write_facts("bad.jsonl", [{**facts[0], "expires": "soon"}])
     refuses(*base, "--facts", bad, *out, says=["field 'expires'", "is no date, got 'soon'"])
+
+
+def test_only_prefixes_that_somebody_gave_are_noted_as_inputs(edit, facts, write_facts, tmp_path):
+    source = write_facts("facts.jsonl", facts)
+    (tmp_path / "prefixes.json").write_text('[[""], ["Well. ", "So. "]]')
+    given = ["--context-prefixes", "prefixes.json"]
+    for options, noted in (([], False), (given, True)):
+        edit("a.safetensors", *options, facts=source)
+        edit("b.safetensors", "--from", "a.safetensors")
+        edit("c.safetensors", "--from", "b.safetensors", "--drop", "1")
+        inputs = [WeightEdit.load(tmp_path / f"{name}.safetensors").recipe.inputs for name in "abc"]
+        assert inputs[0] == inputs[1] == inputs[2]
+        assert ("context_prefixes" in inputs[0]) is noted

@@ -18,6 +18,7 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
 from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.remaking import Base
 from editbench.editors.targets.cache import TargetLedger
 from editbench.edits.edit import Edit
 from editbench.edits.recipe import EditRecipe
@@ -108,24 +109,22 @@ def edit(
         EditbenchError: The facts, the configuration or the files cannot be used; the message says
             what to do.
     """
-    recipe = None if base is None else base.recipe
-    if base is not None:
-        if recipe is None:
-            raise EditError("edit: the base does not say which facts it was made from.")
-        base.check_fits(model)
-        editor = editor or base.card.editor
-        seed = recipe.seed if seed is None else seed
-        batch_size = batch_size or recipe.batch_size
-        context_prefixes = context_prefixes or base.card.extra.get("context_prefixes")
+    origin = None if base is None else Base.of(base, "base", tuple(drop))
+    if origin is not None:
+        origin.edit.check_fits(model)
+        editor = editor or origin.edit.card.editor
+        seed = origin.recipe.seed if seed is None else seed
+        batch_size = batch_size or origin.recipe.batch_size
     editor_type = load_plugins().get_editor(editor or "memit")
-    if base is not None and base.card.editor == editor_type.name:
-        chosen = editor_type.config_type.parse(base.card.config, "base")
+    if origin is not None and origin.edit.card.editor == editor_type.name:
+        chosen = origin.configure(editor_type)
     else:
         chosen, _ = editor_type.default_config(model)
     if config:
         chosen = chosen.updated(config, "config")
-    given = _requests(facts, on_conflict)
-    requests = revise(recipe.requests if recipe else (), drop=drop, more=given).requests
+    has_more = origin is None or isinstance(facts, str | Path) or facts
+    given = _requests(facts, on_conflict) if has_more else []
+    requests = revise(origin.recipe.requests if origin else (), drop=drop, more=given).requests
     if not requests:
         raise ConfigError(f"edit: no fact is left to write, with on_conflict={on_conflict!r}.")
     inputs = Inputs(
@@ -139,10 +138,15 @@ def edit(
     if made.needs_second_moments(model) and (remark := describe_default_corpus(inputs, model)):
         warnings.warn(remark, stacklevel=2)
     completed = complete_inputs(inputs, model)
-    ledger = TargetLedger(None if recipe is None else recipe.targets)
+    content = completed.content
+    if origin is not None:
+        origin.check_inputs(inputs, completed)
+        content = origin.content(completed)
+        completed = origin.complete(completed)
+    ledger = TargetLedger(None if origin is None else origin.recipe.targets)
     resources = completed.resources(seed or 0, _folder(cache), report_progress, ledger)
     *_, result = made.edit_stream(model, cut_batches(requests, batch_size), resources)
-    result.recipe = EditRecipe(requests, seed or 0, batch_size, completed.content, ledger.kept())
+    result.recipe = EditRecipe(requests, seed or 0, batch_size, content, ledger.kept())
     return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from editbench.cli import options
-from editbench.cli.base import Base, base_options, describe_revision
+from editbench.cli.base import base_options, describe_revision
 from editbench.cli.fact_check import advise_sharing, check_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
@@ -33,6 +33,7 @@ from editbench.requests import (
 
 if TYPE_CHECKING:
     from editbench.editors.base import Editor, Inputs
+    from editbench.editors.remaking import Base
 
 _EXAMPLES = """\b
 A facts file has one JSON object a line, {} where the subject goes:
@@ -118,7 +119,7 @@ Examples:
 def edit(
     plugins: PluginManager,
     facts: Path | None,
-    base: Base | None,
+    base: "Base | None",
     model: str | None,
     out: Path | None,
     editor: str | None,
@@ -149,7 +150,13 @@ def edit(
     """
     if base is not None:
         model = model or base.edit.card.model_name
-        editor = editor or base.edit.card.editor
+        made_by = base.edit.card.editor
+        if editor not in (None, made_by):
+            raise ConfigError(
+                f"--from: the edit was made by '{made_by}', got --editor {editor}. Leave --editor "
+                "out, or write the facts anew without --from."
+            )
+        editor = made_by
         seed = base.recipe.seed if seed is None else seed
         batch_size = batch_size or base.recipe.batch_size
     if model is None or (facts is None and base is None):
@@ -212,7 +219,7 @@ def edit(
         (overrides,) = layers.settle(
             {editor: [overrides]}, editor_types, editable, source, cache, display
         )[editor]
-        start = None if base is None else base.configure(editor_type)
+        start = None if base is None else (base.configure(editor_type), f"those of {base.name}")
         config, origin = overrides.configure(editor_type, editable, start)
         chosen = editor_type(config)
         display.say(f"Settings of {editor}: {origin}.")
@@ -220,8 +227,10 @@ def edit(
         if advice := advise_sharing(editor, config, requests):
             display.say(advice)
         completed = complete_inputs(inputs, editable)
+        content = completed.content
         if base is not None:
             base.check_inputs(inputs, completed)
+            content = base.content(completed)
             completed = base.complete(completed)
         ledger = TargetLedger(None if base is None else base.recipe.targets)
         resources = completed.resources(seed, cache, display, ledger)
@@ -247,7 +256,7 @@ def edit(
                 if done < len(batches):
                     display.say(f"Wrote batch {done} of {len(batches)}.")
             kept = ledger.kept() if keep_targets else KeptTargets.of([])
-            result.recipe = EditRecipe(requests, seed, batch_size, completed.content, kept)
+            result.recipe = EditRecipe(requests, seed, batch_size, content, kept)
             result.save(out)
             if check_targets:
                 said = check_facts(editable, requests, result, display)
@@ -263,7 +272,7 @@ def edit(
     for line in describe_updates(card):
         click.echo(line)
     if base is not None:
-        click.echo(f"Target states: {ledger.n_reused} of {len(ledger.used)} were in {base.path}")
+        click.echo(f"Target states: {ledger.n_reused} of {len(ledger.used)} were in {base.name}")
     if check_targets:
         for line in describe_check(requests, *said):
             click.echo(line)

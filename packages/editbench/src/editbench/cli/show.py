@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from editbench.cli import options
-from editbench.cli.base import recipe_of
 from editbench.cli.options import in_file
 from editbench.cli.terminal import lay_out
 
@@ -66,11 +65,14 @@ def diff(first: Path, second: Path, output_format: str) -> None:
     Facts are compared by what they say, whatever their ids: those that only one of the files has,
     and those that have another target. What else differs in their making is listed, too.
     """
+    from editbench.editors.remaking import recipe_of
     from editbench.edits.revision import compare_facts
     from editbench.edits.weight_edit import WeightEdit
 
     edits = [WeightEdit.load(path) for path in (first, second)]
-    recipes = [recipe_of(edit, path) for edit, path in zip(edits, (first, second), strict=True)]
+    recipes = [
+        recipe_of(edit, str(path)) for edit, path in zip(edits, (first, second), strict=True)
+    ]
     difference = compare_facts(recipes[0].requests, recipes[1].requests)
     settings = dict(_differing_settings(*edits))
     if output_format == "json":
