@@ -8,7 +8,7 @@ import click
 
 from editbench.cli import options
 from editbench.cli.group import telling_what_is_kept
-from editbench.cli.options import ModelLoading, in_file
+from editbench.cli.options import ModelLoading
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
@@ -35,15 +35,7 @@ _DEFAULT_MAX_RANK = 256
 
 @click.command(epilog=_EXAMPLES)
 @options.model(required=True, help="The model the edit was made for.")
-@click.option(
-    "--edit",
-    "edit_files",
-    required=True,
-    multiple=True,
-    type=in_file,
-    metavar="FILE",
-    help="An edit file; several are added up. Repeatable.",
-)
+@options.edits(required=True)
 @options.out(
     required=True, metavar="PATH", help="A new or empty folder; a new file, of a GGUF file or LoRA."
 )

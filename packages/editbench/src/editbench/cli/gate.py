@@ -39,14 +39,7 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @options.model(required=True, help="The model: a short name, a folder, a GGUF file or a hub id.")
-@click.option(
-    "--edit",
-    "edit_files",
-    multiple=True,
-    type=in_file,
-    metavar="FILE",
-    help="An edit file to put on it; several are added up. Repeatable.",
-)
+@options.edits(help="An edit file to put on it; several are added up. Repeatable.")
 @click.option(
     "--before",
     metavar="MODEL",

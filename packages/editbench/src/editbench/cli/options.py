@@ -99,6 +99,14 @@ skip_invalid = shared(
     help="Leave out records that cannot be used, and list them; by default the first of them is an "
     "error.",
 )
+edits = shared(
+    "--edit",
+    "edit_files",
+    multiple=True,
+    type=in_file,
+    metavar="FILE",
+    help="An edit file; several are added up. Repeatable.",
+)
 as_of = shared(
     "--as-of",
     metavar="DATE",
