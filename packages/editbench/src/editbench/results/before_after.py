@@ -58,9 +58,8 @@ class BeforeAfter:
 def list_before_after(collection: Collection) -> Iterator[BeforeAfter]:
     """Every trial beside that of the unedited model, in the metrics that ask about the model."""
     trials, variants = collection.trials, find_variants(collection.trials)
-    edited, unedited = [], []
-    for trial in collection.values:
-        (unedited if trials[trial].editor == UNEDITED else edited).append(trial)
+    unedited = [trial for trial in collection.values if trials[trial].editor == UNEDITED]
+    edited = [trial for trial in collection.values if trials[trial].editor != UNEDITED]
     for trial, base in product(edited, unedited):
         metrics = [metric for metric in collection.metrics[trial] if metric.of_model]
         if not metrics or not are_comparable(trials[trial], trials[base]):

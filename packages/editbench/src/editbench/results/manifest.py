@@ -17,7 +17,7 @@ Knowledge = Literal["all", "known", "unknown"]
 
 _N_HASH_DIGITS = 16
 # Fields that descriptions did not always have: what they say by default was so before, too.
-_LATER = {
+_LATER: dict[str, Any] = {
     "facts": "all",
     "batch_size": None,
     "checkpoints": (),

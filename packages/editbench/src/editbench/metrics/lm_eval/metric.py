@@ -113,7 +113,7 @@ class LmEval(ModelMetric):
     @property
     def rows(self) -> tuple[RowKind, ...]:
         """A row for each number of each task, or group that is one."""
-        kinds = [reading.kind for task in self.tasks for reading in task.readings]
+        kinds = [number.kind for task in self.tasks for number in task.numbers]
         return tuple({kind.name: kind for kind in kinds}.values())
 
     @property

@@ -41,7 +41,7 @@ class TaskChoice:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TaskNumber:
     """One number that a task yields for each of its documents.
 
     Attributes:
@@ -67,7 +67,7 @@ class LoadedTask:
         version: Of its definition, as its authors say.
         n_shots: How many solved examples stand before each document.
         n_requests: What it asks about each of its documents, by the document's number.
-        readings: What it yields.
+        numbers: What it yields.
         left_out: What it also yields, and why no row has it.
         fingerprint: Hash of its documents and prompts, as hex digits.
     """
@@ -77,7 +77,7 @@ class LoadedTask:
     version: str
     n_shots: int
     n_requests: Mapping[int, int]
-    readings: tuple[Reading, ...]
+    numbers: tuple[TaskNumber, ...]
     left_out: tuple[str, ...]
     fingerprint: str
 
@@ -231,8 +231,8 @@ def _prepare(label: str, task: Any, choice: TaskChoice) -> LoadedTask:
         part = [instance.request_type, instance.args, instance.repeats, instance.doc]
         content.update(json.dumps(part, sort_keys=True, default=str).encode())
     n_requests = Counter(instance.doc_id for instance in task.instances)
-    readings, left_out = _list_readings(label, task)
-    if not readings:
+    numbers, left_out = _list_numbers(label, task)
+    if not numbers:
         raise ConfigError(
             f"metric 'lm-eval': nothing of a task is a mean over its documents, got {name!r} with "
             f"{'; '.join(left_out) or 'no metric'}. Leave it out; for text, metric 'perplexity' "
@@ -244,7 +244,7 @@ def _prepare(label: str, task: Any, choice: TaskChoice) -> LoadedTask:
         version=str(task.VERSION),
         n_shots=task.get_config("num_fewshot"),
         n_requests=dict(n_requests),
-        readings=tuple(readings),
+        numbers=tuple(numbers),
         left_out=tuple(left_out),
         fingerprint=content.hexdigest(),
     )
@@ -255,15 +255,16 @@ def seed_examples(task: Any) -> None:
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 
 
-def _list_readings(label: str, task: Any) -> tuple[list[Reading], list[str]]:
+def _list_numbers(label: str, task: Any) -> tuple[list[TaskNumber], list[str]]:
     from lm_eval.api import metrics as known
 
     aggregations, better = task.aggregation(), task.higher_is_better()
     configured = task.get_config("filter_list") or [{"name": "none"}]
     filters = [str(each["name"]) for each in configured]
-    readings: list[Reading] = []
+    numbers: list[TaskNumber] = []
     left_out: list[str] = []
     for key, aggregation in aggregations.items():
+        convert: Callable[[float], float] = float
         about: dict[str, Any] = {"higher_is_better": bool(better.get(key, True))}
         if aggregation is known.perplexity:  # exp of minus the mean log likelihood
             about |= {"mean": "geometric", "bounds": (0.0, math.inf)}
@@ -276,11 +277,10 @@ def _list_readings(label: str, task: Any) -> tuple[list[Reading], list[str]]:
             convert = _to_percent
         else:
             about |= {"bounds": (-math.inf, math.inf)}
-            convert = float
         for each in filters:
             name = f"lm_eval/{label}/{key}" + (f",{each}" if each != "none" else "")
-            readings.append(Reading(key, each, RowKind(name, **about), convert))
-    return readings, left_out
+            numbers.append(TaskNumber(key, each, RowKind(name, **about), convert))
+    return numbers, left_out
 
 
 def _to_percent(share: float) -> float:
@@ -317,16 +317,16 @@ def read_values(
     for task in tasks:
         for sample in samples[task.name]:
             of_document = values.setdefault(unit_id(task.name, sample["doc_id"]), {})
-            for reading in task.readings:
-                if sample["filter"] != reading.filter_name or reading.key not in sample:
+            for number in task.numbers:
+                if sample["filter"] != number.filter_name or number.key not in sample:
                     continue
                 try:
-                    value = reading.convert(sample[reading.key])
+                    value = number.convert(sample[number.key])
                 except (TypeError, ValueError):
-                    odd[reading.kind.name] = None
+                    odd[number.kind.name] = None
                     continue
                 if not math.isnan(value):
-                    of_document[reading.kind.name] = value
+                    of_document[number.kind.name] = value
     for name in odd:
         warnings.warn(
             f"metric 'lm-eval': '{name}' is no number of a document, so it is left out.",

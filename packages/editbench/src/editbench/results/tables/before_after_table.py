@@ -31,8 +31,8 @@ def tabulate_before_after(
                 *(Cell(SETTING[name](difference)) for name in varying),
                 name_editor(difference.editor, difference.variant),
                 Cell(headings[difference.metric]),
-                _number(difference.baseline_value, each.error_before),
-                _number(difference.value, each.error),
+                _number(difference.baseline_value, each.error_before, difference.metric),
+                _number(difference.value, each.error, difference.metric),
                 Cell(
                     sign_number(difference.difference, difference.metric),
                     bold=each.is_clear,
@@ -69,5 +69,5 @@ def tabulate_before_after(
     )
 
 
-def _number(value: float, error: float | None) -> Cell:
-    return Cell(format_number(value), "" if error is None else format_number(error))
+def _number(value: float, error: float | None, metric: str) -> Cell:
+    return Cell(format_number(value, metric), "" if error is None else format_number(error, metric))
