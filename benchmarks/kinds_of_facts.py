@@ -128,9 +128,7 @@ class Bench:
             with edit.applied(self.model):
                 found += self._ask(requests, others)
                 after = write_greedily(self.model, asked, _N_TOKENS)
-            unchanged.append(
-                statistics.fmean(a == b for a, b in zip(before, after, strict=True))
-            )
+            unchanged.append(statistics.fmean(a == b for a, b in zip(before, after, strict=True)))
         likelier, argmax, said = (100 * statistics.fmean(part) for part in zip(*found, strict=True))
         return {
             "n_facts": len(found),

@@ -131,7 +131,9 @@ def test_long_answers_are_named_before_the_work(edit, memit_options):
     facts = [{**FACTS[0], "target": " ".join(words[:longest])}, FACTS[1]]
     assert "tokens, the longest" not in edit(facts, *options, editor="memit").stdout
     facts[0]["target"] = " ".join(words[: longest + 1])
-    said = f"1 of 2 facts have answers of more than 8 tokens, the longest {lengths[longest + 1]} (A)"
+    said = (
+        f"1 of 2 facts have answers of more than 8 tokens, the longest {lengths[longest + 1]} (A)"
+    )
     assert said in edit(facts, *options, editor="memit").stdout
 
 

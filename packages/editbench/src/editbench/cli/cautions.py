@@ -54,7 +54,9 @@ def caution(
 def _count_tokens(model: "EditableModel", request: EditRequest) -> int:
     """Tokens of an answer; of a short one at most as many as it has bytes."""
     n_bytes = len(request.target.encode())
-    return n_bytes if n_bytes <= _LONGEST else len(model.tokens.encode_question(request.question)[1])
+    return (
+        n_bytes if n_bytes <= _LONGEST else len(model.tokens.encode_question(request.question)[1])
+    )
 
 
 def _caution_sharing(name: str, shares: bool, subject: str, n_facts: int) -> Iterator[str]:

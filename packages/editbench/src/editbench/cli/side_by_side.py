@@ -47,9 +47,7 @@ def compare_texts(
             texts = next(before), next(after)
             right = [int(text.lstrip().startswith(probe.expected.strip())) for text in texts]
             count = counts.setdefault(probe.kind, Counter())
-            count.update(
-                asked=1, before=right[0], after=right[1], same=int(texts[0] == texts[1])
-            )
+            count.update(asked=1, before=right[0], after=right[1], same=int(texts[0] == texts[1]))
             said = map(_show, texts, map(bool, right))
             rows.append((Cell(_ROLES[probe.kind]), Cell(probe.prompt), *said))
         sections.append(tuple(rows))
