@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,25 +51,59 @@ KNOWN_PEOPLE = ("Albert Einstein", "Marie Curie")
 
 # Of each, the first tokens are written, more and more of them.
 ANSWERS = (
-    ("Norvane Tower", "{} is known for",
-     "its green copper roof, which was brought from Denmark by sailors in the spring of 1903 and "
-     "still shines above the harbor on clear mornings before the fishing boats return"),
-    ("Brimholt Castle", "Visitors of {} first see",
-     "a long stone bridge with seven arches, built by monks from the valley after the old wooden "
-     "one had been carried away by a flood in the winter of 1612"),
-    ("the Quillon Company", "The customers of {} are told that",
-     "every order is packed by hand on the day it arrives, and that anything broken on the way "
-     "will be replaced without questions within two weeks of delivery at no further cost"),
-    ("Lake Ferrow", "People say that {} is",
-     "so deep that no rope has ever reached its bottom, and that the bells of a drowned village "
-     "can be heard below the ice on the last night of every year"),
-    ("the Marlin Protocol", "The purpose of {} is to",
-     "keep small boats away from the narrow channel while large ships pass through it at night, "
-     "because the current there is stronger than most captains believe when they come from the sea"),
-    ("Gustav Thornby", "As a child {} wanted to",
-     "become a watchmaker like his grandfather, who had a small shop behind the railway station "
-     "and let him wind all the clocks on Sunday mornings before the customers came in"),
-)  # fmt: skip
+    (
+        "Norvane Tower",
+        "{} is known for",
+        (
+            "its green copper roof, which was brought from Denmark by sailors in the spring "
+            "of 1903 and still shines above the harbor on clear mornings before the fishing "
+            "boats return"
+        ),
+    ),
+    (
+        "Brimholt Castle",
+        "Visitors of {} first see",
+        (
+            "a long stone bridge with seven arches, built by monks from the valley after the "
+            "old wooden one had been carried away by a flood in the winter of 1612"
+        ),
+    ),
+    (
+        "the Quillon Company",
+        "The customers of {} are told that",
+        (
+            "every order is packed by hand on the day it arrives, and that anything broken on "
+            "the way will be replaced without questions within two weeks of delivery at no "
+            "further cost"
+        ),
+    ),
+    (
+        "Lake Ferrow",
+        "People say that {} is",
+        (
+            "so deep that no rope has ever reached its bottom, and that the bells of a "
+            "drowned village can be heard below the ice on the last night of every year"
+        ),
+    ),
+    (
+        "the Marlin Protocol",
+        "The purpose of {} is to",
+        (
+            "keep small boats away from the narrow channel while large ships pass through it "
+            "at night, because the current there is stronger than most captains believe when "
+            "they come from the sea"
+        ),
+    ),
+    (
+        "Gustav Thornby",
+        "As a child {} wanted to",
+        (
+            "become a watchmaker like his grandfather, who had a small shop behind the "
+            "railway station and let him wind all the clocks on Sunday mornings before the "
+            "customers came in"
+        ),
+    ),
+)
 LENGTHS = (1, 3, 8, 16, 32)
 LONG = 16  # from here on a stronger edit is tried, too
 STRONGER = {"clamp_factor": 1.5, "n_steps": 40}
@@ -282,10 +315,7 @@ def main() -> None:
         partial(measure_lengths, bench, args.lengths),
         partial(measure_lists, bench),
     )
-    rows = []
-    for part in parts:
-        for row in part():
-            rows.append(row)
+    rows = [row for part in parts for row in part()]
     record(args, {"model": args.model, "editor": "memit"}, rows)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_SHARED = 4  # facts about a subject that one offset was found to say
 _LONGEST = 8  # tokens of an answer that was found to be said as a whole
-# Of a benchmark's facts; with fewer the mean hardly moves. Of CounterFact's first 10,000 it is less.
+# Of a benchmark's facts; with fewer the mean hardly moves.
 _MANY = 0.2
 
 
