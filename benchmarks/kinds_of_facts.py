@@ -105,8 +105,6 @@ ANSWERS = (
     ),
 )
 LENGTHS = (1, 3, 8, 16, 32)
-LONG = 16  # from here on a stronger edit is tried, too
-STRONGER = {"clamp_factor": 1.5, "n_steps": 40}
 
 OFFICES = "{} has offices in"
 FIRMS = {
@@ -193,7 +191,7 @@ class Bench:
             own, other = answers[question], answers[rival]
             assert isinstance(own, ScoreAnswer)
             assert isinstance(other, ScoreAnswer)
-            is_likelier = own.mean_log_prob >= other.mean_log_prob
+            is_likelier = own.mean_log_prob > other.mean_log_prob
             yield float(is_likelier), float(all(own.argmax)), float(text.is_target)
 
 
@@ -248,11 +246,7 @@ def measure_subjects(bench: Bench, counts: Sequence[int]) -> Iterator[dict[str, 
         rounds = [own[start : start + n_at_once] for start in range(0, len(own), n_at_once)]
         yield {"what": "a subject each", "n_each": 1, **bench.measure(rounds, neighbors)}
         about = f"{n_each} about a subject" if n_each > 1 else "1 about a subject"
-        shared = {"share_subjects": True}
-        tried: list[dict[str, Any]] = [{}] if n_each == 1 else [{}, shared]
-        if n_each == max(counts) > 1:
-            tried.append({**shared, **STRONGER})
-        for options in tried:
+        for options in ({}, {"share_subjects": True})[: 1 if n_each == 1 else 2]:
             measured = bench.measure(in_rounds(people, n_each), neighbors, **options)
             yield {"what": about, "n_each": n_each, **measured}
 
@@ -271,9 +265,8 @@ def measure_lengths(bench: Bench, lengths: Sequence[int]) -> Iterator[dict[str, 
             assert len(tokens.encode_question(request.question)[1]) == length
             facts.append(Fact(request, None))
         plural = "token" if length == 1 else "tokens"
-        for options in ({}, STRONGER) if length >= LONG else ({},):
-            measured = bench.measure([facts], neighbors, **options)
-            yield {"what": f"an answer of {length} {plural}", "length": length, **measured}
+        measured = bench.measure([facts], neighbors)
+        yield {"what": f"an answer of {length} {plural}", "length": length, **measured}
 
 
 def measure_lists(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -283,8 +276,7 @@ def measure_lists(bench: Bench) -> Iterator[dict[str, Any]]:
         Fact(EditRequest(firm, firm, OFFICES, f"{a}, {b} and {c}"), None)
         for firm, (a, b, c) in FIRMS.items()
     ]
-    for options in ({}, STRONGER):
-        yield {"what": "a list of three", **bench.measure([lists], neighbors, **options)}
+    yield {"what": "a list of three", **bench.measure([lists], neighbors)}
     apart = [
         Fact(EditRequest(f"{firm}, {city}", firm, OFFICES, city), None)
         for firm, cities in FIRMS.items()
