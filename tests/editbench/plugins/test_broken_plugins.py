@@ -147,8 +147,22 @@ def editbench_register_datasets():
 
 @hookimpl
 def editbench_register_metrics():
-    from editbench.metrics.base import Metric
+    from editbench.metrics.base import Metric, ModelMetric
     from editbench.questions import Score
+
+    class Depth(ModelMetric):
+        """How many layers a model has."""
+        name = "depth"
+        produces = ("depth",)
+
+        def units(self):
+            return ["layers"]
+
+        def measure(self, model, units, on_progress):
+            return {"layers": {"depth": 1.0}}
+
+    def broken_depth(metric, **members):
+        return type(metric, (Depth,), {"name": metric, "produces": (metric,), **members})
 
     class Length(Metric):
         """How long a subject is."""
@@ -193,6 +207,12 @@ def editbench_register_metrics():
         broken("fits-none", fitted=lambda self, cases: None),
         broken("fits-wrongly", fitted=fail(OSError("no dictionary"))),
         broken("constructs", __init__=fail(ValueError("who?"))),
+        broken_depth("units-twice", units=lambda self: ["a", "a"]),
+        broken_depth("units-text", units=lambda self: "layers"),
+        broken_depth("rows-text", rows=property(lambda self: ("depth",))),
+        broken_depth("settings-odd", settings=property(lambda self: {"a": {1, 2}})),
+        broken_depth("measures-list", measure=lambda *_: [1.0]),
+        broken_depth("measures-text", measure=lambda *_: {"layers": {"measures-text": "many"}}),
     ]
 
 
@@ -318,6 +338,8 @@ def test_editor_that_fails_is_a_row_and_the_others_go_on(run, editor, says):
         ("counts-exit", "values() of {}: failed, got SystemExit"),
         ("counts-list", "values() of {}: returned the wrong thing, got list of 1; expected a map"),
         ("counts-text", "values() of {}: returned the wrong thing, got 'many' for 'counts-text'"),
+        ("measures-list", "measure() of {}: returned the wrong thing, got list of 1; expected a m"),
+        ("measures-text", "measure() of {}: returned the wrong thing, got 'many' for 'measures-te"),
         ("refit", "values() of {}: failed, got IndexError: empty"),
     ],
 )
@@ -361,6 +383,10 @@ def test_metric_that_fails_on_one_dataset_is_measured_on_the_other(run, invoke, 
         (["--metrics", "fits-none"], "fitted() of {}: returned the wrong thing, got None; expect"),
         (["--metrics", "fits-wrongly"], "fitted() of {}: failed, got OSError: no dictionary"),
         (["--metrics", "constructs"], "'constructs': its constructor of {}: failed, got ValueErr"),
+        (["--metrics", "units-twice"], "units() of {}: returned 2 units with one id, got 'a'"),
+        (["--metrics", "units-text"], "units() of {}: returned the wrong thing, got 'layers'"),
+        (["--metrics", "rows-text"], "rows of {}: returned the wrong thing, got 'depth'; expect"),
+        (["--metrics", "settings-odd"], "settings of {}: failed, got TypeError: Object of type"),
         (["--editor", "default-raises"], "default_config() of {}: failed, got ValueError: no def"),
         (["--editor", "default-bare"], "default_config() of {}: returned the wrong thing, got Co"),
         (["--editor", "derived-list"], "derive_defaults() of {}: returned the wrong thing, got l"),

@@ -12,10 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from editbench.files.figure_files import figure_settings
 from editbench.results.figures import draw_figures
 from editbench.results.figures.drawing import choose_figures, guess_figure
-from editbench.results.figures.panels import write_number
-from editbench.results.figures.style import choose_styles
+from editbench.results.figures.panels import legend_line, make_panels, write_number
+from editbench.results.figures.style import SETTINGS, choose_styles
 from editbench.results.figures.sweep import write_layers
 from editbench.results.report import summarize
 
@@ -328,6 +329,27 @@ def test_styles_differ_even_without_color():
     assert len({(style.marker) for style in styles.values()}) == len(names)
     assert len({(style.line) for style in styles.values()}) == len(names)
     assert choose_styles(["memit", "x"])["memit"] == styles["memit"]
+    many = choose_styles([*names, *(f"editor-{i}" for i in range(20))])
+    assert len({(style.color, style.marker) for style in many.values()}) == len(names) + 20
+
+
+def test_a_long_legend_has_room():
+    styles = choose_styles([f"editor-{i}" for i in range(24)])
+    with figure_settings(SETTINGS):
+        figure, _ = make_panels(
+            2,
+            n_columns=4,
+            size=(2.4, 2.3),
+            legend={name: legend_line(style) for name, style in styles.items()},
+            title="Many editors",
+            caption="n = 10",
+        )
+        FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    (caption,) = (text for text in figure.texts if text.get_text() == "n = 10")
+    assert legend.get_window_extent().y0 >= caption.get_window_extent().y1
+
+
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from editbench.edits.edit import Edit
 from editbench.edits.recipe import EditRecipe
 from editbench.edits.revision import revise
 from editbench.errors import ConfigError, EditError
+from editbench.metrics.base import AnyMetric
 from editbench.models import loading
 from editbench.models.editable import EditableModel
 from editbench.plugins.manager import load_plugins
@@ -156,7 +157,7 @@ def evaluate(
     dataset: FactSource | Dataset,
     *,
     n_edits: int | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | AnyMetric] | None = None,
     on_conflict: ConflictPolicy = "error",
     seed: int = 0,
     cache: Cache = "default",
@@ -170,7 +171,8 @@ def evaluate(
         dataset: What to ask: a dataset as for ``--dataset``, ``NAME[=PATH]``; a facts file; facts
             as mappings with its fields; or a dataset.
         n_edits: How many of its cases, from the first on; by default as many as the edit wrote.
-        metrics: Names of metrics; by default those meant for the dataset.
+        metrics: Names of metrics, or metrics, such as `LmEval.of` makes; by default those meant
+            for the dataset.
         on_conflict: What to do with facts that contradict each other.
         seed: Source of every random choice.
         cache: Folder for the unedited model's answers; None keeps nothing.
@@ -186,8 +188,8 @@ def evaluate(
     """
     plugins = load_plugins()
     source = _dataset(dataset, cache)
-    names = metrics if metrics is not None else source.default_metrics
-    asked = [plugins.get_metric(name)() for name in names]
+    given = metrics if metrics is not None else source.default_metrics
+    asked = [plugins.get_metric(each)() if isinstance(each, str) else each for each in given]
     if metrics is None:
         asked = [metric for metric in asked if has_questions(metric, source)]
     trials = grid(

@@ -1,6 +1,6 @@
 """``--plan``: what a command would compute, and what it says of that before long work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from editbench.models.editable import EditableModel
     from editbench.requests import EditRequest
     from editbench.runner import PreparedRun
+    from editbench.runner.prepare import PreparedTrial
     from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
@@ -152,8 +153,21 @@ def work_of_trials(
                         asking = partial(estimate_answers, trial.model, questions)
                         answered[key] = _ask("answers", asking)
                     stages += answered[key]
+        stages += _of_model_metrics(trial)
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
+
+
+def _of_model_metrics(trial: "PreparedTrial") -> "Iterator[StageCost]":
+    """What metrics that ask the model itself take: only they know, so it is named, not counted."""
+    from editbench.costs.stage import StageCost
+
+    units: dict[str, int] = {}
+    for batch in trial.batches if trial.is_unedited else trial.asks:
+        for name, own in batch.units.items():
+            units[name] = units.get(name, 0) + len(own)
+    for name, n in units.items():
+        yield StageCost.unknown(name, f"{n:,} documents, whose cost is not estimated")
 
 
 def work_of_edit(

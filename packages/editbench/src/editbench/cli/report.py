@@ -157,6 +157,7 @@ def format_result(
         write_comparison_json,
     )
     from editbench.results.report import write_csv, write_json
+    from editbench.results.tables.before_after_table import tabulate_before_after
     from editbench.results.tables.comparison_table import tabulate_comparison
     from editbench.results.tables.markup import write_latex, write_markdown
     from editbench.results.tables.summary_table import tabulate_summary
@@ -167,11 +168,12 @@ def format_result(
             write = write_comparison_json if output_format == "json" else write_comparison_csv
             return write(result)
         return write_json(result) if output_format == "json" else write_csv(result)
-    table = (
-        tabulate_comparison(result)
-        if isinstance(result, Comparison)
-        else tabulate_summary(result, style)
-    )
-    if output_format == "latex":
-        return write_latex(table)
-    return write_markdown(table) if output_format == "markdown" else lay_out(draw_table(table))
+    if isinstance(result, Comparison):
+        tables = [tabulate_comparison(result)]
+    else:
+        tables = [tabulate_summary(result, style)]
+        if result.before_after:
+            tables.append(tabulate_before_after(result.before_after, result.metrics))
+    if output_format == "table":
+        return lay_out(*map(draw_table, tables))
+    return "\n".join(map(write_latex if output_format == "latex" else write_markdown, tables))

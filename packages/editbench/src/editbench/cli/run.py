@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from editbench.cli.execution import (
     show_result,
     showing_progress,
 )
+from editbench.cli.harness import WantedTasks, harness_options, note_left_out, with_tasks
 from editbench.cli.layers import WantedLayers, facts_of_dataset, layers_option
 from editbench.cli.lookup import (
     DEFAULT_N_EDITS,
@@ -41,6 +43,7 @@ from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
     from editbench.editors.base import Inputs
+    from editbench.metrics.base import AnyMetric
     from editbench.runner import Executor
 
 _EXAMPLES = """\b
@@ -49,6 +52,7 @@ Examples:
   editbench run --model gpt2-xl --dataset counterfact --n-edits 1000 --n-edits 10000
   editbench run --dataset facts=mine.jsonl --model ./llama --out runs/llama
   editbench run --model smollm2-135m-gguf --chat --metrics success,accuracy,generation-match
+  editbench run --model gpt2 --dataset counterfact --lm-eval-task arc_easy --lm-eval-limit 500
   editbench run --set memit.preservation_weight=100 --set memit.preservation_weight=1000
   editbench run --n-edits 1000 --batch-size 10 --checkpoint 100 --checkpoint 500
   editbench run --out runs/llama --resume ...   (with the options of that run)
@@ -142,6 +146,7 @@ Examples:
     metavar="NAME[,NAME]",
     help="What to measure; by default what is meant for the dataset.",
 )
+@harness_options()
 @click.option(
     "--chat",
     "as_chat",
@@ -194,6 +199,7 @@ def run(
     config_files: tuple[str, ...],
     layers: WantedLayers,
     metrics: tuple[str, ...],
+    harness: WantedTasks,
     as_chat: bool,
     held_out_text: Path | None,
     facts: Literal["known", "unknown"] | None,
@@ -226,7 +232,10 @@ def run(
     overrides = read_overrides(editor_types, config_files, set_options)
     layers.check(editor_types, overrides)
     known_facts = facts_of_dataset(datasets[0], plugins, cache, skip_invalid=skip_invalid)
-    chosen_metrics = find_metrics(metrics, plugins)
+    chosen_metrics: "Sequence[AnyMetric]" = find_metrics(metrics, plugins)
+    tasks = harness.load(metrics)
+    if chosen_metrics:
+        chosen_metrics = with_tasks(chosen_metrics, tasks)
     if only_plan:
         refuse_tracing(layers)
         if facts is not None:
@@ -277,8 +286,9 @@ def run(
         }
         for model in editables:
             remark_on_corpus(configured[id(model)], inputs, model, display)
+        note_left_out(tasks, display)
         wanted_metrics = {
-            id(source): choose_metrics(source, chosen_metrics, plugins, display)
+            id(source): with_tasks(choose_metrics(source, chosen_metrics, plugins, display), tasks)
             for source in sources
         }
         trials = [

@@ -22,7 +22,7 @@ from editbench.files.whole_files import write_whole
 _Content = TypeVar("_Content")
 
 VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"target hidden states": 3, "answers": 2, "critical layers": 2}
+    {"target hidden states": 3, "answers": 2, "critical layers": 2, "measurements": 1}
 )
 """Of what is kept. To be raised where the same inputs give other numbers, or are kept otherwise."""
 

@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 import torch
 from tokenizers import Encoding, Tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from editbench.errors import ModelError, RequestError
 from editbench.models.chat_template import ChatTemplate
@@ -30,6 +30,8 @@ from editbench.questions import Score
 # Texts to put before a continuation so that it is tokenized as in the midst of one. None of them
 # may grow together with it, so there are several of different kinds.
 _LEADS = ("", "\n", "|", "。", "a", "ж", "0")
+# The special tokens that libraries ask a tokenizer for by name.
+_MARKS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # What role marks and the like look like where a tokenizer does not call them special.
 _LOOKS_SPECIAL = re.compile(r"[<\[]\S+[>\]]")
 
@@ -64,6 +66,11 @@ class Tokens:
         self._recent: dict[str, Encoding] = {}
         self._surplus: _Surplus | None = None
         self._chat = ChatTemplate.of(tokenizer)
+        self._marks = {
+            name: str(token)
+            for name in _MARKS
+            if (token := getattr(tokenizer, name, None)) is not None
+        }
         self._n_base = self._backend.get_vocab_size(with_added_tokens=False)
         self._special = self._find_special()
         self._opening = self._find_opening()
@@ -244,6 +251,17 @@ class Tokens:
             ids[row, begin : begin + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
             mask[row, begin : begin + len(sequence)] = 1
         return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    def to_transformers(self) -> PreTrainedTokenizerFast:
+        """A tokenizer of transformers with these tokens, for libraries that work with one.
+
+        It is a new one each time, so that what such a library sets on it stays there. It has no
+        chat template.
+        """
+        backend = Tokenizer.from_str(self._backend.to_str())
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, clean_up_tokenization_spaces=False, **self._marks
+        )
 
     @property
     def has_chat_template(self) -> bool:

@@ -86,6 +86,7 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
     """Register the metrics that ship with editbench."""
     from editbench.metrics.generation import GenerationEntropy, ReferenceScore
     from editbench.metrics.generation_match import GenerationExact, GenerationMatch
+    from editbench.metrics.lm_eval.metric import LmEval
     from editbench.metrics.perplexity import Perplexity
     from editbench.metrics.portability import Portability
     from editbench.metrics.probes import Accuracy, Success, TokenAccuracy
@@ -103,6 +104,7 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":
         Perplexity,
         CounterFactPlus,
         Divergence,
+        LmEval,
     ]
 
 

@@ -5,6 +5,7 @@ as it reads on after the method's name; None if nothing is.
 """
 
 import inspect
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -47,6 +48,10 @@ def contract_of_metrics() -> Contract:
         "questions": _check_questions,
         "values": _check_values,
         "fitted": _check_fitted,
+        "rows": _check_rows,
+        "settings": _check_settings,
+        "units": _check_units,
+        "measure": _check_measured,
     }
 
 
@@ -172,6 +177,35 @@ def _check_values(metric: Any, values: Any) -> str | None:
         return _wrong(values, "a mapping of names to numbers")
     fault = find_fault(metric, values)
     return fault and f"returned the wrong thing, {fault}"
+
+
+def _check_rows(_: Any, rows: Any) -> str | None:
+    from editbench.metrics.base import RowKind
+
+    return _is_sequence_of(RowKind, "a tuple of RowKind")(_, rows)
+
+
+def _check_settings(_: Any, settings: Any) -> str | None:
+    if not isinstance(settings, Mapping):
+        return _wrong(settings, "a mapping of names to plain values")
+    json.dumps(dict(settings), allow_nan=False)  # as run.json keeps it
+    return None
+
+
+def _check_units(_: Any, units: Any) -> str | None:
+    if problem := _is_sequence_of(str, "a sequence of ids")(_, units):
+        return problem
+    (most_frequent, n), *_rest = Counter(units).most_common(1) or [("", 0)]
+    if n > 1:
+        return f"returned {n} units with one id, got {most_frequent!r}; expected an id for each"
+    return None
+
+
+def _check_measured(metric: Any, measured: Any) -> str | None:
+    if not isinstance(measured, Mapping):
+        return _wrong(measured, "a mapping of units to mappings of names to numbers")
+    found = (_check_values(metric, values) for values in measured.values())
+    return next(filter(None, found), None)
 
 
 def _check_fitted(metric: Any, fitted: Any) -> str | None:

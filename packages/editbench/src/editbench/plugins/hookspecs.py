@@ -59,9 +59,10 @@ def editbench_register_metrics() -> "Sequence[type[AnyMetric]]":  # type: ignore
     Called once, the first time that a command or a program asks for the known metrics.
 
     Returns:
-        Concrete subclasses of `editbench.metrics.base.Metric`, which asks about edit cases, or of
-        `editbench.metrics.base.TextMetric`, which asks about held-out texts, each with a `name` of
-        its own. They are constructed without arguments.
+        Concrete subclasses of `editbench.metrics.base.Metric`, which asks about edit cases, of
+        `editbench.metrics.base.TextMetric`, which asks about held-out texts, or of
+        `editbench.metrics.base.ModelMetric`, which asks the model itself, each with a `name` of its
+        own. They are constructed without arguments.
     """
 
 

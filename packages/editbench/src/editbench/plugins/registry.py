@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _BASES: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "editors": ("editbench.editors.base", ("Editor",)),
     "datasets": ("editbench.datasets.base", ("Dataset",)),
-    "metrics": ("editbench.metrics.base", ("Metric", "TextMetric")),
+    "metrics": ("editbench.metrics.base", ("Metric", "TextMetric", "ModelMetric")),
     "models": ("editbench.models.spec", ("ModelSpec",)),
 }
 _CHECKS: dict[Kind, Callable[[Any], str | None]] = {

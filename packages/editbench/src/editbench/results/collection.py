@@ -45,7 +45,7 @@ class Collection:
     def distinct_metrics(self) -> tuple[MetricDescription, ...]:
         """What is known about the metrics of all trials, each once."""
         known = chain.from_iterable(self.metrics.values())
-        return tuple({metric.name: metric for metric in known}.values())
+        return tuple({(metric.name, metric.produces): metric for metric in known}.values())
 
 
 def collect(folders: Sequence[Path]) -> Collection:

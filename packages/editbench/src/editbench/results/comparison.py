@@ -1,19 +1,21 @@
 """Editors against one another on the same cases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+import pandas as pd
 
 from editbench.errors import RunError, UnknownNameError
 from editbench.files.lines import lines_to_csv, lines_to_json
 from editbench.results.collection import Collection, collect
 from editbench.results.disclosure import disclose
-from editbench.results.manifest import MetricDescription
+from editbench.results.manifest import MetricDescription, TrialDescription
 from editbench.results.paired_bootstrap import estimate_differences
 from editbench.results.quantities import find_quantities, take_logarithms
 from editbench.results.variants import find_variants
@@ -127,14 +129,13 @@ def compare(folders: Sequence[Path], baseline: str) -> Comparison:
             "trials have failed or not been run yet. Resume the run, or compare to another editor."
         )
     variants = find_variants(trials)
-    about_cases = attrgetter(*_CASES)
     return Comparison(
         baseline=baseline,
         differences=tuple(
             difference
             for trial, base in product(others, bases)
-            if about_cases(trials[trial]) == about_cases(trials[base])
-            for difference in _compare_trials(collection, variants, trial, base)
+            if are_comparable(trials[trial], trials[base])
+            for difference in compare_trials(collection, variants, trial, base)
         ),
         metrics=collection.distinct_metrics,
         disclosure=disclose(collection),
@@ -151,21 +152,67 @@ def write_comparison_csv(comparison: Comparison) -> str:
     return lines_to_csv(Difference, comparison.differences)
 
 
-def _compare_trials(
-    collection: Collection, variants: dict[str, str], trial: str, base: str
+def are_comparable(one: TrialDescription, other: TrialDescription) -> bool:
+    """Whether two trials are about the same cases."""
+    about_cases = attrgetter(*_CASES)
+    return bool(about_cases(one) == about_cases(other))
+
+
+@dataclass(frozen=True, slots=True)
+class CommonCases:
+    """What two trials have in common, at the last checkpoint of both.
+
+    Attributes:
+        checkpoint: The checkpoint; 0 if they have none in common.
+        ours: The one's numbers: cases as index, row metrics as columns.
+        theirs: The other's, with the same index and columns.
+    """
+
+    checkpoint: int
+    ours: pd.DataFrame
+    theirs: pd.DataFrame
+
+    @classmethod
+    def of(
+        cls,
+        collection: Collection,
+        trial: str,
+        base: str,
+        metrics: Sequence[MetricDescription],
+    ) -> Self:
+        """The cases that have a number of one of some metrics in both trials.
+
+        Where the mean of a metric is the geometric one, the numbers are logarithms.
+        """
+        both = [collection.checkpoints[each] for each in (trial, base)]
+        checkpoint = max(both[0].keys() & both[1].keys(), default=0)
+        if not checkpoint:
+            return cls(0, pd.DataFrame(), pd.DataFrame())
+        ours, theirs = (found[checkpoint] for found in both)
+        known = {name for metric in metrics for name in metric.produces}
+        columns = [name for name in ours.columns if name in theirs.columns and name in known]
+        cases = ours.index.intersection(theirs.index, sort=False)
+        ours, theirs = ours.loc[cases, columns], theirs.loc[cases, columns]
+        present = ours.notna() & theirs.notna()
+        rows, shared = present.any(axis=1), ours.columns[present.any()]
+        ours, theirs = (
+            take_logarithms(table.loc[rows, shared], metrics) for table in (ours, theirs)
+        )
+        return cls(checkpoint, ours, theirs)
+
+
+def compare_trials(
+    collection: Collection,
+    variants: Mapping[str, str],
+    trial: str,
+    base: str,
+    metrics: Sequence[MetricDescription] | None = None,
 ) -> list[Difference]:
-    all_ours, all_theirs = (collection.checkpoints[each] for each in (trial, base))
-    checkpoint = max(all_ours.keys() & all_theirs.keys(), default=0)
-    if not checkpoint:
-        return []
-    ours, theirs = all_ours[checkpoint], all_theirs[checkpoint]
-    cases = ours.index.intersection(theirs.index, sort=False)
-    columns = [name for name in ours.columns if name in theirs.columns]
-    ours, theirs = ours.loc[cases, columns], theirs.loc[cases, columns]
-    shared = ours.columns[(ours.notna() & theirs.notna()).any()]
-    metrics = collection.metrics[trial]
-    ours, theirs = (take_logarithms(table[shared], metrics) for table in (ours, theirs))
-    names = [str(name) for name in shared]
+    """How a trial differs from another one, in all metrics or in some."""
+    metrics = collection.metrics[trial] if metrics is None else metrics
+    common = CommonCases.of(collection, trial, base, metrics)
+    ours, theirs, checkpoint = common.ours, common.theirs, common.checkpoint
+    names = [str(name) for name in ours.columns]
     quantities = find_quantities(names, metrics)
     if not quantities:
         return []

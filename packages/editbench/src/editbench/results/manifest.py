@@ -17,7 +17,13 @@ Knowledge = Literal["all", "known", "unknown"]
 
 _N_HASH_DIGITS = 16
 # Fields that descriptions did not always have: what they say by default was so before, too.
-_LATER = {"facts": "all", "batch_size": None, "checkpoints": (), "stop_when": None}
+_LATER: dict[str, Any] = {
+    "facts": "all",
+    "batch_size": None,
+    "checkpoints": (),
+    "stop_when": None,
+    "metric_settings": {},
+}
 
 
 class MetricDescription(BaseModel):
@@ -31,6 +37,8 @@ class MetricDescription(BaseModel):
         mean: Which mean over cases a report shows.
         bounds: Smallest and largest possible value; None where there is no such bound.
         higher_is_better: Which of two values is the better one.
+        of_model: Whether it asks the model about documents of its own, whichever cases are edited:
+            what it yields says what an edit has done to the model besides.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +50,7 @@ class MetricDescription(BaseModel):
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     bounds: tuple[float | None, float | None] = (0.0, 100.0)
     higher_is_better: bool = True
+    of_model: bool = False
 
 
 class TrialDescription(BaseModel):
@@ -68,6 +77,8 @@ class TrialDescription(BaseModel):
             not know.
         on_conflict: What happens to requests that contradict each other.
         metrics: Metric name to version.
+        metric_settings: Metric name to what else its numbers depend on; metrics without are left
+            out.
         inputs: Content of what else the editor was given: hash of the second moments, context
             prefixes, name of the corpus.
         versions: Package name to version.
@@ -92,6 +103,7 @@ class TrialDescription(BaseModel):
     facts: Knowledge = "all"
     on_conflict: ConflictPolicy
     metrics: dict[str, int]
+    metric_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     inputs: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 

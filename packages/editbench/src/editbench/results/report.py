@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editbench.files.lines import lines_to_csv, lines_to_json
+from editbench.results.before_after import BeforeAfter, list_before_after
 from editbench.results.collection import Collection, collect
 from editbench.results.disclosure import disclose
 from editbench.results.manifest import MetricDescription, TrialDescription
@@ -96,6 +97,7 @@ class Summary:
         experiments: Name of an experiment to the hashes of its trials; ``""`` for runs that are of
             none.
         disclosure: How the numbers came about, in one paragraph.
+        before_after: General ability before and after, where that was measured.
     """
 
     lines: tuple[SummaryLine, ...]
@@ -108,6 +110,7 @@ class Summary:
     trials: Mapping[str, TrialDescription]
     experiments: Mapping[str, tuple[str, ...]]
     disclosure: str = ""
+    before_after: tuple[BeforeAfter, ...] = ()
 
     @property
     def last_lines(self) -> tuple[SummaryLine, ...]:
@@ -173,6 +176,7 @@ def summarize_collection(collection: Collection) -> Summary:
         trials=trials,
         experiments=collection.experiments,
         disclosure=disclose(collection),
+        before_after=tuple(list_before_after(collection)),
     )
 
 

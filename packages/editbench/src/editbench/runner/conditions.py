@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from editbench.edits.edit import Edit
 from editbench.models.answering import answer_questions
 from editbench.progress import Progress
 from editbench.questions import Answers, Before
+from editbench.runner.examining import Examiner
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.trial import CaseBatch
 
@@ -27,6 +28,11 @@ class Conditions:
     cache: Path | None
     token_budget: int | None
     streams: Path | None = None
+
+    @cached_property
+    def examiner(self) -> Examiner:
+        """Who lets metrics ask the model itself."""
+        return Examiner(self.cache)
 
     def ask(
         self,

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 
 from editbench.edits.card import EditCard
 from editbench.errors import EditbenchError
-from editbench.metrics.base import AnyMetric, BaseMetric, Metric, TextMetric, find_fault
+from editbench.metrics.base import AnyMetric, AskingMetric, Metric, TextMetric, find_fault
 from editbench.metrics.generation_match import probe_text
 from editbench.questions import Answers, Generate, GenerateAnswer, Score, ScoreAnswer, WriteAnswer
 from editbench.requests import EditCase, Probe
@@ -19,7 +19,7 @@ class Measurement(NamedTuple):
     """One number, as a row keeps it.
 
     Attributes:
-        unit_id: Id of the case or held-out text.
+        unit_id: Id of the case, held-out text or document.
         metric: The row metric.
         value: The number.
         checkpoint: How many facts had been written.
@@ -76,7 +76,7 @@ def facts_of(card: EditCard) -> list[Mapping[str, str]]:
 
 
 def _measure(
-    units: Iterable[tuple[str, Unit]], metrics: Sequence[BaseMetric[Unit]], answers: Answers
+    units: Iterable[tuple[str, Unit]], metrics: Sequence[AskingMetric[Unit]], answers: Answers
 ) -> Iterator[tuple[str, str, float]]:
     for unit_id, unit in units:
         for metric in metrics:

@@ -12,7 +12,7 @@ from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor, Inputs
 from editbench.editors.unedited import Unedited
 from editbench.errors import ConfigError, PluginError, UnknownNameError
-from editbench.metrics.base import AnyMetric, Metric, TextMetric
+from editbench.metrics.base import AnyMetric, Metric, ModelMetric, TextMetric
 from editbench.models.editable import EditableModel
 from editbench.questions import Question
 from editbench.requests import Conflict, EditCase, EditRequest, cut_batches, find_superseded
@@ -101,7 +101,7 @@ class PreparedTrial:
         masked, n_masked = mask_contaminated(cases)
         asked = [_ask_about(metric, masked, whole.texts) for metric in self.metrics]
         questions = dict.fromkeys(question for some in asked for question in some)
-        return CaseBatch.asking(masked, whole.texts, questions, n_masked)
+        return CaseBatch.asking(masked, whole.texts, questions, n_masked, whole.units)
 
     @property
     def is_unedited(self) -> bool:
@@ -249,9 +249,13 @@ class _Preparation:
 def has_questions(metric: AnyMetric, dataset: Dataset) -> bool:
     """Whether a dataset has what a metric needs, in one of its cases or held-out texts.
 
+    A metric that asks the model itself brings what it needs.
+
     Raises:
         DataError: The dataset cannot be read.
     """
+    if isinstance(metric, ModelMetric):
+        return bool(metric.units())
     if isinstance(metric, Metric) and any(metric.questions(case) for case in dataset.cases()):
         return True
     return isinstance(metric, TextMetric) and any(map(metric.questions, dataset.held_out_texts()))
@@ -269,7 +273,14 @@ def _gather_batches(
     masked = [mask_contaminated(cases) for cases in batches]
     batches = [cases for cases, _ in masked]
     gathered: list[dict[Question, None]] = [{} for _ in batches]
+    units: list[dict[str, tuple[str, ...]]] = [{} for _ in batches]
     for metric in metrics:
+        if isinstance(metric, ModelMetric):
+            if not (own := tuple(metric.units())):
+                raise _nothing_to_ask(metric, dataset, 0)
+            for start, of_batch in enumerate(units):
+                of_batch[metric.name] = own[start :: len(batches)]
+            continue
         has_asked = False
         for cases, share, known in zip(batches, shares, gathered, strict=True):
             questions = _ask_about(metric, cases, share)
@@ -277,11 +288,13 @@ def _gather_batches(
             has_asked = has_asked or bool(questions)
         if not has_asked:
             raise _nothing_to_ask(metric, dataset, sum(map(len, batches)))
-    if not any(gathered):
+    if not any(gathered) and not any(units):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        CaseBatch.asking(cases, share, known, n_masked)
-        for (cases, n_masked), share, known in zip(masked, shares, gathered, strict=True)
+        CaseBatch.asking(cases, share, known, n_masked, of_batch)
+        for (cases, n_masked), share, known, of_batch in zip(
+            masked, shares, gathered, units, strict=True
+        )
     )
 
 
@@ -320,14 +333,18 @@ def _check_stream(trial: Trial) -> None:
             )
     if (rule := trial.stop_when) is not None:
         known = [
-            name for metric in trial.metrics for name in (*metric.produces, *metric.aggregates)
+            name
+            for metric in trial.metrics
+            for name in (*(row.name for row in metric.rows), *metric.aggregates)
         ]
         if rule.metric not in known:
             raise UnknownNameError("metric in --stop-when", rule.metric, known)
 
 
 def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:
-    if isinstance(metric, Metric):
+    if isinstance(metric, ModelMetric):
+        lacking = "got no documents of its own"
+    elif isinstance(metric, Metric):
         lacking = f"got {n_cases} cases without what it needs"
     else:
         lacking = f"got {len(dataset.held_out_texts())} held-out texts"
@@ -339,7 +356,7 @@ def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> Config
 
 def _refuse_clash(metrics: Sequence[AnyMetric]) -> None:
     for one, other in combinations(metrics, 2):
-        shared = set(one.produces) & set(other.produces)
+        shared = {row.name for row in one.rows} & {row.name for row in other.rows}
         if shared:
             raise ConfigError(
                 f"metrics: '{one.name}' and '{other.name}' both produce '{min(shared)}', got "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from editbench.edits.card import package_versions
-from editbench.metrics.base import AnyMetric
+from editbench.metrics.base import AnyMetric, ModelMetric, RowKind
 from editbench.models.adapters import describe_adapters
 from editbench.results.manifest import MetricDescription
 from editbench.runner.trial import Trial
@@ -60,24 +60,50 @@ def gather_provenance(trials: Sequence[Trial]) -> dict[str, Any]:
 def describe_metrics(trials: Sequence[Trial]) -> tuple[MetricDescription, ...]:
     """What a reader of the rows must know about the metrics of `trials`, each once."""
     metrics = {metric.name: metric for trial in trials for metric in trial.metrics}
-    return tuple(map(describe_metric, metrics.values()))
+    return tuple(each for metric in metrics.values() for each in describe_rows(metric))
 
 
-def describe_metric(metric: AnyMetric | type[AnyMetric]) -> MetricDescription:
-    """What a reader of the rows must know about a metric."""
+def describe_rows(metric: AnyMetric) -> list[MetricDescription]:
+    """What a reader of the rows must know about a metric; rows of different kinds apart."""
+    alike: dict[tuple[object, ...], list[RowKind]] = {}
+    for row in metric.rows:
+        alike.setdefault((row.mean, row.bounds, row.higher_is_better), []).append(row)
+    described = []
+    for rows in alike.values():
+        names = tuple(row.name for row in rows)
+        scores = {name: of for name, of in metric.aggregates.items() if {*of} <= {*names}}
+        of_rows = {
+            "produces": names,
+            "aggregates": scores,
+            "mean": rows[0].mean,
+            "bounds": _finite_bounds(rows[0].bounds),
+            "higher_is_better": rows[0].higher_is_better,
+        }
+        described.append(describe_metric(type(metric)).model_copy(update=of_rows))
+    return described
+
+
+def describe_metric(metric: type[AnyMetric]) -> MetricDescription:
+    """The same of a class of metrics, before one is made.
+
+    Raises:
+        ValidationError: Something that it says of itself is of a wrong type.
+    """
     return MetricDescription(
         name=metric.name,
         version=metric.version,
         produces=metric.produces,
         aggregates=dict(metric.aggregates),
         mean=metric.mean,
-        bounds=(_finite(metric.bounds[0]), _finite(metric.bounds[1])),
+        bounds=_finite_bounds(metric.bounds),
         higher_is_better=metric.higher_is_better,
+        of_model=issubclass(metric, ModelMetric),
     )
 
 
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None
+def _finite_bounds(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
+    low, high = (bound if math.isfinite(bound) else None for bound in (bounds[0], bounds[1]))
+    return low, high
 
 
 class PeakMemory:

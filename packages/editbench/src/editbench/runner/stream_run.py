@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 
 import pandas as pd
@@ -17,7 +18,7 @@ from editbench.runner.checkpoints import Checkpoint, StreamFolder, last_of
 from editbench.runner.conditions import Conditions
 from editbench.runner.measuring import Measurement, facts_of, measure, transcribe
 from editbench.runner.prepare import PreparedTrial
-from editbench.runner.provenance import describe_metric
+from editbench.runner.provenance import describe_rows
 from editbench.runner.trial import CaseBatch
 
 
@@ -68,6 +69,9 @@ def run_stream(
         asked = trial.asked_at(n_written)
         answers = conditions.ask(trial, asked, edit, unedited, on_progress)
         values = measure(asked, trial.metrics, answers, checkpoint=n_written, card=edit.card)
+        examine = conditions.examiner.examine
+        values += examine(trial, asked, edit, on_progress, checkpoint=n_written)
+        before = partial(_measure_unedited, trial, asked, conditions, unedited, on_progress)
         norms = edit.card.extra.get("updates", {})
         checkpoint = Checkpoint(
             trial=trial.hash,
@@ -82,7 +86,7 @@ def run_stream(
             transcripts=tuple(transcribe(trial.batches[0].cases[:n_written], answers)),
             card=edit.card.model_dump(mode="json"),
             changes_something=edit.changes_something,
-            stops=_judge(trial, asked, values, unedited),
+            stops=_judge(trial, values, before),
         )
         if folder is not None:
             goes_on = n_written < trial.n_cases and not checkpoint.stops
@@ -129,31 +133,43 @@ def _drift_by_batch(
 
 def _judge(
     trial: PreparedTrial,
-    asked: CaseBatch,
     values: Sequence[Measurement],
-    unedited: Callable[[], Answers],
+    unedited: Callable[[], Sequence[Measurement]],
 ) -> str | None:
     """Why a stream ends at a checkpoint; None if it goes on."""
     rule = trial.stop_when
     if rule is None:
         return None
-    before: Sequence[Measurement] = values
-    if rule.is_relative:
-        known = unedited()
-        answers: Answers = {
-            **{question: known[question] for question in asked.questions},
-            **{Before(question): known[question] for question in asked.before},
-        }
-        before = measure(asked, trial.metrics, answers, checkpoint=0)
+    before = unedited() if rule.is_relative else values
     value, reference = (_evaluate(trial, rule.metric, each) for each in (values, before))
     return rule.judge(value, reference)
+
+
+def _measure_unedited(
+    trial: PreparedTrial,
+    asked: CaseBatch,
+    conditions: Conditions,
+    unedited: Callable[[], Answers],
+    on_progress: Progress,
+) -> list[Measurement]:
+    """What the unedited model comes to on the questions of a checkpoint."""
+    known = unedited()
+    answers: Answers = {
+        **{question: known[question] for question in asked.questions},
+        **{Before(question): known[question] for question in asked.before},
+    }
+    return [
+        *measure(asked, trial.metrics, answers, checkpoint=0),
+        *conditions.examiner.examine(trial, asked, None, on_progress, checkpoint=0),
+    ]
 
 
 def _evaluate(trial: PreparedTrial, metric: str, values: Sequence[Measurement]) -> float:
     """A metric's mean, or a score, as a report has it."""
     frame = pd.DataFrame([each[:3] for each in values], columns=["unit", "metric", "value"])
     table = frame.pivot(index="unit", columns="metric", values="value")
-    quantities = evaluate(table, [describe_metric(each) for each in trial.metrics])
+    described = [each for metric in trial.metrics for each in describe_rows(metric)]
+    quantities = evaluate(table, described)
     if metric not in quantities:
         raise EditbenchError(
             f"--stop-when: there is no number to judge by, got '{metric}'; expected one of "

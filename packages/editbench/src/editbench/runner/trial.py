@@ -1,6 +1,6 @@
 """What is run: one editor on one model with one batch of cases, and grids of such trials."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -81,6 +81,9 @@ class Trial:
             facts=self.facts,
             on_conflict=self.on_conflict,
             metrics={metric.name: metric.version for metric in self.metrics},
+            metric_settings={
+                metric.name: dict(metric.settings) for metric in self.metrics if metric.settings
+            },
             inputs=self.inputs.content,
             versions=package_versions(),
         )
@@ -114,6 +117,8 @@ class CaseBatch:
         questions: What the metrics ask about cases and texts, each question once.
         before: What they ask the unedited model, whatever is edited; each question once.
         n_masked: How many portability probes of its cases others of them make wrong.
+        units: What each metric that asks the model itself is to measure, by its name; a trial's
+            batches share that as they share texts.
     """
 
     cases: tuple[EditCase, ...]
@@ -121,6 +126,7 @@ class CaseBatch:
     questions: tuple[PlainQuestion, ...]
     before: tuple[PlainQuestion, ...] = ()
     n_masked: int = 0
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def asking(
@@ -129,6 +135,7 @@ class CaseBatch:
         texts: Sequence[tuple[str, str]],
         questions: Iterable[Question],
         n_masked: int,
+        units: Mapping[str, tuple[str, ...]],
     ) -> Self:
         """Tell questions that are put to the edited model from those to the unedited one."""
         asked = list(questions)
@@ -138,6 +145,7 @@ class CaseBatch:
             questions=tuple(each for each in asked if not isinstance(each, Before)),
             before=tuple(each.question for each in asked if isinstance(each, Before)),
             n_masked=n_masked,
+            units=units,
         )
 
     @property

@@ -151,12 +151,15 @@ def _write_apart(
         edit = trial.editor.edit(trial.model, batch.requests, resources)
         edited = perf_counter()
         answers = conditions.ask(trial, batch, edit, unedited, on_progress)
+        n_written = len(batch.cases)
+        examine = conditions.examiner.examine
+        examined = examine(trial, batch, edit, on_progress, checkpoint=n_written)
         found.seconds["edit"] += edited - began
         found.seconds["answer"] += perf_counter() - edited
         found.cards.append(edit.card.model_dump(mode="json"))
         found.changed_something = found.changed_something or edit.changes_something
-        n_written = len(batch.cases)
         found.values += measure(batch, trial.metrics, answers, checkpoint=n_written, card=edit.card)
+        found.values += examined
         found.transcripts = [*found.transcripts, *transcribe(batch.cases, answers)]
 
 

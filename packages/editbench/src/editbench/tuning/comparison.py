@@ -10,7 +10,7 @@ from editbench.progress import Progress
 from editbench.results.labels import label_metrics
 from editbench.results.paired_bootstrap import DifferenceEstimate, estimate_differences
 from editbench.results.quantities import find_quantities
-from editbench.runner.provenance import describe_metric
+from editbench.runner.provenance import describe_rows
 from editbench.tuning.bench import Bench
 
 _BOOTSTRAP_SEED = 0
@@ -54,7 +54,7 @@ def compare_held_out(
         for config in (None, problem.start, found)
     )
     columns = [str(name) for name in ours.columns]
-    metrics = [describe_metric(metric) for metric in problem.objective.metrics]
+    metrics = [each for metric in problem.objective.metrics for each in describe_rows(metric)]
     quantities = {each.name: each for each in find_quantities(columns, metrics)}
     reductions = [
         ([columns.index(part) for part in each.parts], each.reduce) for each in quantities.values()

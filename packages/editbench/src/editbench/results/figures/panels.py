@@ -22,6 +22,7 @@ from editbench.results.labels import MetricLabel
 
 _CHARACTERS_PER_INCH = 15
 _LEGEND_CHARACTERS = 26
+_INCHES_PER_LEGEND_LINE = 0.19
 _MOST_TICKS = 6
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDE = 30  # from this ratio of largest to smallest on, an unbounded metric gets a log axis
@@ -60,7 +61,10 @@ def make_panels(
     n_rows = math.ceil(n_panels / n_columns)
     width = max(n_columns * size[0] + (1.9 if legend else 0.0), 5.0)
     caption_lines = textwrap.wrap(caption, int(width * _CHARACTERS_PER_INCH))
-    height = n_rows * size[1] + 0.45 + 0.16 * len(caption_lines)
+    below = 0.16 * len(caption_lines)
+    labels = [textwrap.fill(label, _LEGEND_CHARACTERS) for label in legend]
+    n_legend_lines = sum(label.count("\n") + 1 for label in labels)
+    height = max(n_rows * size[1] + 0.45, n_legend_lines * _INCHES_PER_LEGEND_LINE) + below
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey="row" if share_y else False)
     axes = list(grid.ravel())
@@ -72,7 +76,6 @@ def make_panels(
         "\n".join(caption_lines), x=0.01, horizontalalignment="left", fontsize=8, color="#333333"
     )
     if legend:
-        labels = [textwrap.fill(label, _LEGEND_CHARACTERS) for label in legend]
         handles: list[Any] = list(legend.values())  # matplotlib's types know no tuples here
         figure.legend(
             handles,

@@ -1,5 +1,6 @@
 """How figures look: in colors that everyone can tell apart, and legible without any."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +30,7 @@ SETTINGS: Mapping[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class SeriesStyle:
-    """What a series is drawn with; any one of the four is enough to recognize it by."""
+    """What a series is drawn with; of nine series any one of the four is enough to know it by."""
 
     color: str
     marker: str
@@ -46,18 +47,28 @@ _OF_EDITOR = {
     "ft-w": SeriesStyle(ORANGE, "D", (0, (6, 1, 1, 1, 1, 1)), "\\\\\\\\"),
     UNEDITED: UNEDITED_STYLE,
 }
-_OTHERS = (
-    SeriesStyle(PURPLE, "P", (0, (8, 2)), "xxxx"),
-    SeriesStyle(SKY_BLUE, "v", (0, (3, 1)), "----"),
-    SeriesStyle(BLACK, "X", (0, (1, 1)), "++++"),
-    SeriesStyle(GREY, "*", (0, (10, 2, 2, 2)), "||||"),
+_COLORS = (PURPLE, SKY_BLUE, BLACK, GREY, BLUE, VERMILION, GREEN, ORANGE)
+_MARKERS = ("P", "v", "X", "*", "<", ">", "p", "h", "d", "H", "8", "1")
+_LINES: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (0, (8, 2)), (0, (3, 1)), (0, (1, 1)), (0, (10, 2, 2, 2)), (0, (5, 3, 1, 3)),
+)  # fmt: skip
+_HATCHES = ("xxxx", "----", "++++", "||||", "oo", "OO", "**")
+_OTHERS = tuple(
+    SeriesStyle(
+        _COLORS[i % len(_COLORS)],
+        _MARKERS[i % len(_MARKERS)],
+        _LINES[i % len(_LINES)],
+        _HATCHES[i % len(_HATCHES)],
+    )
+    for i in range(math.lcm(len(_COLORS), len(_MARKERS)))
 )
 
 
 def choose_styles(series: Iterable[str]) -> dict[str, SeriesStyle]:
     """A style for each series: the paper's editors keep theirs, and no two are alike.
 
-    Beyond nine series the styles begin again.
+    The first nine differ in color and line, too; all of some thirty in color and marker together.
+    Beyond that the styles begin again.
     """
     names = list(dict.fromkeys(series))
     styles = {name: _OF_EDITOR[name] for name in names if name in _OF_EDITOR}

@@ -23,6 +23,7 @@ from editbench.results.html.plots import plot
 from editbench.results.html.run_notes import describe_run
 from editbench.results.labels import editor_rank
 from editbench.results.report import Summary, summarize_collection
+from editbench.results.tables.before_after_table import tabulate_before_after
 from editbench.results.tables.comparison_table import tabulate_comparison
 from editbench.results.tables.model import Table
 from editbench.results.tables.summary_table import describe_gaps, tabulate_summary
@@ -108,6 +109,8 @@ def _tables(summary: Summary, collection: Collection) -> Iterator[tuple[str, Tab
         )
         if not table.is_empty:
             yield (name or "Other trials") if several else name, table
+    if summary.before_after:
+        yield "", tabulate_before_after(summary.before_after, summary.metrics)
 
 
 def _title(summary: Summary) -> str:

@@ -34,8 +34,8 @@ def tabulate_comparison(comparison: Comparison) -> Table:
         tuple(
             (
                 *(Cell(SETTING[name](each)) for name in varying),
-                _name(each.editor, each.variant),
-                *([_name(each.baseline, each.baseline_variant)] * several_baselines),
+                name_editor(each.editor, each.variant),
+                *([name_editor(each.baseline, each.baseline_variant)] * several_baselines),
                 Cell(headings[each.metric]),
                 *_write_numbers(each),
                 Cell(each.better or _NO_NUMBER),
@@ -77,21 +77,31 @@ def _write_numbers(difference: Difference) -> Iterable[Cell]:
     metric = difference.metric
     yield Cell(format_number(difference.value, metric))
     yield Cell(format_number(difference.baseline_value, metric))
-    yield Cell(_signed(difference.difference, metric), bold=difference.better is not None)
-    if difference.ci_low is None or difference.ci_high is None or difference.p_value is None:
-        yield from [Cell(_NO_NUMBER)] * 2
+    yield Cell(sign_number(difference.difference, metric), bold=difference.better is not None)
+    yield Cell(describe_interval(difference))
+    if difference.p_value is None:
+        yield Cell(_NO_NUMBER)
     else:
-        yield Cell(f"{_signed(difference.ci_low, metric)} … {_signed(difference.ci_high, metric)}")
         yield Cell("< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}")
     yield Cell(str(difference.n))
 
 
-def _signed(value: float, metric: str) -> str:
+def describe_interval(difference: Difference) -> str:
+    """The ends of a difference's interval, or a dash where it has none."""
+    low, high, metric = difference.ci_low, difference.ci_high, difference.metric
+    if low is None or high is None:
+        return _NO_NUMBER
+    return f"{sign_number(low, metric)} … {sign_number(high, metric)}"
+
+
+def sign_number(value: float, metric: str) -> str:
+    """A difference in a metric, with its sign; what rounds to nothing has none."""
     text = format_number(abs(value), metric)
     if float(text) == 0:
         return text
     return f"{'−' if value < 0 else '+'}{text}"
 
 
-def _name(editor: str, variant: str) -> Cell:
+def name_editor(editor: str, variant: str) -> Cell:
+    """An editor, and what sets its trial apart."""
     return Cell(editor, remark=f"({variant})" if variant else "")

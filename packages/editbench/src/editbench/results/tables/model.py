@@ -68,5 +68,5 @@ def format_number(value: float, metric: str = "") -> str:
         metric: What it is a number of: a perplexity, which moves little, has two decimals, and a
             divergence three.
     """
-    decimals = 2 if metric == "perplexity" else 3 if metric.endswith("_divergence") else 1
+    decimals = 2 if metric.endswith("perplexity") else 3 if metric.endswith("_divergence") else 1
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.2e}"
