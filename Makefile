@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
-BENCHMARKS := target_hidden insertion solve second_moments evaluation three_scorers whole_edit growth causal_trace half_precision counts sampling_error options serving streams
+BENCHMARKS := target_hidden insertion solve second_moments evaluation three_scorers whole_edit growth causal_trace half_precision counts sampling_error options serving streams kinds_of_facts
 MAX_EDITS_table2 := 300
 MAX_EDITS_scaling := 1000
 MAX_EDITS_weight-decay := 300

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from editbench.cli import options
+from editbench.cli.cautions import caution_of_run
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
@@ -312,6 +313,8 @@ def run(
             )
         ]
         prepared = prepare_run(trials, cache)
+        for line in caution_of_run(prepared):
+            display.say(line)
         if only_plan:
             work = work_of_trials(prepared, cache, resumed=folder if resume else None)
         else:
