@@ -228,6 +228,27 @@ def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
     }
 
 
+def find_standing(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The facts that stand once all are written, in their order: none that is superseded."""
+    superseded = find_superseded(requests)
+    return [request for place, request in enumerate(requests) if place not in superseded]
+
+
+def refuse_conflicts(requests: Sequence[EditRequest]) -> None:
+    """Refuse requests that are to be written together and contradict each other.
+
+    Raises:
+        RequestError: Some do; the message names the first.
+    """
+    if conflicts := find_conflicts(requests):
+        raise RequestError(
+            f"conflicting requests: {len(conflicts)} group(s) ask for different targets of the "
+            f"same subject and relation, first {conflicts[0]}. Mend the data (if all of "
+            "them hold: one fact whose target lists them), or choose --on-conflict drop-all or "
+            "--on-conflict keep-first."
+        )
+
+
 def resolve_conflicts(
     cases: Sequence[EditCase], policy: ConflictPolicy
 ) -> tuple[list[EditCase], list[Conflict]]:
@@ -248,17 +269,11 @@ def resolve_conflicts(
     if policy not in get_args(ConflictPolicy):
         raise UnknownNameError("conflict policy", policy, get_args(ConflictPolicy))
     requests = [case.request for case in cases]
+    if policy == "error":
+        refuse_conflicts(requests)
+        return list(cases), []
     groups = _conflicting_positions(requests)
     conflicts = [_conflict_at(group, requests) for group in groups]
-    if not conflicts:
-        return list(cases), []
-    if policy == "error":
-        raise RequestError(
-            f"conflicting requests: {len(conflicts)} group(s) ask for different targets of the "
-            f"same subject and relation, first {conflicts[0]}. Mend the data (if all of "
-            "them hold: one fact whose target lists them), or choose --on-conflict drop-all or "
-            "--on-conflict keep-first."
-        )
     n_kept = 0 if policy == "drop-all" else 1
     dropped = {position for group in groups for position in group[n_kept:]}
     return [case for position, case in enumerate(cases) if position not in dropped], conflicts

@@ -36,7 +36,7 @@ from editbench.plugins.sources import (
     open_dataset,
 )
 from editbench.progress import Progress, report_nothing
-from editbench.requests import ConflictPolicy, EditRequest, cut_batches, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditCase, EditRequest, cut_batches, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid
 
@@ -97,8 +97,9 @@ def edit(
         context_prefixes: Groups of texts to put before prompts; by default they are sampled.
         config: Hyperparameters that differ from the editor's defaults for this model.
         batch_size: Write so many facts at a time, each batch into what those before it left; None
-            writes all at once.
-        on_conflict: What to do with facts that contradict each other.
+            writes all at once. A fact that contradicts one of an earlier batch supersedes it.
+        on_conflict: What to do with facts that contradict each other; ``error`` looks at each
+            batch, the others at all facts.
         seed: Source of every random choice; by default 0.
         cache: Folder for what is worth keeping between calls; None keeps nothing.
         report_progress: Told about long work.
@@ -125,7 +126,8 @@ def edit(
         chosen = chosen.updated(config, "config")
     has_more = origin is None or isinstance(facts, str | Path) or facts
     given = _requests(facts, on_conflict) if has_more else []
-    requests = revise(origin.recipe.requests if origin else (), drop=drop, more=given).requests
+    old = origin.recipe.requests if origin else ()
+    requests = revise(old, drop=drop, more=given, batch_size=batch_size).requests
     if not requests:
         raise ConfigError(f"edit: no fact is left to write, with on_conflict={on_conflict!r}.")
     inputs = Inputs(
@@ -248,9 +250,15 @@ def _requests(
         given = list(facts)
         requests = [fact for fact in given if isinstance(fact, EditRequest)]
         if requests and len(requests) == len(given):
-            return requests
+            return _resolve(list(map(EditCase, requests)), on_conflict)
         source = _facts(cast("list[Mapping[str, object]]", given))
-    cases, _ = resolve_conflicts(source.cases(), on_conflict)
+    return _resolve(source.cases(), on_conflict)
+
+
+def _resolve(cases: Sequence[EditCase], on_conflict: ConflictPolicy) -> list[EditRequest]:
+    """Apply a policy that drops facts; ``error`` is for those who know the batches."""
+    if on_conflict != "error":
+        cases, _ = resolve_conflicts(cases, on_conflict)
     return [case.request for case in cases]
 
 

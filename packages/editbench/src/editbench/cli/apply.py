@@ -12,6 +12,7 @@ from editbench.cli.options import ModelLoading
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
+from editbench.requests import find_standing
 
 if TYPE_CHECKING:
     from editbench.edits.exported import Export
@@ -111,7 +112,9 @@ def apply(
         # Damaged files are found before the model is loaded, which can take long.
         edits = [WeightEdit.load(path) for path in edit_files]
         edit = WeightEdit.merge(edits)
-        facts = [fact for each in edits if each.recipe for fact in each.recipe.requests]
+        facts = [
+            fact for each in edits if each.recipe for fact in find_standing(each.recipe.requests)
+        ]
         match form:
             case "model":
                 kind: TensorType = tensor_type or "F16"

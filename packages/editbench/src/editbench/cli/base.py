@@ -1,6 +1,6 @@
 """``edit --from``: an edit that is made again, with other facts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ import click
 
 from editbench.cli.options import Decorator, gathering, in_file
 from editbench.errors import ConfigError
+from editbench.requests import find_superseded
 
 if TYPE_CHECKING:
     from editbench.editors.remaking import Base
@@ -70,7 +71,19 @@ def describe_revision(revision: "Revision", *, with_added: bool) -> Iterator[str
         yield f"Added: {_list(revision.added)}"
 
 
+def describe_superseded(requests: "Sequence[EditRequest]") -> Iterator[str]:
+    """Say which facts later batches take the places of."""
+    pairs = find_superseded(requests).items()
+    if not pairs:
+        return
+    named = [f"{requests[one].case_id} by {requests[by].case_id}" for one, by in pairs]
+    yield f"Superseded by later batches: {len(named)} fact(s): {_shorten(named)}"
+
+
 def _list(facts: "tuple[EditRequest, ...]") -> str:
-    named = ", ".join(fact.case_id for fact in facts[:_N_SHOWN])
-    more = len(facts) - _N_SHOWN
-    return f"{len(facts)} fact(s): {named}{f' and {more} more' if more > 0 else ''}"
+    return f"{len(facts)} fact(s): {_shorten([fact.case_id for fact in facts])}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = len(names) - _N_SHOWN
+    return f"{', '.join(names[:_N_SHOWN])}{f' and {more} more' if more > 0 else ''}"

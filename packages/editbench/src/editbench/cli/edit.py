@@ -1,40 +1,38 @@
 """``editbench edit``: facts in, an edit file out."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
-from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 from editbench.cli import options
-from editbench.cli.base import base_options, describe_revision
+from editbench.cli.base import base_options
 from editbench.cli.cautions import caution_of_batches
-from editbench.cli.fact_check import check_facts, describe_check
+from editbench.cli.chosen_facts import ChosenFacts, choose_facts
+from editbench.cli.findings import Findings
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
-from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
+from editbench.cli.lookup import note_files, remark_on_corpus
 from editbench.cli.options import ModelLoading, in_file
 from editbench.cli.overrides import Overrides, read_overrides
 from editbench.cli.plan import announce, plan_option, refuse_tracing, show_plan, work_of_edit
 from editbench.cli.progress import ProgressDisplay
 from editbench.cli.show import describe_updates
-from editbench.cli.terminal import lay_out
 from editbench.errors import ConfigError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import complete_inputs, open_dataset
-from editbench.requests import (
-    ConflictPolicy,
-    EditCase,
-    cut_batches,
-    resolve_conflicts,
-)
+from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
-    from editbench.editors.base import Editor, Inputs
+    from editbench.cli.preview import Neighbor
+    from editbench.editors.base import Editor, Inputs, Resources
     from editbench.editors.remaking import Base
+    from editbench.editors.targets.cache import TargetLedger
+    from editbench.edits.edit import Edit
+    from editbench.models.editable import EditableModel
 
 _EXAMPLES = """\b
 A facts file has one JSON object a line, {} where the subject goes:
@@ -166,13 +164,8 @@ def edit(
     if out is None and not (show_preview or only_plan):
         raise click.UsageError("Missing option '--out'.")
     editor, seed = editor or "memit", seed or 0
-    from editbench.cli.preview import describe_moved, preview
-    from editbench.cli.side_by_side import compare_texts
+    from editbench.cli.preview import preview
     from editbench.editors.subject_tokens import check_requests
-    from editbench.editors.targets.cache import TargetLedger
-    from editbench.edits.card import MEASURED
-    from editbench.edits.recipe import EditRecipe, KeptTargets
-    from editbench.edits.revision import revise
     from editbench.models.greedy import say_greedily
     from editbench.tracing.facts import facts_of_cases
 
@@ -189,46 +182,105 @@ def edit(
         telling_what_is_kept(lambda: _describe_interruption(cache)),
     ):
         note_files([overrides], display)
-        cases: list[EditCase] = []
+        dataset = None
         if facts is not None:
             dataset = open_dataset(f"facts={facts}", plugins, cache, skip_invalid=skip_invalid)
-            cases, conflicts = resolve_conflicts(read_cases(dataset, display), on_conflict)
-            for conflict in conflicts:
-                display.say(f"Conflict ({on_conflict}): {conflict}")
-        revision = revise(
-            base.recipe.requests if base else (),
-            drop=base.drop if base else (),
-            more=[case.request for case in cases],
+        chosen = choose_facts(
+            dataset,
+            base,
+            on_conflict=on_conflict,
             as_of=as_of,
+            batch_size=batch_size,
+            display=display,
         )
-        for line in describe_revision(revision, with_added=base is not None):
-            display.say(line)
-        requests = revision.requests
-        if not requests:
-            raise ConfigError("edit: no fact is left to write.")
-        probes = {case.request.fact: case for case in cases}
-        cases = [
-            replace(probes[request.fact], request=request)
-            if request.fact in probes
-            else EditCase(request)
-            for request in requests
-        ]
         editable = (loading.outline if only_plan else loading.load)(model, plugins)
         if base is not None and not only_plan:
             base.edit.check_fits(editable)
-        check_requests(editable, requests)
-        source = FactSource(facts.name if facts else "--from", lambda: facts_of_cases(cases))
+        check_requests(editable, chosen.requests)
+        source = FactSource(
+            facts.name if facts else "--from", lambda: facts_of_cases(list(chosen.cases))
+        )
         (overrides,) = layers.settle(
             {editor: [overrides]}, editor_types, editable, source, cache, display
         )[editor]
         start = None if base is None else (base.configure(editor_type), f"those of {base.name}")
         config, origin = overrides.configure(editor_type, editable, start)
-        chosen = editor_type(config)
         display.say(f"Settings of {editor}: {origin}.")
-        remark_on_corpus([chosen], inputs, editable, display)
-        for line in caution_of_batches(editable, chosen, cut_batches(requests, batch_size)):
+        editing = editor_type(config)
+        remark_on_corpus([editing], inputs, editable, display)
+        for line in caution_of_batches(editable, editing, chosen.batches):
             display.say(line)
-        completed = complete_inputs(inputs, editable)
+        means = _Means.of(editable, editing, inputs, base, seed, cache, display)
+        neighbors: list[Neighbor] = []
+        if not only_plan and (show_preview or skip_known):
+            said = say_greedily(editable, [request.question for request in chosen.requests])
+            if show_preview:
+                neighbors, tables = preview(editable, chosen.cases, said, editing, means.resources)
+            if skip_known:
+                chosen = chosen.without_known(said, display)
+        for line in chosen.describe_superseded():
+            display.say(line)
+        work = work_of_edit(
+            editing, editable, chosen.batches, means.resources, with_check=check_targets
+        )
+        if show_preview and not only_plan:
+            display.say(tables.rstrip("\n"))
+        if out is not None and not only_plan:
+            announce(work, means.resources.cache, display)
+            edit = means.write(chosen, display, keep_targets=keep_targets)
+            edit.save(out)
+            findings = Findings.of(
+                edit,
+                editable,
+                chosen.standing,
+                with_check=check_targets,
+                with_texts=side_by_side,
+                neighbors=neighbors,
+                display=display,
+            )
+            if findings.note_on_card(edit):
+                edit.save(out)
+    if only_plan:
+        show_plan(work, means.resources.cache)
+    if only_plan or out is None:
+        return
+    _tell(edit, means.ledger, base, findings)
+    click.echo(f"Wrote {out}")
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What an edit is computed with.
+
+    Attributes:
+        model: The model.
+        editor: The editor, configured.
+        resources: What surrounds the edit.
+        ledger: Target states that are known already, and those that come to be used.
+        content: What the edit file says of the inputs.
+    """
+
+    model: "EditableModel"
+    editor: "Editor"
+    resources: "Resources"
+    ledger: "TargetLedger"
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: "EditableModel",
+        editor: "Editor",
+        inputs: "Inputs",
+        base: "Base | None",
+        seed: int,
+        cache: Path | None,
+        display: ProgressDisplay,
+    ) -> Self:
+        """Complete the inputs, by those of the edit that is made again, if one is."""
+        from editbench.editors.targets.cache import TargetLedger
+
+        completed = complete_inputs(inputs, model)
         content = completed.content
         if base is not None:
             base.check_inputs(inputs, completed)
@@ -236,64 +288,35 @@ def edit(
             completed = base.complete(completed)
         ledger = TargetLedger(None if base is None else base.recipe.targets)
         resources = completed.resources(seed, cache, display, ledger)
-        if not only_plan and (show_preview or skip_known):
-            said_now = say_greedily(editable, [request.question for request in requests])
-            if show_preview:
-                neighbors, tables = preview(editable, cases, said_now, chosen, resources)
-            if skip_known:
-                unknown = [not said.is_target for said in said_now]
-                display.say(f"Known already, left out: {unknown.count(False)} fact(s).")
-                requests = tuple(compress(requests, unknown))
-                cases = list(compress(cases, unknown))
-                if not requests:
-                    raise ConfigError("edit: no fact is left to write: the model knows them all.")
-        batches = cut_batches(requests, batch_size)
-        work = work_of_edit(chosen, editable, batches, resources, with_check=check_targets)
-        if show_preview and not only_plan:
-            display.say(tables.rstrip("\n"))
-        if out is not None and not only_plan:
-            announce(work, resources.cache, display)
-            stream = chosen.edit_stream(editable, batches, resources)
-            for done, result in enumerate(stream, 1):  # noqa: B007  # the last one is it
-                if done < len(batches):
-                    display.say(f"Wrote batch {done} of {len(batches)}.")
-            kept = ledger.kept() if keep_targets else KeptTargets.of([])
-            result.recipe = EditRecipe(requests, seed, batch_size, content, kept)
-            result.save(out)
-            if check_targets:
-                said = check_facts(editable, requests, result, display)
-            if side_by_side:
-                comparison = compare_texts(editable, cases, result)
-            moved = list(describe_moved(editable, neighbors, result)) if show_preview else []
-            measured = [
-                *list(describe_check(requests, *said) if check_targets else ())[:1],
-                *(map(str, comparison[1:]) if side_by_side else ()),
-                *moved[:1],
-            ]
-            if measured:
-                extra = {**result.card.extra, MEASURED: measured}
-                result.card = result.card.model_copy(update={"extra": extra})
-                result.save(out)
-    if only_plan:
-        show_plan(work, resources.cache)
-    if only_plan or out is None:
-        return
-    card = result.card
+        return cls(model, editor, resources, ledger, content)
+
+    def write(self, facts: ChosenFacts, display: ProgressDisplay, *, keep_targets: bool) -> "Edit":
+        """Compute the edit, which knows what it was made from."""
+        from editbench.edits.recipe import EditRecipe, KeptTargets
+
+        batches = facts.batches
+        stream = self.editor.edit_stream(self.model, batches, self.resources)
+        for done, edit in enumerate(stream, 1):  # noqa: B007  # the last one is it
+            if done < len(batches):
+                display.say(f"Wrote batch {done} of {len(batches)}.")
+        kept = self.ledger.kept() if keep_targets else KeptTargets.of([])
+        edit.recipe = EditRecipe(
+            facts.requests, self.resources.seed, facts.batch_size, self.content, kept
+        )
+        return edit
+
+
+def _tell(edit: "Edit", ledger: "TargetLedger", base: "Base | None", findings: Findings) -> None:
+    card = edit.card
     click.echo(f"{card.editor} wrote {card.n_edits} fact(s) into {card.model_name}")
     for line in describe_updates(card):
         click.echo(line)
     if base is not None:
         click.echo(f"Target states: {ledger.n_reused} of {len(ledger.used)} were in {base.name}")
-    if check_targets:
-        for line in describe_check(requests, *said):
-            click.echo(line)
-    if side_by_side:
-        click.echo(lay_out(*comparison).rstrip("\n"))
-    for line in moved:
+    for line in findings.lines:
         click.echo(line)
-    if not result.changes_something and editor != "unedited":
+    if not edit.changes_something and card.editor != "unedited":
         click.echo("Warning: the edit changes nothing.", err=True)
-    click.echo(f"Wrote {out}")
 
 
 def _only_overrides(

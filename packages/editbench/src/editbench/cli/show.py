@@ -11,6 +11,7 @@ import click
 from editbench.cli import options
 from editbench.cli.options import in_file
 from editbench.cli.terminal import lay_out
+from editbench.requests import find_superseded
 
 if TYPE_CHECKING:
     from editbench.edits.card import EditCard
@@ -120,14 +121,18 @@ def _describe_facts(edit: "WeightEdit") -> Iterator[dict[str, Any]]:
     """Each fact with what became of it, and its notes."""
     if edit.recipe is None:
         return
+    requests = edit.recipe.requests
+    superseded = find_superseded(requests)
     outcomes = {each["case_id"]: each for each in edit.card.extra.get("facts", ())}
-    for request in edit.recipe.requests:
+    for place, request in enumerate(requests):
+        later = superseded.get(place)
         outcome: Mapping[str, str] = outcomes.get(request.case_id, {})
         notes = {name: value for name, value in asdict(request.notes).items() if value is not None}
         yield {
             **_words(request),
-            "status": outcome.get("status", ""),
+            "status": outcome.get("status", "") if later is None else "superseded",
             **({"why": outcome["why"]} if "why" in outcome else {}),
+            **({} if later is None else {"superseded_by": requests[later].case_id}),
             **notes,
         }
 
@@ -140,7 +145,9 @@ def _draw_facts(facts: Sequence[Mapping[str, Any]]) -> str:
     from editbench.results.tables.model import Cell, Column, Table
     from editbench.results.tables.terminal import draw_table
 
-    noted = [name for name in ("why", *_NOTES) if any(name in fact for fact in facts)]
+    noted = [
+        name for name in ("why", "superseded_by", *_NOTES) if any(name in fact for fact in facts)
+    ]
     names = ("case_id", "prompt", "target", "status", *noted)
     rows = tuple(tuple(Cell(str(fact.get(name, ""))) for name in names) for fact in facts)
     return lay_out(draw_table(Table("", tuple(map(Column, names)), (rows,))))

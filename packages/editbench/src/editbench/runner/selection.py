@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from editbench.errors import ConfigError
-from editbench.requests import Conflict, ConflictPolicy, EditCase, cut_batches, resolve_conflicts
+from editbench.requests import (
+    Conflict,
+    ConflictPolicy,
+    EditCase,
+    cut_batches,
+    refuse_conflicts,
+    resolve_conflicts,
+)
 from editbench.results.manifest import Sample
 
 Choose = Callable[[Sequence[EditCase], int], list[EditCase]]
@@ -83,7 +90,7 @@ def select_batches(
     batches = [remaining[start : start + n_edits] for start in range(0, n_wanted, n_edits)]
     if on_conflict == "error":
         for part in chain.from_iterable(cut_batches(batch, batch_size) for batch in batches):
-            resolve_conflicts(part, "error")
+            refuse_conflicts([case.request for case in part])
     return batches, conflicts
 
 
