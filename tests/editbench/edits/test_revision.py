@@ -4,8 +4,8 @@ from datetime import date
 
 import pytest
 
-from editbench.edits.revision import compare_facts, revise
-from editbench.errors import UnknownNameError
+from editbench.edits.revision import compare_facts, revise, separate_batches
+from editbench.errors import RequestError, UnknownNameError
 from editbench.requests import EditRequest, FactNotes
 
 LENA = EditRequest("1", "Lena Ort", "{} was born in", "Genoa", relation="born in")
@@ -78,3 +78,45 @@ def test_two_edits_are_compared_by_what_their_facts_say():
     assert difference.n_same == 1
     nothing = compare_facts([LENA, IVO], [IVO, LENA])
     assert (nothing.dropped, nothing.added, nothing.changed, nothing.n_same) == ((), (), (), 2)
+
+
+MOVED = EditRequest("4", "Lena Ort", "{} was born in", "Oslo")
+
+
+def test_a_later_batch_supersedes_what_an_earlier_one_wrote_and_both_are_written():
+    for revision in (
+        revise([], more=[LENA, IVO, MOVED], batch_size=2),
+        revise([LENA, IVO, MOVED], batch_size=2),
+        revise([LENA, IVO, MOVED], more=[LENA, IVO, MOVED], batch_size=2),
+    ):
+        assert revision.requests == (LENA, IVO, MOVED)
+        assert revision.superseded == ()
+
+
+def test_new_facts_of_one_batch_must_not_contradict_each_other():
+    for size in (None, 3):
+        with pytest.raises(RequestError, match="conflicting requests: 1 group"):
+            revise([], more=[LENA, IVO, MOVED], batch_size=size)
+    with pytest.raises(RequestError, match="conflicting requests"):
+        revise([LENA], more=[LENA, MOVED])
+
+
+def test_old_facts_that_come_to_be_in_one_batch_are_reduced_to_the_later():
+    revision = revise([LENA, IVO, MOVED], drop=["2"], batch_size=2)
+    assert revision.requests == (MOVED,)
+    assert revision.superseded == ((LENA, MOVED),)
+    # Without 1, 3 comes to be beside 5.
+    baker = EditRequest("5", "Mara Voss", "{} works as a", "baker")
+    rest, left_out = separate_batches([LENA, MOVED, IVO, MARA, baker], 2)
+    assert rest == [MOVED, IVO, baker]
+    assert left_out == {LENA: MOVED, MARA: baker}
+
+
+def test_an_old_fact_that_was_superseded_can_hold_again():
+    again = EditRequest("9", *LENA.fact[:3])
+    revision = revise([LENA, IVO, MOVED], more=[again], batch_size=2)
+    assert ids(revision.requests) == ["2", "9"]
+    assert revision.superseded == ((MOVED, again),)
+    assert revision.added == (again,)
+    revision = revise([LENA, IVO], more=[MOVED, MARA, again], batch_size=2)
+    assert ids(revision.requests) == ["2", "4", "3", "9"]

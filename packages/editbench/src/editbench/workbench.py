@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pandas as pd
 
-from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
 from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
@@ -148,7 +147,7 @@ def edit(
         completed = origin.complete(completed)
     ledger = TargetLedger(None if origin is None else origin.recipe.targets)
     resources = completed.resources(seed or 0, _folder(cache), report_progress, ledger)
-    *_, result = made.edit_stream(model, cut_batches(requests, batch_size), resources)
+    result = made.edit_in_batches(model, cut_batches(requests, batch_size), resources)
     result.recipe = EditRecipe(requests, seed or 0, batch_size, content, ledger.kept())
     return result
 
@@ -219,20 +218,12 @@ class GivenEdit(Editor):
         edit: The edit; the editor is called as the one that computed it.
     """
 
+    computes_nothing: ClassVar[bool] = True
+
     def __init__(self, edit: Edit) -> None:
         super().__init__(EditorConfig())
         self.name = edit.card.editor  # type: ignore[misc]  # of this one alone
         self._edit = edit
-
-    def estimate(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        resources: Resources,
-        expected: ExpectedCache,
-    ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.estimate`."""
-        return []
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -295,10 +295,12 @@ class _Means:
         from editbench.edits.recipe import EditRecipe, KeptTargets
 
         batches = facts.batches
-        stream = self.editor.edit_stream(self.model, batches, self.resources)
-        for done, edit in enumerate(stream, 1):  # noqa: B007  # the last one is it
-            if done < len(batches):
-                display.say(f"Wrote batch {done} of {len(batches)}.")
+        edit = self.editor.edit_in_batches(
+            self.model,
+            batches,
+            self.resources,
+            lambda n_written: display.say(f"Wrote batch {n_written} of {len(batches)}."),
+        )
         kept = self.ledger.kept() if keep_targets else KeptTargets.of([])
         edit.recipe = EditRecipe(
             facts.requests, self.resources.seed, facts.batch_size, self.content, kept

@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from editbench.datasets.corpus import Corpus
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.dialect import UNUSED, Dialect
 from editbench.editors.search_space import SearchSpace
-from editbench.editors.stream import Carried, DrivenStream, Stream, TotalStream
+from editbench.editors.stream import Carried, DrivenStream, Stream, TotalStream, write_batches
 from editbench.edits.edit import Edit
 from editbench.errors import ConfigError, UnknownNameError
 from editbench.models.architecture import ProjectionKind
@@ -191,6 +191,7 @@ class Editor(ABC):
         good_for: What it is good for, in a few words, for ``editbench list editors``.
         citation: BibTeX of its paper, likewise.
         published_as: The editor whose published hyperparameters it starts from, if it is another.
+        computes_nothing: Whether `edit` takes no time worth a plan.
     """
 
     name: ClassVar[str]
@@ -198,6 +199,7 @@ class Editor(ABC):
     good_for: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     published_as: ClassVar[str] = ""
+    computes_nothing: ClassVar[bool] = False
 
     def __init__(self, config: EditorConfig) -> None:
         if not isinstance(config, self.config_type):
@@ -284,6 +286,8 @@ class Editor(ABC):
         Returns:
             The stages, in their order.
         """
+        if self.computes_nothing:
+            return []
         return [StageCost.unknown(self.name, "the editor does not say")]
 
     def prepare(  # noqa: B027  # most have nothing that can be done apart
@@ -362,6 +366,19 @@ class Editor(ABC):
         stream = self.open_stream(model, resources)
         for batch in batches:
             yield stream.write(batch)
+
+    def edit_in_batches(
+        self,
+        model: EditableModel,
+        batches: Sequence[Sequence[EditRequest]],
+        resources: Resources,
+        on_written: Callable[[int], None] | None = None,
+    ) -> Edit:
+        """Write one or more batches as `edit_stream` does, and return the last edit alone.
+
+        After each batch but the last `on_written` is told how many are written.
+        """
+        return write_batches(self.open_stream(model, resources), batches, on_written)
 
 
 class TrainedEditor(Editor):

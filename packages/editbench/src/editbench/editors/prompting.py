@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
 from editbench.edits.card import EditCard
@@ -33,18 +32,9 @@ class InContext(Editor):
     """
 
     name: ClassVar[str] = "in-context"
+    computes_nothing: ClassVar[bool] = True  # it is the answers that cost more
     good_for: ClassVar[str] = "a baseline of a few facts, without any change of weights"
     citation: ClassVar[str] = cite("zheng2023ike")
-
-    def estimate(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        resources: Resources,
-        expected: ExpectedCache,
-    ) -> Sequence[StageCost]:
-        """Nothing: it is the answers that cost more; see `Editor.estimate`."""
-        return []
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -95,6 +95,13 @@ class Stream(ABC):
             All that was written so far as one edit, of the model as it was before the first batch.
         """
 
+    def add(self, batch: Sequence[EditRequest]) -> None:
+        """Write one more batch, and hand out no edit.
+
+        Override it where an edit costs something that the next batch has no use for.
+        """
+        self.write(batch)
+
     @property
     def carried(self) -> Carried | None:
         """What a new stream can go on from, with the same bits; None if that cannot be put down."""
@@ -113,6 +120,29 @@ class Stream(ABC):
         return {}
 
 
+def write_batches(
+    stream: Stream,
+    batches: Sequence[Sequence[EditRequest]],
+    on_written: Callable[[int], None] | None = None,
+) -> Edit:
+    """Write batches one after another.
+
+    Args:
+        stream: Where they go.
+        batches: One or more.
+        on_written: Told after each batch but the last how many are written.
+
+    Returns:
+        All of them as one edit.
+    """
+    *earlier, last = batches
+    for n_written, batch in enumerate(earlier, 1):
+        stream.add(batch)
+        if on_written is not None:
+            on_written(n_written)
+    return stream.write(last)
+
+
 class TotalStream(Stream):
     """Asks an editor for an edit of each batch, with all earlier ones on the model."""
 
@@ -126,11 +156,11 @@ class TotalStream(Stream):
         self._editor = editor
         self._model = model
         self._resources = resources
-        self._requests: list[EditRequest] = []
+        self._written = WrittenFacts()
         self._cards: list[EditCard] = []
         self._total: Edit | None = None
         if carried is not None:
-            self._requests = carried.requests
+            self._written = WrittenFacts(carried.requests)
             self._cards = [EditCard.model_validate(each) for each in carried.content["cards"]]
             self._total = NoEdit(self._cards[0])
             if carried.content["changes_weights"]:
@@ -140,7 +170,7 @@ class TotalStream(Stream):
 
     def write(self, batch: Sequence[EditRequest]) -> Edit:
         """Ask for one more edit; see `Stream.write`."""
-        self._requests += batch
+        self._written.add(batch)
         earlier = self._total
         if earlier is None:
             self._total = self._editor.edit(self._model, batch, self._resources)
@@ -163,7 +193,7 @@ class TotalStream(Stream):
         return Carried(
             name_tensors(updates),
             {
-                **Carried.write_requests(self._requests),
+                **Carried.write_requests(self._written.requests),
                 "cards": [card.model_dump(mode="json") for card in self._cards],
                 "changes_weights": isinstance(total, WeightEdit),
             },
@@ -179,10 +209,10 @@ class TotalStream(Stream):
             extra["updates"] = total.describe_updates(self._model)
         if all("facts" in card.extra for card in self._cards):
             facts = [fact for card in self._cards for fact in card.extra["facts"]]
-            extra["facts"] = mark_superseded(facts, self._requests)
+            extra["facts"] = self._written.tell(facts)
         changes = {
-            "requests_hash": hash_requests(self._requests),
-            "n_edits": len(self._requests),
+            "requests_hash": hash_requests(self._written.requests),
+            "n_edits": len(self._written.requests),
             "extra": extra,
         }
         return first.model_copy(update=changes)
@@ -212,12 +242,41 @@ class DrivenStream(Stream):
             yield self._waiting.popleft()
 
 
-def mark_superseded(
-    facts: Sequence[Mapping[str, str]], requests: Sequence[EditRequest]
-) -> list[dict[str, str]]:
-    """What became of facts, where later ones have taken the places of some; both in their order."""
-    superseded = find_superseded(requests)
-    return [
-        {**fact, "status": "superseded"} if place in superseded else dict(fact)
-        for place, fact in enumerate(facts)
-    ]
+class WrittenFacts:
+    """The facts of a stream, and which of them later ones have taken the places of.
+
+    A batch is compared with what is about the same subjects alone, not with all that was written.
+
+    Attributes:
+        requests: All so far, in their order.
+    """
+
+    def __init__(self, requests: Sequence[EditRequest] = ()) -> None:
+        self.requests: list[EditRequest] = []
+        self._places: dict[str, list[int]] = {}  # by subject
+        self._superseded: set[int] = set()
+        self.add(requests)
+
+    def add(self, batch: Sequence[EditRequest]) -> list[int]:
+        """Take up a batch.
+
+        Returns:
+            The places of earlier facts that contradict it, and are superseded now.
+        """
+        n_earlier = len(self.requests)
+        for place, request in enumerate(batch, n_earlier):
+            self._places.setdefault(request.subject, []).append(place)
+        self.requests += batch
+        subjects = {request.subject for request in batch}
+        places = sorted(place for subject in subjects for place in self._places[subject])
+        found = {places[one] for one in find_superseded([self.requests[place] for place in places])}
+        self._superseded.difference_update(places)  # an older fact can hold again
+        self._superseded |= found
+        return sorted(place for place in found if place < n_earlier)
+
+    def tell(self, facts: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """What became of the facts, given what became of each as it was written."""
+        return [
+            {**fact, "status": "superseded"} if place in self._superseded else dict(fact)
+            for place, fact in enumerate(facts)
+        ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
-from editbench.editors.stream import Carried, Stream, mark_superseded
+from editbench.editors.stream import Carried, Stream, WrittenFacts
 from editbench.editors.subject_tokens import target_row
 from editbench.editors.training.batches import count_fitting, cut_requests, estimate_training
 from editbench.editors.training.gradients import GradientTerms, gather_gradients
@@ -129,9 +129,9 @@ class UltraEditStream(Stream):
         self._matrices = self._find_matrices(model)
         self._statistics: dict[str, _Statistics] = {}  # of all matrices of a shape
         self._updates: dict[str, Update] = {}
-        self._written: list[EditRequest] = []
+        self._written = WrittenFacts()
         if carried is not None:
-            self._written = carried.requests
+            self._written = WrittenFacts(carried.requests)
             self._updates = assemble_updates(Path("stream"), carried.part("updates."))
             for shape, n_rows in carried.content["n_rows"].items():
                 found = carried.part(f"{shape}.")
@@ -157,15 +157,16 @@ class UltraEditStream(Stream):
                 if matrix.name in self._updates:
                     update = sum_updates(matrix.name, self._updates[matrix.name], update)
                 self._updates[matrix.name] = lay_out(update)
-        self._written += batch
-        facts = [{"case_id": one.case_id, "status": "written"} for one in self._written]
+        self._written.add(batch)
+        requests = self._written.requests
+        facts = [{"case_id": one.case_id, "status": "written"} for one in requests]
         return WeightEdit.build(
             model,
             editor=self._editor.name,
             config=config,
-            requests=self._written,
+            requests=requests,
             updates=self._updates,
-            extra={"facts": mark_superseded(facts, self._written)},
+            extra={"facts": self._written.tell(facts)},
         )
 
     @property
@@ -176,7 +177,9 @@ class UltraEditStream(Stream):
             tensors[f"{shape}.mean"] = torch.as_tensor(found.mean)
             tensors[f"{shape}.squares"] = torch.as_tensor(found.squares)
         n_rows = {shape: found.n_rows for shape, found in self._statistics.items()}
-        return Carried(tensors, {**Carried.write_requests(self._written), "n_rows": n_rows})
+        return Carried(
+            tensors, {**Carried.write_requests(self._written.requests), "n_rows": n_rows}
+        )
 
     def _statistics_of(self, matrix: Matrix) -> "_Statistics":
         shape = f"{matrix.d_in}x{matrix.d_out}"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, Resources
 from editbench.edits.edit import Edit, NoEdit
 from editbench.models.editable import EditableModel
@@ -14,16 +13,7 @@ class Unedited(Editor):
     """Leaves the model as it is."""
 
     name: ClassVar[str] = "unedited"
-
-    def estimate(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        resources: Resources,
-        expected: ExpectedCache,
-    ) -> Sequence[StageCost]:
-        """Nothing; see `Editor.estimate`."""
-        return []
+    computes_nothing: ClassVar[bool] = True
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources

@@ -60,10 +60,12 @@ def run_stream(
             continue
         on_progress("batches", index, len(writes))
         began = perf_counter()
+        if n_written <= n_known or n_written not in trial.checkpoints:
+            stream.add(batch)
+            seconds += perf_counter() - began
+            continue
         edit = stream.write(batch)
         seconds += perf_counter() - began
-        if n_written <= n_known or n_written not in trial.checkpoints:
-            continue
         on_progress("batches", index + 1, len(writes))
         began = perf_counter()
         asked = trial.asked_at(n_written)

@@ -196,6 +196,8 @@ def failed_trial(trial: PreparedTrial, reason: str | PluginError) -> TrialOutcom
             traceback=trace,
             finished=now(),
             n_conflicts=trial.n_conflicts,
+            n_known=trial.n_known,
+            n_shared_subjects=trial.n_shared_subjects,
         )
     )
 

@@ -9,7 +9,7 @@ MEMIT, ROME, EMMET, AlphaEdit and their kin differ in these four places only, an
     finish          `ClosedForm.finish`         nothing, RECT, PRUNE, SPHERE, REVIVE
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,10 +30,11 @@ from editbench.editors.context_prefixes import (
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
-from editbench.editors.stream import Carried
+from editbench.editors.stream import Carried, write_batches
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import choose_share
+from editbench.edits.edit import Edit
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.architecture import ProjectionKind
@@ -172,6 +173,16 @@ class ClosedForm(Editor):
         stream = ClosedFormStream(self, model, resources)
         for batch in batches:
             yield stream.write(batch)
+
+    def edit_in_batches(
+        self,
+        model: EditableModel,
+        batches: Sequence[Sequence[EditRequest]],
+        resources: Resources,
+        on_written: Callable[[int], None] | None = None,
+    ) -> Edit:
+        """Keep no more than batches need, and finish the sum once; see `Editor.edit_in_batches`."""
+        return write_batches(ClosedFormStream(self, model, resources), batches, on_written)
 
     def open_stream(
         self, model: EditableModel, resources: Resources, carried: Carried | None = None

@@ -13,7 +13,7 @@ from editbench.editors.base import Resources
 from editbench.editors.closed_form.goals import Goal, Solved, judge_target
 from editbench.editors.closed_form.solving import PreservedValues
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.stream import Carried, Stream, mark_superseded
+from editbench.editors.stream import Carried, Stream, WrittenFacts
 from editbench.edits.card import EditCard
 from editbench.edits.edit import Edit
 from editbench.edits.files import Update, assemble_updates, name_tensors
@@ -27,7 +27,7 @@ from editbench.edits.weight_edit import (
 from editbench.errors import EditError
 from editbench.models.editable import EditableModel
 from editbench.models.offload import in_memory, updated_weights
-from editbench.requests import EditRequest, find_superseded
+from editbench.requests import EditRequest
 from editbench.second_moments.obtaining import obtain_second_moments
 from memit_core import MemitCoreError
 
@@ -76,7 +76,7 @@ class ClosedFormStream(Stream):
         )
         self._preserved = PreservedValues(moments, editor.dials(), resources.cache)
         self._targets = editor.make_targets(model, self._prefixes, resources)
-        self._requests: list[EditRequest] = []
+        self._written = WrittenFacts()
         self._updates: dict[str, Update] = {}  # the sums, as factors or in float64
         self._kept: dict[str, dict[str, Any]] = {}
         told = ("facts", "losses", "n_steps", "sizes", "forgotten")
@@ -88,6 +88,11 @@ class ClosedFormStream(Stream):
 
     def write(self, batch: Sequence[EditRequest]) -> WeightEdit:
         """Write one more batch; see `Stream.write`."""
+        self.add(batch)
+        return self._hand_out()
+
+    def add(self, batch: Sequence[EditRequest]) -> None:
+        """Write one more batch, and do not finish the sum; see `Stream.add`."""
         card = EditCard.of(
             self._model, editor=self._editor.name, config=self._editor.config, requests=batch
         )
@@ -99,7 +104,8 @@ class ClosedFormStream(Stream):
                     goal = next(goals)
                     self._insert(goal, rest[: len(goal.outcomes)])
                 del rest[: len(goal.outcomes)]
-        self._requests += batch
+
+    def _hand_out(self) -> WeightEdit:
         updates = {
             name: self._editor.finish_total(total, weight)
             for name, total in self._updates.items()
@@ -109,14 +115,14 @@ class ClosedFormStream(Stream):
             self._model,
             editor=self._editor.name,
             config=self._editor.config,
-            requests=self._requests,
+            requests=self._written.requests,
             updates=updates,
             extra={
                 "context_prefixes": [list(group) for group in self._prefixes.groups],
                 "target_loss": _mean(self._told["losses"], 4),
                 "target_steps": _mean(self._told["n_steps"], 2),
                 "replay_failure": self._targets.replay_failure,
-                "facts": mark_superseded(self._told["facts"], self._requests),
+                "facts": self._written.tell(self._told["facts"]),
             },
         )
 
@@ -198,7 +204,7 @@ class ClosedFormStream(Stream):
             **kept,
         }
         content = {
-            **Carried.write_requests(self._requests),
+            **Carried.write_requests(self._written.requests),
             "context_prefixes": [list(group) for group in self._prefixes.groups],
             "targets": dict(self._targets.carried),
             "told": {name: list(each) for name, each in self._told.items()},
@@ -206,7 +212,7 @@ class ClosedFormStream(Stream):
         return Carried({name: each.cpu() for name, each in tensors.items()}, content)
 
     def _go_on_from(self, carried: Carried) -> None:
-        self._requests = carried.requests
+        self._written = WrittenFacts(carried.requests)
         self._updates = assemble_updates(Path("stream"), carried.part("updates."))
         for name, tensor in carried.part("kept.").items():
             parameter, _, key = name.rpartition(".")
@@ -232,13 +238,10 @@ class ClosedFormStream(Stream):
 
     def _let_go(self, batch: Sequence[EditRequest]) -> None:
         """Let what was written about the same as a batch's facts, otherwise, not be preserved."""
-        subjects = {request.subject for request in batch}
-        places = [n for n, each in enumerate(self._requests) if each.subject in subjects]
-        pairs = find_superseded([*(self._requests[place] for place in places), *batch])
-        old = [places[one] for one in pairs if one < len(places)]
-        if old:
+        n_earlier = len(self._written.requests)
+        if old := self._written.add(batch):
             self._preserved.forget(old)
-            self._told["forgotten"].append([len(self._requests), old])
+            self._told["forgotten"].append([n_earlier, old])
 
     @property
     def _n_inserted(self) -> int:
@@ -247,7 +250,7 @@ class ClosedFormStream(Stream):
     def measure_drift(self, edit: Edit) -> Mapping[int, Sequence[float]]:
         """Measure all keys again, as they were measured; see `Stream.measure_drift`."""
         with edit.applied(self._model):
-            now = self._targets.measure_keys(self._requests)
+            now = self._targets.measure_keys(self._written.requests)
         drift = {}
         for layer, parts in self._keys.items():
             then = torch.cat(parts).double()
