@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.editbench.editors.test_carried import EDITORS, through_a_file
 from tests.editbench.editors.test_streams import BATCHES, CLOSED_FORM, REQUESTS, resources
 
 from editbench.editors.closed_form.dials import Dials
 from editbench.editors.closed_form.solving import PreservedValues
+from editbench.editors.stream import WrittenFacts
 from editbench.edits.weight_edit import WeightEdit, make_dense
-from editbench.requests import EditRequest
+from editbench.requests import EditRequest, cut_batches, find_superseded
 from editbench.second_moments.obtaining import LayerMoments
 from editbench.testing import tiny_model
 
@@ -105,3 +108,36 @@ def test_no_editor_keeps_the_old_fact_without_a_word(name: str) -> None:
         assert facts["later"]["why"]
     else:
         assert after.identity != before.identity
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            EditRequest,
+            case_id=st.just("1"),
+            subject=st.sampled_from(["Lyon", "Nice"]),
+            prompt=st.sampled_from(["{} lies in", "{} is in"]),
+            target=st.sampled_from(["Spain", "Spain ", "Peru", "Chad"]),
+            relation=st.sampled_from([None, "lies in"]),
+        ),
+        max_size=10,
+    ),
+    st.integers(1, 4),
+)
+def test_batch_by_batch_the_same_facts_are_superseded(
+    requests: list[EditRequest], batch_size: int
+) -> None:
+    written = WrittenFacts()
+    for batch in cut_batches(requests, batch_size):
+        n_earlier = len(written.requests)
+        replaced = written.add(batch)
+        superseded = find_superseded(written.requests)
+        about = {request.subject for request in batch}
+        assert replaced == [
+            place for place in sorted(superseded)
+            if place < n_earlier and written.requests[place].subject in about
+        ]  # fmt: skip
+        told = written.tell([{"status": "written"}] * len(written.requests))
+        found = {place for place, fact in enumerate(told) if fact["status"] == "superseded"}
+        assert found == superseded.keys()

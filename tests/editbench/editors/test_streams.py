@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
@@ -423,3 +424,25 @@ def test_any_finish_goes_with_any_preservation(name: str, finish: str) -> None:
     assert isinstance(other, WeightEdit)
     assert edit.changes_something
     assert edit.identity != other.identity
+
+
+@pytest.mark.parametrize("finish", ["none", "prune"])
+def test_a_sum_is_finished_where_an_edit_is_asked_for(
+    finish: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = Memit(MemitConfig.parse({**_LAYERS, "finish": finish}, "test"))
+    expected = write(editor, tiny_model(), BATCHES)[-1]
+    finished: list[object] = []
+    plain = Memit.finish_total
+
+    def note(self: Memit, *given: Any) -> Any:
+        finished.append(given)
+        return plain(self, *given)
+
+    monkeypatch.setattr(Memit, "finish_total", note)
+    written: list[int] = []
+    edit = editor.edit_in_batches(tiny_model(), BATCHES, resources(), written.append)
+    assert len(finished) == len(editor.layers)
+    assert written == [1, 2]
+    assert edit.identity == expected.identity
+    assert edit.card == expected.card

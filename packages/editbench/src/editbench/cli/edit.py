@@ -76,7 +76,8 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     help="Write the facts N at a time, in their order, each batch into what those before it left; "
-    "the edit file holds the sum. By default all at once.",
+    "the edit file holds the sum. A fact that contradicts one of an earlier batch supersedes it. "
+    "By default all at once.",
 )
 @click.option(
     "--check/--no-check",
