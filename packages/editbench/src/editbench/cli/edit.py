@@ -150,13 +150,7 @@ def edit(
     """
     if base is not None:
         model = model or base.edit.card.model_name
-        made_by = base.edit.card.editor
-        if editor not in (None, made_by):
-            raise ConfigError(
-                f"--from: the edit was made by '{made_by}', got --editor {editor}. Leave --editor "
-                "out, or write the facts anew without --from."
-            )
-        editor = made_by
+        editor = _same_editor(base, editor)
         seed = base.recipe.seed if seed is None else seed
         batch_size = batch_size or base.recipe.batch_size
     if model is None or (facts is None and base is None):
@@ -168,12 +162,10 @@ def edit(
     from editbench.cli.preview import preview
     from editbench.editors.subject_tokens import check_requests
     from editbench.models.greedy import say_greedily
-    from editbench.tracing.facts import facts_of_cases
 
     editor_type = plugins.get_editor(editor)
     overrides = _only_overrides(editor, editor_type, config_file, set_options)
-    editor_types = {editor: editor_type}
-    layers.check(editor_types, {editor: [overrides]})
+    layers.check({editor: editor_type}, {editor: [overrides]})
     if only_plan:
         refuse_tracing(layers)
     if out is not None:
@@ -198,16 +190,9 @@ def edit(
         if base is not None and not only_plan:
             base.edit.check_fits(editable)
         check_requests(editable, chosen.requests)
-        source = FactSource(
-            facts.name if facts else "--from", lambda: facts_of_cases(list(chosen.cases))
-        )
-        (overrides,) = layers.settle(
-            {editor: [overrides]}, editor_types, editable, source, cache, display
-        )[editor]
-        start = None if base is None else (base.configure(editor_type), f"those of {base.name}")
-        config, origin = overrides.configure(editor_type, editable, start)
-        display.say(f"Settings of {editor}: {origin}.")
-        editing = editor_type(config)
+        name = facts.name if facts else "--from"
+        overrides = _settle(layers, overrides, editor_type, editable, chosen, name, cache, display)
+        editing = _configure(overrides, editor_type, editable, base, display)
         remark_on_corpus([editing], inputs, editable, display)
         for line in caution_of_batches(editable, editing, chosen.batches):
             display.say(line)
@@ -247,6 +232,51 @@ def edit(
         return
     _tell(edit, means.ledger, base, findings)
     click.echo(f"Wrote {out}")
+
+
+def _same_editor(base: "Base", editor: str | None) -> str:
+    made_by = base.edit.card.editor
+    if editor not in (None, made_by):
+        raise ConfigError(
+            f"--from: the edit was made by '{made_by}', got --editor {editor}. Leave --editor "
+            "out, or write the facts anew without --from."
+        )
+    return made_by
+
+
+def _settle(
+    layers: WantedLayers,
+    overrides: Overrides,
+    editor_type: "type[Editor]",
+    model: "EditableModel",
+    facts: ChosenFacts,
+    source_name: str,
+    cache: Path | None,
+    display: ProgressDisplay,
+) -> Overrides:
+    """Put the layers that are asked for into the overrides; they may have to be traced."""
+    from editbench.tracing.facts import facts_of_cases
+
+    name = editor_type.name
+    source = FactSource(source_name, lambda: facts_of_cases(list(facts.cases)))
+    (settled,) = layers.settle(
+        {name: [overrides]}, {name: editor_type}, model, source, cache, display
+    )[name]
+    return settled
+
+
+def _configure(
+    overrides: Overrides,
+    editor_type: "type[Editor]",
+    model: "EditableModel",
+    base: "Base | None",
+    display: ProgressDisplay,
+) -> "Editor":
+    """The editor with its hyperparameters, which start from those of `base`, if there is one."""
+    start = None if base is None else (base.configure(editor_type), f"those of {base.name}")
+    config, origin = overrides.configure(editor_type, model, start)
+    display.say(f"Settings of {editor_type.name}: {origin}.")
+    return editor_type(config)
 
 
 @dataclass(frozen=True)
