@@ -63,7 +63,7 @@ Examples:
     help="The edit file (.safetensors); an existing one is replaced once the new one is complete. "
     "Required, but with --preview or --plan.",
 )
-@click.option("--editor", metavar="NAME", help="How to edit. [default: memit]")
+@options.editor(help="How to edit. [default: memit]")
 @options.config("config_file")
 @options.set_()
 @layers_option()
