@@ -12,7 +12,7 @@ import torch
 import editbench as eb
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
-from editbench.errors import ConfigError, DataError, UnknownNameError
+from editbench.errors import ConfigError, DataError, RequestError, UnknownNameError
 from editbench.plugins.atlas import atlas_corpus
 from editbench.requests import EditRequest
 
@@ -118,3 +118,19 @@ def replaced_corpus(edit):
     inputs = {**edit.recipe.inputs, "corpus": {"name": "other", "fingerprint": "0"}}
     other.recipe = replace(edit.recipe, inputs=inputs)
     return other
+
+
+def test_a_later_batch_supersedes_an_earlier_one(model):
+    facts = [*FACTS, {**FACTS[0], "target": "Oslo", "case_id": "later"}]
+    with pytest.raises(RequestError, match="conflicting requests: 1 group"):
+        eb.edit(model, facts, **OPTIONS)
+    edit = eb.edit(model, facts, batch_size=2, **OPTIONS)
+    found = {fact["case_id"]: fact["status"] for fact in edit.card.extra["facts"]}
+    assert found.pop("1") == "superseded"
+    assert "superseded" not in found.values()
+    again = eb.edit(model, [], base=edit, cache=None)
+    assert again.identity == edit.identity
+    requests = edit.recipe.requests
+    assert [request.case_id for request in requests] == ["1", "ivo", "later"]
+    kept = eb.edit(model, requests, on_conflict="keep-first", **OPTIONS)
+    assert [request.case_id for request in kept.recipe.requests] == ["1", "ivo"]
