@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, NoReturn
 
 import pytest
@@ -29,7 +30,8 @@ from editbench.results.frame import load_rows
 from editbench.results.row import Row
 from editbench.results.store import read_manifest, read_trial, transcripts_path
 from editbench.results.transcript import read_transcripts
-from editbench.runner import Trial, run_grid
+from editbench.runner import Trial, prepare_run, run_grid
+from editbench.runner.trial_run import failed_trial
 from editbench.testing import tiny_model, toy_cases
 
 
@@ -213,6 +215,19 @@ def test_an_editor_that_spoils_the_model_fails_and_so_do_the_trials_after_it(tmp
     messages = [message for _, message in summary.failures]
     assert "left the model changed" in messages[0]
     assert "since editor 'spoiler' changed them" in messages[1]
+
+
+def test_the_record_of_a_trial_that_was_not_begun_has_what_is_known_of_its_facts(model):
+    prepared = prepare_run(make_grid(model, random_update())).prepared[-1]
+    (batch,) = prepared.batches
+    cases = tuple(
+        replace(case, request=replace(case.request, subject="Lena Ort")) for case in batch.cases
+    )
+    trial = replace(prepared, batches=(replace(batch, cases=cases),), n_known=(2, 9), n_conflicts=1)
+    record = failed_trial(trial, "it was lost").record
+    assert record.status == "error"
+    assert (record.n_conflicts, record.n_known) == (1, (2, 9))
+    assert record.n_shared_subjects == len(cases) > 1
 
 
 class Crasher(RandomUpdate):
