@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from editbench.editors.base import EditorConfig, Resources
-from editbench.editors.prompting import InContext, Retrieval, RetrievalConfig
+from editbench.editors.base import Resources
+from editbench.editors.prompting import InContext, PromptingConfig, Retrieval, RetrievalConfig
 from editbench.edits.prompt_edit import PromptEdit, state_fact
 from editbench.errors import EditError
 from editbench.models.answering import answer_questions
@@ -32,7 +32,7 @@ def ask(model: EditableModel, *questions):
 
 
 def in_context(model: EditableModel, *requests: EditRequest) -> PromptEdit:
-    edit = InContext(EditorConfig()).edit(model, requests, Resources(seed=0))
+    edit = InContext(PromptingConfig()).edit(model, requests, Resources(seed=0))
     assert isinstance(edit, PromptEdit)
     return edit
 
@@ -99,7 +99,7 @@ def test_divergence_is_that_of_the_question_behind_the_facts(model):
         return model.model(input_ids=ids).logits[0, -1:]
 
     with torch.no_grad():
-        expected = divergence(logits(prompt.text), logits(edit.preamble("") + prompt.text))
+        expected = divergence(logits(prompt.text), logits(edit.preface("") + prompt.text))
     assert found[prompt].nats == pytest.approx(expected.tolist(), rel=1e-4)
     assert found[prompt].mean > 0
     assert found[text].mean == 0
@@ -137,7 +137,7 @@ def test_the_facts_that_fit_are_found(model, n_facts: int, question: str, preamb
     editor = Retrieval(RetrievalConfig(n_facts=n_facts))
     edit = editor.edit(model, [HALL, TOWER, IDA, IDA_LIVES], Resources(seed=0))
     assert isinstance(edit, PromptEdit)
-    assert edit.preamble(question) == preamble
+    assert edit.preface(question) == preamble
 
 
 def test_questions_about_nothing_edited_come_through_untouched(model):

@@ -350,8 +350,6 @@ def test_a_long_legend_has_room():
     assert legend.get_window_extent().y0 >= caption.get_window_extent().y1
 
 
-
-
 @pytest.mark.parametrize(
     ("layers", "text"),
     [((3, 4, 5, 6, 7, 8), "3–8"), ((8,), "8"), ((7, 8), "7, 8"), ((0, 3, 4, 5), "0, 3–5")],
