@@ -339,15 +339,14 @@ class TestOneCase:
         ]
         left_out = "does not count: the unedited model fails a condition"
         assert rows(reasoning)[-2:] == [
-            ["by accuracy", *[left_out] * 3],
+            ["by accuracy", left_out],
             ["by generation", "✗ failed", "✓ passed", "✓ passed"],
         ]
         prompt, *verdicts = rows(reversal)
         assert prompt == ["Who lives there? accepted: Subject 69"]
         assert [heading for heading, *_ in verdicts] == ["by accuracy", "by generation"]
-        for _, *cells in verdicts:
-            assert len(cells) == 3
-            assert all("not asked: another edit of the batch changes" in cell for cell in cells)
+        for _, why in verdicts:
+            assert why.startswith("not asked: another edit of the batch changes")
 
     def test_a_case_without_consequences_has_no_such_part(self, visit):
         visit.search("case-70")

@@ -100,6 +100,10 @@ function showOwnWords([, , , text, isWritten], tag) {
 }
 
 function showVerdict(scorer, outcomes) {
+  if (outcomes.every((outcome) => outcome[scorer] == null)) {
+    const why = outcomes.some(({ isMasked }) => isMasked) ? MASKED : UNKNOWN;
+    return row(`by ${scorer}`, element("td", { class: "said", colspan: outcomes.length }, why));
+  }
   const cells = outcomes.map((outcome) => {
     const passed = outcome[scorer];
     if (passed == null) {
