@@ -112,6 +112,11 @@ class PromptStream(Stream):
 class RetrievalConfig(PromptingConfig):
     """How facts are found and told."""
 
+    wording: WordingName = Field(
+        default="instruction",
+        description="how facts stand before a question: sentence, new-fact or instruction",
+    )
+
     n_facts: int = Field(default=1, ge=1, description="at most how many facts before a question")
     least_fit: float = Field(
         default=0.75,
