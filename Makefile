@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 EXPERIMENTS := table1 table2 scaling categories mixing weight-decay layers attention lambda demonstrations
-BENCHMARKS := target_hidden insertion solve second_moments evaluation three_scorers whole_edit growth causal_trace half_precision counts sampling_error options serving streams
+BENCHMARKS := target_hidden insertion solve second_moments evaluation three_scorers whole_edit growth causal_trace half_precision counts sampling_error options serving streams kinds_of_facts
 MAX_EDITS_table2 := 300
 MAX_EDITS_scaling := 1000
 MAX_EDITS_weight-decay := 300
@@ -14,9 +14,25 @@ MAX_EDITS_layers := 300
 MAX_EDITS_attention := 1000
 MAX_EDITS_lambda := 1000
 
+# The real model's. The data are downloaded, or are where NAME=PATH says:
+# make results-real COUNTERFACT=counterfact=counterfact.json ZSRE=zsre=zsre.json KNOWN_FACTS=known_1000.json
+REAL_MODEL := smollm2-135m-gguf
+COUNTERFACT := counterfact
+ZSRE := zsre
+KNOWN_FACTS := known_1000.json
+REAL_N_TRACED := 1000
+REAL_EXPERIMENTS := table1 table2 scaling layers lambda
+$(foreach name,$(filter-out table1,$(REAL_EXPERIMENTS)),$(eval DATASET_$(name) := $(COUNTERFACT)))
+DATASET_table1 := $(ZSRE)
+REAL_MAX_EDITS_table1 := 1000
+REAL_MAX_EDITS_table2 := 300
+REAL_MAX_EDITS_scaling := 700
+REAL_MAX_EDITS_layers := 100
+REAL_MAX_EDITS_lambda := 300
+
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo real test test-thorough test-cluster test-real coverage lint results benchmarks gallery notebook dials architectures docs clean install
+.PHONY: demo real test test-thorough test-cluster test-real coverage lint results results-real benchmarks gallery notebook dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -58,12 +74,25 @@ lint: $(INSTALLED)  ## Style, types and layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results: $(INSTALLED) $(EXPERIMENTS:%=docs/results/tables/%.md)  ## Run the paper's experiments on Atlas again (about an hour).
+# Both can be interrupted and run again: a run that was begun is resumed. Delete its folder to begin anew.
+results: $(EXPERIMENTS:%=result-%)  ## Run the paper's experiments on Atlas again (about an hour).
 
-# Interrupt it and run it again: a run that was begun is resumed.
-docs/results/tables/%.md: | $(INSTALLED)
+result-%: $(INSTALLED)
 	$(BIN)/editbench reproduce $* $(if $(MAX_EDITS_$*),--max-edits $(MAX_EDITS_$*)) --out runs/atlas/$* --resume
-	$(BIN)/editbench report runs/atlas/$* --format markdown --output $@ --figures docs/results/figures
+	$(BIN)/editbench report runs/atlas/$* --format markdown --output docs/results/tables/$*.md --figures docs/results/figures
+
+results-real: $(REAL_EXPERIMENTS:%=real-result-%) real-result-trace  ## Run them on the real model (many hours).
+
+real-result-%: $(INSTALLED) .venv/.real-model
+	$(BIN)/editbench reproduce $* --model $(REAL_MODEL) --dataset $(DATASET_$*) --max-edits $(REAL_MAX_EDITS_$*) \
+		--skip-invalid --out runs/real/$* --resume
+	@mkdir -p docs/results/real
+	$(BIN)/editbench report runs/real/$* --format markdown --output docs/results/real/$*.md --figures docs/results/real
+
+real-result-trace: $(INSTALLED) .venv/.real-model
+	$(BIN)/editbench trace --model $(REAL_MODEL) --facts $(KNOWN_FACTS) --n-facts $(REAL_N_TRACED) --out runs/real/trace --resume
+	@mkdir -p docs/results/real
+	cp runs/real/trace/figures/average.svg runs/real/trace/figures/severed.svg docs/results/real
 
 gallery: $(INSTALLED)  ## Make the pictures of docs/results/gallery.md again (a few minutes; needs Chromium).
 	$(BIN)/editbench trace --n-facts 100 --out runs/gallery/trace --resume

@@ -255,6 +255,21 @@ TABLES = (
         n_words=2,
     ),
     RowTable(
+        frozenset({"likelier", "argmax", "said"}),
+        {
+            "kind of facts": _text("what"),
+            "options": lambda row: f"`{row['options']}`" if row["options"] else "–",
+            "facts": _count("n_facts"),
+            "at once": _count("n_at_once"),
+            "steps of z": _number("steps", ".1f"),
+            "likelier": _number("likelier", ".0f"),
+            "argmax": _number("argmax", ".0f"),
+            "said": _number("said", ".0f"),
+            "neighbors unchanged": _number("neighbors_unchanged", ".0f"),
+        },
+        n_words=2,
+    ),
+    RowTable(
         frozenset({"option"}),
         {
             "options of z": _text("what"),

@@ -88,6 +88,19 @@ def test_every_form_is_served(tmp_path: Path) -> None:
         assert row["n_said"] == row["n_said_computed"]
 
 
+def test_kinds_of_facts_are_asked_three_ways(tmp_path: Path) -> None:
+    sizes = ("--model", "atlas", "--counts", "2", "--lengths", "1")
+    rows = run("kinds_of_facts", *sizes, out=tmp_path / "record.json")
+    assert [(row["what"], row["n_facts"], row["n_at_once"]) for row in rows] == [
+        ("a subject each", 40, 10), *2 * [("2 about a subject", 40, 10)],
+        ("an answer of 1 token", 6, 6), ("a list of three", 6, 6),
+        *2 * [("its three members apart", 18, 18)],
+    ]  # fmt: skip
+    for row in rows:  # a token that is the likeliest is what the model says
+        assert 0 <= row["argmax"] <= row["said"] <= 100
+        assert 0 <= row["neighbors_unchanged"] <= 100
+
+
 def test_streams_are_set_against_single_edits(tmp_path: Path) -> None:
     sizes = ("--n-batches", "2", "--batch-size", "2", "--d-key", "64")
     editors = ("--editors", "memit-history", "ultraedit")

@@ -5,6 +5,7 @@ behind until then is tens of gigabytes, and the next chunk runs out of memory.
 """
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -99,6 +100,18 @@ def test_editors_that_go_on_in_smaller_parts(
         assert max(sizes) > 8
 
     assert bytes_left_by(edit) == 0
+
+
+def test_a_model_is_gone_with_the_last_who_has_it() -> None:
+    """Whatever was asked of it: `apply` loads two models, one after the other."""
+    model = tiny_model()
+    weights = weakref.ref(next(model.model.parameters()))
+    gc.collect()
+    gc.disable()
+    answer_questions(model, [Read("Ana Lund works.")], seed=0, token_budget=model.memory.tokens)
+    assert model.fingerprint
+    del model
+    assert weights() is None
 
 
 def test_answers(model: EditableModel) -> None:

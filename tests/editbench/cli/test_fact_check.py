@@ -102,3 +102,77 @@ def test_side_by_side_shows_what_a_user_gets_before_and_after(edit, memit_option
 
 def first_line(text):
     return text.rstrip("\ufffd").strip().partition("\n")[0].strip()
+
+
+def about_ana(n):
+    prompts = ("lives in", "works as a", "likes", "knows", "sees", "hears")
+    return [
+        {**FACTS[0], "prompt": f"{{}} {prompt}", "case_id": str(i)}
+        for i, prompt in enumerate(prompts[:n])
+    ]
+
+
+def test_more_facts_than_one_offset_says_are_named_before_the_work(edit, memit_options):
+    options = [*memit_options, "--no-cache", "--set", "memit.share_subjects=true", "--plan"]
+    many = "facts about 'Ana A' are many for one subject"
+    assert f"5 {many}" in edit(about_ana(5), *options, editor="memit").stdout
+    assert many not in edit(about_ana(4), *options, editor="memit").stdout
+    assert many not in edit(about_ana(5), "--check").stdout  # 'unedited' has no offsets
+
+
+def test_long_answers_are_named_before_the_work(edit, memit_options):
+    model, options = tiny_model(), [*memit_options, "--no-cache", "--plan"]
+    words = ["poet", *5 * ["who", "sings"]]
+    lengths = {
+        n: len(model.tokens.encode_continuation("Ana A works as a", " ".join(words[:n]))[1])
+        for n in range(1, len(words) + 1)
+    }
+    longest = max(n for n, length in lengths.items() if length <= 8)
+    facts = [{**FACTS[0], "target": " ".join(words[:longest])}, FACTS[1]]
+    assert "tokens, the longest" not in edit(facts, *options, editor="memit").stdout
+    facts[0]["target"] = " ".join(words[: longest + 1])
+    said = (
+        f"1 of 2 facts have answers of more than 8 tokens, the longest {lengths[longest + 1]} (A)"
+    )
+    assert said in edit(facts, *options, editor="memit").stdout
+
+
+def test_a_run_says_it_once_and_only_where_many_share_a_subject(
+    invoke, model_folder, memit_options, tmp_path
+):
+    def run(facts):
+        (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+        named = ["--model", model_folder, "--dataset", "facts=facts.jsonl", "--plan"]
+        seeds = ["--seed", "0", "--seed", "1", "--metrics", "accuracy"]
+        result = invoke("run", *named, *seeds, *memit_options, "--no-cache")
+        assert result.exit_code == 0, result.output
+        return result.stdout.count("memit.share_subjects=true")
+
+    assert run([*about_ana(2), *FACTS[1:4]]) == 1  # 2 of 5
+    assert run([*about_ana(2), *FACTS[1:9]]) == 0  # 2 of 10
+
+
+def test_what_was_measured_stands_in_the_card_of_the_model(
+    edit, invoke, model_folder, memit_options, tmp_path
+):
+    neighbors = [{"prompt": "Ana Z works as a", "target": "cook"}]
+    facts = [{**FACTS[0], "neighbors": neighbors}, FACTS[1]]
+    options = [*memit_options, "--no-cache"]
+
+    def card(*more):
+        said = edit(facts, *options, *more, editor="memit").stdout
+        out = f"served{len(more)}"
+        applied = invoke("apply", "--model", model_folder, "--edit", "e.safetensors", "--out", out)
+        assert applied.exit_code == 0, applied.output
+        text = (tmp_path / out / "README.md").read_text()
+        return said, text[text.index("## Scores") : text.index("## How it was checked")]
+
+    _, plain = card()
+    assert re.search(r"with the target for \d of 2 facts; as written here, for \d\.", plain)
+    assert "Nothing else was measured: not what it says to other wordings" in plain
+    said, measured = card("--check", "--side-by-side")
+    lines = re.findall(r"^- (.+)$", measured, re.M)
+    assert lines[1].startswith("The model's own continuation is the target for ")
+    assert lines[1] in said
+    assert re.fullmatch(r"neighbors with .* \d before, \d after; \d unchanged", lines[3])
+    assert lines[-1] == "Nothing else was measured."

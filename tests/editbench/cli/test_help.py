@@ -48,8 +48,8 @@ def test_help_is_quick():
 
 def test_all_commands_are_there():
     assert COMMANDS == [
-        "apply", "cache", "check", "diff", "doctor", "edit", "gate", "list", "report", "reproduce",
-        "run", "show", "stats", "trace", "train", "tune",
+        "apply", "cache", "check", "completion", "diff", "doctor", "edit", "gate", "list", "report",
+        "reproduce", "run", "show", "stats", "trace", "train", "tune",
     ]  # fmt: skip
 
 

@@ -247,6 +247,7 @@ def test_the_model_card_goes_before_that_of_the_base(llama, save) -> None:
     (source / "README.md").write_text(card)
     out, edit, _ = export(source)
     text = (out / "README.md").read_text()
+    assert "Nothing was measured: it is not known whether this model says" in text
     for part in (
         f"base_model: {source}\nlicense: apache-2.0\nlibrary_name: transformers\n",
         "states things that somebody chose", edit.card.model_fingerprint, "model-editing",

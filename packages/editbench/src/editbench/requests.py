@@ -255,8 +255,9 @@ def resolve_conflicts(
     if policy == "error":
         raise RequestError(
             f"conflicting requests: {len(conflicts)} group(s) ask for different targets of the "
-            f"same subject and relation, first {conflicts[0]}. Mend the data, or choose "
-            "--on-conflict drop-all or --on-conflict keep-first."
+            f"same subject and relation, first {conflicts[0]}. Mend the data (if all of "
+            "them hold: one fact whose target lists them), or choose --on-conflict drop-all or "
+            "--on-conflict keep-first."
         )
     n_kept = 0 if policy == "drop-all" else 1
     dropped = {position for group in groups for position in group[n_kept:]}

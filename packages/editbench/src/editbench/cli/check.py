@@ -2,6 +2,7 @@
 
 import click
 
+from editbench.cli.completion import complete_names
 from editbench.cli.group import SOME_FAILED
 from editbench.plugins.manager import PluginManager
 
@@ -13,7 +14,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names("editors"))
 @click.pass_obj
 def check(plugins: PluginManager, name: str) -> None:
     """Check an editor against the contract.

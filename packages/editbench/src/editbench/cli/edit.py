@@ -11,7 +11,8 @@ import click
 
 from editbench.cli import options
 from editbench.cli.base import base_options, describe_revision
-from editbench.cli.fact_check import advise_sharing, check_facts, describe_check
+from editbench.cli.cautions import caution_of_batches
+from editbench.cli.fact_check import check_facts, describe_check
 from editbench.cli.group import telling_what_is_kept
 from editbench.cli.layers import FactSource, WantedLayers, layers_option
 from editbench.cli.lookup import note_files, read_cases, remark_on_corpus
@@ -64,7 +65,7 @@ Examples:
     help="The edit file (.safetensors); an existing one is replaced once the new one is complete. "
     "Required, but with --preview or --plan.",
 )
-@click.option("--editor", metavar="NAME", help="How to edit. [default: memit]")
+@options.editor(help="How to edit. [default: memit]")
 @options.config("config_file")
 @options.set_()
 @layers_option()
@@ -169,6 +170,7 @@ def edit(
     from editbench.cli.side_by_side import compare_texts
     from editbench.editors.subject_tokens import check_requests
     from editbench.editors.targets.cache import TargetLedger
+    from editbench.edits.card import MEASURED
     from editbench.edits.recipe import EditRecipe, KeptTargets
     from editbench.edits.revision import revise
     from editbench.models.greedy import say_greedily
@@ -224,8 +226,8 @@ def edit(
         chosen = editor_type(config)
         display.say(f"Settings of {editor}: {origin}.")
         remark_on_corpus([chosen], inputs, editable, display)
-        if advice := advise_sharing(editor, config, requests):
-            display.say(advice)
+        for line in caution_of_batches(editable, chosen, cut_batches(requests, batch_size)):
+            display.say(line)
         completed = complete_inputs(inputs, editable)
         content = completed.content
         if base is not None:
@@ -263,6 +265,15 @@ def edit(
             if side_by_side:
                 comparison = compare_texts(editable, cases, result)
             moved = list(describe_moved(editable, neighbors, result)) if show_preview else []
+            measured = [
+                *list(describe_check(requests, *said) if check_targets else ())[:1],
+                *(map(str, comparison[1:]) if side_by_side else ()),
+                *moved[:1],
+            ]
+            if measured:
+                extra = {**result.card.extra, MEASURED: measured}
+                result.card = result.card.model_copy(update={"extra": extra})
+                result.save(out)
     if only_plan:
         show_plan(work, resources.cache)
     if only_plan or out is None:

@@ -1,6 +1,5 @@
 """``edit --check``: what a model says to the facts, before and after."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,6 @@ from editbench.cli.progress import ProgressDisplay
 from editbench.requests import EditRequest
 
 if TYPE_CHECKING:
-    from editbench.editors.base import EditorConfig
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
     from editbench.models.greedy import Said
@@ -50,27 +48,6 @@ def describe_check(
         )
     if len(failed) > _N_SHOWN:
         yield f"  Nor {len(failed) - _N_SHOWN} more."
-
-
-def advise_sharing(
-    editor: str, config: "EditorConfig", requests: Sequence[EditRequest]
-) -> str | None:
-    """What to say where several facts are about one subject, and an editor could share an offset.
-
-    Args:
-        editor: The editor's name.
-        config: Its configuration.
-        requests: The facts.
-    """
-    if getattr(config, "share_subjects", True):
-        return None
-    subject, n_facts = Counter(request.subject for request in requests).most_common(1)[0]
-    if n_facts < 2:
-        return None
-    return (
-        f"{n_facts} facts are about {subject!r}. Facts about one subject come out better with "
-        f"--set {editor}.share_subjects=true."
-    )
 
 
 def _show(text: str, *, from_end: bool = False) -> str:

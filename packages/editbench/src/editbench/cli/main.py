@@ -6,6 +6,7 @@ from editbench import __version__
 from editbench.cli.apply import apply
 from editbench.cli.cache import cache
 from editbench.cli.check import check
+from editbench.cli.completion import completion
 from editbench.cli.doctor import doctor
 from editbench.cli.edit import edit
 from editbench.cli.gate import gate
@@ -61,7 +62,7 @@ def build_cli(plugins: PluginManager) -> EditbenchGroup:
 
     for command in (run, edit, show, diff, gate, apply, reproduce, report):
         cli.add_command(command)
-    for command in (stats, trace, train, tune, list_, check, cache, doctor):
+    for command in (stats, trace, train, tune, list_, check, cache, doctor, completion):
         cli.add_command(command)
     plugins.add_commands(cli)
     return cli

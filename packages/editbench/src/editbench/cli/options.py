@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from editbench.cli.completion import complete_names
 from editbench.errors import ConfigError, ModelError
 from editbench.plugins.sources import default_cache, open_corpus
 
@@ -66,7 +67,16 @@ def gathering(name: str, make: Callable[..., object], *options: Decorator) -> De
     return declare
 
 
-model = shared("--model", metavar="NAME", help="Short name, hub name or folder.")
+model = shared(
+    "--model",
+    metavar="NAME",
+    help="Short name, hub name or folder.",
+    shell_complete=complete_names("models"),
+)
+editor = shared(
+    "--editor", metavar="NAME", help="How to edit.", shell_complete=complete_names("editors")
+)
+dataset = shared("--dataset", metavar="NAME[=PATH]", shell_complete=complete_names("datasets"))
 out = shared("--out", type=out_path)
 seed = shared(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Of every random choice."

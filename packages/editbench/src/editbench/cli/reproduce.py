@@ -59,9 +59,7 @@ Examples:
 @click.command(epilog=_NAMES)
 @click.argument("name", metavar="NAME")
 @options.model(default=_EMBEDDED_MODEL, show_default=True)
-@click.option(
-    "--dataset",
-    metavar="NAME[=PATH]",
+@options.dataset(
     help="Where the facts come from. [default: the paper's; for the embedded model, its world]",
 )
 @click.option(

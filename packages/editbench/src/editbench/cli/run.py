@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from editbench.cli import options
+from editbench.cli.cautions import caution_of_run
+from editbench.cli.completion import complete_names
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
@@ -59,23 +61,19 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option(
-    "--editor",
+@options.editor(
     "editors",
     multiple=True,
     default=["memit"],
     show_default=True,
-    metavar="NAME",
     help="How to edit. The unedited model is always measured too.",
 )
 @options.model("models", multiple=True, default=["atlas"], show_default=True)
-@click.option(
-    "--dataset",
+@options.dataset(
     "datasets",
     multiple=True,
     default=["atlas"],
     show_default=True,
-    metavar="NAME[=PATH]",
     help="What to write and how to judge it; without a path, what the dataset itself knows of.",
 )
 @click.option(
@@ -143,6 +141,7 @@ Examples:
     "--metrics",
     multiple=True,
     metavar="NAME[,NAME]",
+    shell_complete=complete_names("metrics", many=True),
     help="What to measure; by default what is meant for the dataset.",
 )
 @harness_options()
@@ -312,6 +311,8 @@ def run(
             )
         ]
         prepared = prepare_run(trials, cache)
+        for line in caution_of_run(prepared):
+            display.say(line)
         if only_plan:
             work = work_of_trials(prepared, cache, resumed=folder if resume else None)
         else:

@@ -45,10 +45,10 @@ def compare_texts(
         rows = []
         for probe in section:
             texts = next(before), next(after)
-            right = [text.lstrip().startswith(probe.expected.strip()) for text in texts]
+            right = [int(text.lstrip().startswith(probe.expected.strip())) for text in texts]
             count = counts.setdefault(probe.kind, Counter())
-            count.update(asked=1, before=right[0], after=right[1], same=texts[0] == texts[1])
-            said = map(_show, texts, right)
+            count.update(asked=1, before=right[0], after=right[1], same=int(texts[0] == texts[1]))
+            said = map(_show, texts, map(bool, right))
             rows.append((Cell(_ROLES[probe.kind]), Cell(probe.prompt), *said))
         sections.append(tuple(rows))
     return [draw_table(Table("", _COLUMNS, tuple(sections))), *_summarize(counts)]

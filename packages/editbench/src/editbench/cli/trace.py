@@ -43,9 +43,7 @@ Examples:
     metavar="FILE",
     help="Known facts: a JSON list of objects with subject, attribute and prompt.",
 )
-@click.option(
-    "--dataset",
-    metavar="NAME[=PATH]",
+@options.dataset(
     help="Take the true objects of a dataset's facts instead. [default: atlas]",
 )
 @options.skip_invalid()

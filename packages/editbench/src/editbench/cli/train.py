@@ -34,10 +34,8 @@ def train() -> None:
 
 @train.command(epilog=_EXAMPLES)
 @options.model(required=True)
-@click.option(
-    "--dataset",
+@options.dataset(
     required=True,
-    metavar="NAME[=PATH]",
     help="Cases to train on, each with a paraphrase and a neighborhood probe; not those that "
     "results will be reported on.",
 )

@@ -42,10 +42,8 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @options.model(required=True)
-@click.option(
-    "--dataset",
+@options.dataset(
     required=True,
-    metavar="NAME[=PATH]",
     help="Validation facts, with paraphrases and neighbors. Without a path: the dataset's "
     "validation split if it has one, else its second half, since 'run' takes the first facts.",
 )
@@ -62,7 +60,7 @@ Examples:
     help="The configuration to write (YAML), for --config. The search's record lies beside it, in "
     "FILE.search: the same command goes on from there, with more --trials or --minutes, too.",
 )
-@click.option("--editor", default="memit", show_default=True, metavar="NAME", help="How to edit.")
+@options.editor(default="memit", show_default=True)
 @click.option(
     "--n-edits",
     type=click.IntRange(min=1),

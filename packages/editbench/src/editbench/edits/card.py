@@ -19,6 +19,9 @@ from pydantic import (
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest, content_of
 
+MEASURED = "measured"
+"""Under what name `EditCard.extra` has what was measured of an edit: sentences, for model cards."""
+
 _RECORDED_PACKAGES = ("editbench", "memit-core", "torch", "transformers")
 
 

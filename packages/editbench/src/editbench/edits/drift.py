@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editbench.models.batches import batches_of_like_length
 from editbench.models.editable import EditableModel
 from editbench.models.greedy import say_greedily, write_greedily
+from editbench.models.out_of_memory import Halving
+from editbench.models.scoring import read_logits
 from editbench.questions import Score
 from editbench.requests import EditRequest
 
@@ -78,16 +81,31 @@ def observe(model: EditableModel, facts: Sequence[EditRequest] = ()) -> Behavior
     """Let a model, as it stands, go on after ordinary prompts and those of some facts."""
     asked = [fact.question for fact in facts]
     questions = [*(Score(prompt, "it") for prompt in _PROMPTS), *asked]
-    logits = []
-    with torch.no_grad():
-        for question in questions:
-            ids = model.tokens.encode_question(question)[0]
-            logits.append(model.model(**model.batch([ids])).logits[0, -1].float().cpu())
     return Behavior(
-        torch.stack(logits),
+        _read_last_logits(model, questions),
         tuple(write_greedily(model, questions, _N_TOKENS)),
         sum(said.is_target for said in say_greedily(model, asked)) if asked else 0,
     )
+
+
+def _read_last_logits(model: EditableModel, questions: Sequence[Score]) -> Tensor:
+    """Logits behind prompts, float32 `[n_prompts, n_logits]` on the CPU; the same for each side.
+
+    Both models get the same batches, so that what a batch does to the last bits is no drift.
+    """
+    rows = [model.tokens.encode_question(question)[0] for question in questions]
+    logits = torch.empty(len(rows), model.n_logits)
+    halving = Halving(f"reading on '{model.name}'")
+
+    def read(some: Sequence[int]) -> Tensor:
+        places = [(number, len(rows[row]) - 1) for number, row in enumerate(some)]
+        inputs = {**model.batch([rows[row] for row in some]), "use_cache": False}
+        return read_logits(model, inputs, places).float().cpu()
+
+    with torch.no_grad():
+        for batch in batches_of_like_length(rows, min(model.memory.tokens, model.memory.reads)):
+            logits[batch.rows] = torch.cat(list(halving.run(batch.rows, read)))
+    return logits
 
 
 def measure_drift(computed: Behavior, served: Behavior, n_facts: int) -> Drift:

@@ -1,13 +1,14 @@
 """The README.md beside an edited model: what was edited, how, and how it was checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from editbench.edits.card import EditCard
+from editbench.edits.card import MEASURED, EditCard
+from editbench.edits.drift import Drift
 from editbench.edits.exported import Export
 from editbench.models.editable import EditableModel
 from editbench.requests import EditRequest
@@ -110,6 +111,10 @@ def describe_model(
             for name, error in export.errors.of_each.items()
         ),
         "",
+        "## Scores",
+        "",
+        *_describe_scores(card, export.drift),
+        "",
         "## How it was checked",
         "",
         compared,
@@ -128,6 +133,29 @@ def describe_model(
     if base.card:
         lines += ["", "## Card of the base", "", base.card.strip()]
     return "\n".join(lines) + "\n"
+
+
+def _describe_scores(card: EditCard, drift: Drift) -> Iterator[str]:
+    """What was measured of the edit, when it was made and now; what was not is said, too."""
+    merged = [EditCard.model_validate(each) for each in card.extra.get("merged", ())]
+    measured = [line for each in merged or [card] for line in each.extra.get(MEASURED, ())]
+    if drift.n_facts:
+        yield (
+            f"- With the edit on it, the model's own text goes on with the target for "
+            f"{drift.n_said_computed} of {drift.n_facts} facts; as written here, for "
+            f"{drift.n_said_served}."
+        )
+    for line in measured:
+        yield f"- {line}"
+    if not (drift.n_facts or measured):
+        yield "Nothing was measured: it is not known whether this model says what was written."
+    elif measured:
+        yield "- Nothing else was measured."
+    else:
+        yield (
+            "- Nothing else was measured: not what it says to other wordings of the facts, nor "
+            "what became of other facts."
+        )
 
 
 def _read_card(path: Path) -> tuple[dict[str, Any], str]:

@@ -4,8 +4,10 @@ llama.cpp turns some weights and changes the order of their rows. Transformers' 
 from a file to a parameter; the way back is found by sending numbered entries along it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,25 @@ def map_names(model: PreTrainedModel, family: str) -> Mapping[str, str]:
     if family not in GGUF_CONFIG_MAPPING:
         return {}
     find_names: Callable[..., Mapping[str, str]] = get_gguf_hf_weights_map
-    return find_names(model, _processor(family, model), model_type=family)
+    with names_made_once():
+        return find_names(model, _processor(family, model), model_type=family)
+
+
+@contextmanager
+def names_made_once() -> Iterator[None]:
+    """Within the block, gguf makes the names of a family once.
+
+    Transformers asks for them at every module of a model, of which there are hundreds, and each
+    time gguf makes all of them, of all blocks: seconds for a small model.
+    """
+    import gguf
+
+    make_names = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(make_names)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = make_names
 
 
 def find_places(

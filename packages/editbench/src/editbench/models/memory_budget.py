@@ -5,6 +5,7 @@ cuts batches by what it is told.
 """
 
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -59,8 +60,19 @@ class MemoryBudget:
     kept_bytes = _KEPT_BYTES
 
     def __init__(self, model: "EditableModel", limit: int | None = None) -> None:
-        self._model = model
+        # The model has its budget: with a ring of the two, its weights would stay in memory until
+        # Python next looks for rings, beside those of the model that is loaded after it.
+        self._model_of = weakref.ref(model)
         self.limit = limit
+
+    @property
+    def _model(self) -> "EditableModel":
+        model = self._model_of()
+        assert model is not None, "the budget of a model outlives it"
+        return model
+
+    def __reduce__(self) -> "tuple[type[MemoryBudget], tuple[EditableModel, int | None]]":
+        return type(self), (self._model, self.limit)
 
     def narrow(self, limit: int | None) -> None:
         """Allow no more than `limit`; None, or more than is allowed, changes nothing."""

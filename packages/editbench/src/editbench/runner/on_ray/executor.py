@@ -18,6 +18,7 @@ import torch
 from editbench.editors.base import Editor, Share
 from editbench.errors import ConfigError, EditbenchError, RunError
 from editbench.models.editable import EditableModel
+from editbench.models.memory_budget import MemoryBudget
 from editbench.progress import Progress
 from editbench.questions import Answers
 from editbench.runner.conditions import Conditions
@@ -278,6 +279,7 @@ def _on_cpu(model: EditableModel) -> EditableModel:
         moved[id(parameter)] = torch.nn.Parameter(parameter.cpu(), requires_grad=False)
     sent = copy.copy(model)
     sent.model = copy.deepcopy(network, moved)  # takes what is moved already, not another copy
+    sent.memory = MemoryBudget(sent, model.memory.limit)
     return sent
 
 
