@@ -90,6 +90,14 @@ def test_an_edit_flips_its_document_and_no_other(run, invoke, tmp_path, capfd):
     page = (tmp_path / "page.html").read_text()
     assert "General ability, before and after" in page
     assert "within the noise" in page
+    lines = json.loads(invoke("report", "here", "--format", "json").stdout)
+    about = {"model": "atlas", "dataset": "atlas", "n_edits": 1, "seed": 0, "n": N_DOCUMENTS}
+    assert {line["editor"]: line["value"] for line in lines} == {"unedited": 100.0, "memit": 87.5}
+    for line in lines:
+        assert line["metric"] == "lm_eval/facts_kept/acc"
+        assert {name: line[name] for name in about} == about
+        assert line["ci_low"] <= line["value"] <= line["ci_high"]
+        assert "standard_error" not in line
     lines = json.loads(invoke("report", "here", "--compare", "unedited", "--format", "json").stdout)
     assert [(line["difference"], line["better"]) for line in lines] == [(-12.5, None)]
 

@@ -2,21 +2,30 @@
 
 import re
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from tests.editbench.runner.toys import Length, Toy, make_grid
 
+from editbench.cli.plan import work_of_trials
 from editbench.costs.machine import Machine
 from editbench.costs.plan import Plan, Work
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Resources
 from editbench.editors.memit import Memit
+from editbench.editors.prompting import InContext, PromptingConfig
+from editbench.metrics.probes import Accuracy
 from editbench.models import memory_budget
 from editbench.models.device_memory import GIB
-from editbench.testing import tiny_model
+from editbench.portability import Query
+from editbench.requests import Probe
+from editbench.runner import run_grid
+from editbench.runner.prepare import prepare_run
+from editbench.testing import tiny_model, toy_cases
 
 GPU_BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "gpu"
 
@@ -189,3 +198,44 @@ def test_long_work_is_summed_up_in_a_line():
     (line,) = plan.summarize()
     assert line.startswith("Plan for tiny: 12.3k tokens, 400 GFLOP, peak ")
     assert line.endswith("at most about 17 min: thinking 17 min.")
+
+
+@pytest.mark.parametrize(
+    "stream", [{}, {"batch_size": 2, "checkpoints": lambda n_edits: (2,)}], ids=["whole", "stream"]
+)
+def test_answers_are_planned_token_by_token(tmp_path: Path, stream: dict[str, object]) -> None:
+    """Facts before questions, and what only the unedited model is asked, and that once."""
+    model = tiny_model(n_layers=2)
+    first, *others = toy_cases(4)
+    condition = Query("Elif Lund lives in the town of", ("Osk", "Velm"))
+    neighbor = Probe("neighborhood", "Elif Lund is a", "pilot", conditions=(condition,))
+    cases = [replace(first, probes=(*first.probes, neighbor)), *others]
+    trials = make_grid(
+        model,
+        InContext(PromptingConfig(wording="new-fact")),
+        dataset=Toy(cases),
+        n_edits=(4,),
+        metrics=(Accuracy(), Length()),
+        **stream,
+    )
+    prepared = prepare_run(trials)
+    assert [len(trial.batches[0].before) for trial in prepared.prepared] == [2, 2]
+    planned = [
+        sum(stage.n_tokens for stage in piece.stages) for piece in work_of_trials(prepared, None)
+    ]
+    counts: list[int] = []
+
+    def count(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        counts.append(kwargs["input_ids"].numel())
+
+    run = [0, 0]
+    handle = model.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        for place in range(len(trials)):
+            run_grid(trials[: place + 1], tmp_path / str(place), cache=None)
+            run[place] = sum(counts) - run[0] * place
+            counts.clear()
+    finally:
+        handle.remove()
+    assert planned == run
+    assert planned[1] > 2 * planned[0]  # all four facts stand before its questions

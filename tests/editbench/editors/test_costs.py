@@ -15,9 +15,10 @@ from editbench.costs.answers import estimate_answers
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.finetune import FineTune
+from editbench.editors.finetune import FineTune, LocFineTune, LocFineTuneConfig
 from editbench.editors.keys.layer_sweep import LayerSweep
 from editbench.editors.memit import Memit, MemitConfig
+from editbench.editors.prompting import InContext, PromptingConfig
 from editbench.editors.rome import Rome
 from editbench.editors.targets.batches import chunk_tasks, estimate_targets
 from editbench.editors.targets.cache import TargetCache
@@ -25,13 +26,14 @@ from editbench.editors.targets.settings import TargetSettings
 from editbench.editors.targets.target_hidden import optimize_target_hidden
 from editbench.editors.targets.tasks import make_tasks
 from editbench.editors.unedited import Unedited
+from editbench.edits.prompt_edit import WordingName
 from editbench.models import memory_budget
 from editbench.models.answering import answer_questions
 from editbench.models.batches import Padded
 from editbench.models.editable import EditableModel
 from editbench.models.memory_budget import MemoryBudget
 from editbench.progress import report_nothing
-from editbench.questions import Diverge, Generate, Question, Read, Score, Write
+from editbench.questions import Diverge, Generate, PlainQuestion, Question, Read, Score, Write
 from editbench.requests import EditRequest
 from editbench.testing import tiny_model, tiny_tokenizer, toy_cases, toy_corpus
 
@@ -262,6 +264,47 @@ def test_divergence_is_planned_as_two_readings(network: EditableModel) -> None:
     compared = [Diverge(text, everywhere=True) for text in texts]
     (planned,) = estimate_answers(network, compared, token_budget=64)
     assert planned.n_tokens == 2 * sum(stage.n_tokens for stage in read)
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_fine_tuning(
+    network: EditableModel, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that are drawn anew run whole; those that stay do so once, and verified once more."""
+    config = LocFineTuneConfig(layer=2, batch_size=batch_size, n_epochs=3, stop_loss=0)
+    editor, resources = LocFineTune(config), Resources(seed=0)
+    (planned,) = editor.estimate(network, REQUESTS, resources, ExpectedCache())
+    with counting_tokens(network, 0) as counts, counting_tokens(network, 3) as behind:
+        editor.edit(network, REQUESTS, resources)
+    if batch_size < len(REQUESTS):
+        assert planned.n_tokens == sum(counts) == sum(behind)
+        assert "2 batches of at most 4 edits, 3 epochs" in planned.chunks
+    else:
+        assert planned.n_tokens * 3 // 4 <= sum(behind)
+        assert sum(counts) < planned.n_tokens
+
+
+@pytest.mark.parametrize("wording", ["sentence", "new-fact"])
+def test_what_stands_before_questions_is_planned(
+    network: EditableModel, wording: WordingName
+) -> None:
+    questions: list[PlainQuestion] = [
+        *(Score(request.text, request.target) for request in REQUESTS),
+        *(Generate(request.subject, 20) for request in REQUESTS),
+        *(Diverge(request.subject) for request in REQUESTS),
+        *(Read(request.text) for request in REQUESTS),
+    ]
+    editor = InContext(PromptingConfig(wording=wording))
+    budget = 4096
+    planned = estimate_answers(
+        network, questions, token_budget=budget, preface=editor.preface(REQUESTS[:2])
+    )
+    edit = editor.edit(network, REQUESTS[:2], Resources(seed=0))
+    with edit.applied(network), counting_tokens(network, 0) as counts:
+        answer_questions(network, questions, seed=0, token_budget=budget)
+    assert sum(stage.n_tokens for stage in planned) == sum(counts)
+    bare = estimate_answers(network, questions, token_budget=budget)
+    assert sum(stage.n_tokens for stage in bare) < 0.8 * sum(counts)
 
 
 def plan_memit(model: EditableModel, config: MemitConfig, **given: object) -> dict[str, StageCost]:

@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from editbench.editors import finetune
 from editbench.editors.base import Resources
 from editbench.editors.finetune import (
     PRESETS,
@@ -311,3 +314,28 @@ def test_locft_trains_the_end_of_the_text_too() -> None:
         ends = 2 * losses(0) - losses(None)
     assert (ends < 2 * both - targets).all()
     assert LocFineTune.default_config(tiny_model(n_layers=8))[0].layer == 5
+
+
+@pytest.mark.parametrize(("n_facts", "n_orders"), [(6, 3), (2, 1)])
+def test_locft_draws_its_batches_anew_in_every_epoch(
+    n_facts: int, n_orders: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rate of zero every epoch has the same loss; the batches it comes of differ."""
+    model, requests = tiny_model(), [case.request for case in toy_cases(n_facts)]
+    config = LocFineTuneConfig(layer=1, learning_rate=1e-9, n_epochs=3, batch_size=2, stop_loss=0)
+    drawn: list[list[str]] = []
+
+    def draw(model: EditableModel, some: Sequence[EditRequest], *more: Any) -> TargetBatch:
+        drawn.append([each.case_id for each in some])
+        return TargetBatch(model, some, *more)
+
+    monkeypatch.setattr(finetune, "TargetBatch", draw)
+    edit = LocFineTune(config).edit(model, requests, Resources(seed=0))
+    size = -(-n_facts // 2)
+    epochs = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+    assert len(epochs) == n_orders
+    everything = sorted(each.case_id for each in requests)
+    assert all(sorted(name for some in epoch for name in some) == everything for epoch in epochs)
+    assert len({str(epoch) for epoch in epochs}) == n_orders
+    losses = edit.card.extra["losses"]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-3)

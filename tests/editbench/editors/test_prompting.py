@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from editbench.editors.base import EditorConfig, Resources
-from editbench.editors.prompting import InContext, Retrieval, RetrievalConfig
-from editbench.edits.prompt_edit import PromptEdit, state_fact
-from editbench.errors import EditError
+from editbench.editors.base import Resources
+from editbench.editors.prompting import InContext, PromptingConfig, Retrieval, RetrievalConfig
+from editbench.edits.prompt_edit import WORDINGS, PromptEdit, state_fact
+from editbench.errors import ConfigError, EditError
 from editbench.models.answering import answer_questions
 from editbench.models.divergence import divergence
 from editbench.models.editable import EditableModel
@@ -32,7 +32,7 @@ def ask(model: EditableModel, *questions):
 
 
 def in_context(model: EditableModel, *requests: EditRequest) -> PromptEdit:
-    edit = InContext(EditorConfig()).edit(model, requests, Resources(seed=0))
+    edit = InContext(PromptingConfig()).edit(model, requests, Resources(seed=0))
     assert isinstance(edit, PromptEdit)
     return edit
 
@@ -99,7 +99,7 @@ def test_divergence_is_that_of_the_question_behind_the_facts(model):
         return model.model(input_ids=ids).logits[0, -1:]
 
     with torch.no_grad():
-        expected = divergence(logits(prompt.text), logits(edit.preamble("") + prompt.text))
+        expected = divergence(logits(prompt.text), logits(edit.preface("") + prompt.text))
     assert found[prompt].nats == pytest.approx(expected.tolist(), rel=1e-4)
     assert found[prompt].mean > 0
     assert found[text].mean == 0
@@ -134,10 +134,49 @@ def test_two_edits_of_prompts_stand_in_their_order(model):
 )  # fmt: skip
 def test_the_facts_that_fit_are_found(model, n_facts: int, question: str, preamble: str):
     pytest.importorskip("bm25s", reason="needs the extra editbench[retrieval]")
-    editor = Retrieval(RetrievalConfig(n_facts=n_facts))
+    editor = Retrieval(RetrievalConfig(n_facts=n_facts, wording="sentence"))
     edit = editor.edit(model, [HALL, TOWER, IDA, IDA_LIVES], Resources(seed=0))
     assert isinstance(edit, PromptEdit)
-    assert edit.preamble(question) == preamble
+    assert edit.preface(question) == preamble
+
+
+def test_facts_are_worded(model):
+    facts = "New Fact: Ida Moor is a poet.\nNew Fact: Who built Quarry Hall? Max Roth.\nPrompt: "
+    told = {
+        "sentence": "Ida Moor is a poet. Who built Quarry Hall? Max Roth. ",
+        "new-fact": facts,
+        "instruction": f"Answer by these facts, which are new:\n{facts}",
+    }
+    identities = set()
+    for wording in WORDINGS:
+        editor = InContext(PromptingConfig(wording=wording))
+        edit = editor.edit(model, [IDA, HALL], Resources(seed=0))
+        identities.add(edit.identity)
+        with edit.applied(model):
+            assert model.as_asked("So?") == f"{told[wording]}So?"
+        assert editor.preface([])("So?") == ""
+    assert len(identities) == len(WORDINGS) == len(told)
+
+
+def test_a_wording_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"field 'wording'.*'new-fact'.*got 'yoda'"):
+        PromptingConfig.parse({"wording": "yoda"}, "test")
+
+
+def test_facts_of_a_stream_stand_together(model):
+    """A fact in the place of another replaces it, and a stream goes on from what it carries."""
+    moved = EditRequest("e", "Quarry Tower", "{} stands in", "Velm")
+    editor = InContext(PromptingConfig(wording="new-fact"))
+    stream = editor.open_stream(model, Resources(seed=0))
+    stream.write([TOWER, IDA])
+    again = editor.open_stream(model, Resources(seed=0), stream.carried)
+    edit, same = stream.write([moved]), again.write([moved])
+    assert edit.identity == same.identity
+    assert edit.card == same.card
+    assert edit.card.n_edits == 3
+    with edit.applied(model):
+        told = "New Fact: Ida Moor is a poet.\nNew Fact: Quarry Tower stands in Velm.\nPrompt: "
+        assert model.as_asked("So?") == f"{told}So?"
 
 
 def test_questions_about_nothing_edited_come_through_untouched(model):

@@ -9,7 +9,12 @@ from editbench.results.html import Page, build_page
 from editbench.results.manifest import MetricDescription, RunManifest, TrialDescription
 from editbench.results.row import Row
 from editbench.results.store import RunStore, TrialRecord
-from editbench.results.transcript import CaseTranscript, ProbeTranscript
+from editbench.results.transcript import (
+    CaseTranscript,
+    PortabilityTranscript,
+    ProbeTranscript,
+    QueryTranscript,
+)
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 METRICS = tuple(
@@ -85,7 +90,47 @@ def tell(case: int, editor: str) -> CaseTranscript:
             probe("paraphrase", f"We hear {subject} is", target, old, edited),
             probe("neighborhood", f"Neighbor {case} is", old, target, specificity),
         ),
+        portability=tell_portability(subject, edited=edited) if case % 23 == 0 else (),
         texts=((f"{subject} lives", f"{subject} lives in {target if edited else old}, say all."),),
+    )
+
+
+def tell_portability(subject: str, *, edited: bool) -> tuple[PortabilityTranscript, ...]:
+    """A probe that the edit brings about, one that an unknown condition leaves out, one masked."""
+
+    def query(prompt: str, answers: tuple[str, ...], knows: bool) -> QueryTranscript:
+        return QueryTranscript(
+            prompt=prompt,
+            answers=answers,
+            answer=answers[-1],
+            log_prob=-0.5 if knows else -6.0,
+            is_likeliest=knows,
+            text=f" {answers[-1]}." if knows else " Nowhere, <b>they</b> say.",
+            is_written=knows,
+        )
+
+    return (
+        PortabilityTranscript(
+            kind="multi_hop",
+            accuracy=edited,
+            generation=edited,
+            queries=(
+                query(f"The home of {subject} lies in", ("Osk", "Port Osk"), edited),
+                query(f"Where is the home of {subject}?", ("Osk", "Port Osk"), False),
+            ),
+            conditions=(query("The harbor lies in", ("Port Osk",), True),),
+        ),
+        PortabilityTranscript(
+            kind="reasoning",
+            generation=edited,
+            queries=(query(f"{subject} pays taxes in", ("Velm",), edited),),
+            conditions=(query("Taxes of the harbor go to", ("Velm",), False),),
+        ),
+        PortabilityTranscript(
+            kind="reversal",
+            is_masked=True,
+            queries=(QueryTranscript(prompt="Who lives there?", answers=(subject,)),),
+        ),
     )
 
 

@@ -269,7 +269,7 @@ class TestOneCase:
     def test_probabilities_before_and_after(self, visit):
         visit.search("case-69")
         visit.open_case(0)
-        tables = visit.all("#case table.probes")
+        tables = visit.all("#case table.probes:not(.follows)")
         assert [table.get_attribute("aria-label") for table in tables] == [
             "Efficacy: probabilities of the answers",
             "Paraphrase: probabilities of the answers",
@@ -297,6 +297,61 @@ class TestOneCase:
         assert editors == ["unedited", "rome", "memit"]
         assert marks == [("old 1", "old"), ("new 1", "new"), ("new 1", "new")]
         assert visit.texts(".beside .given") == ["Subject 70 lives"] * 3
+
+    def test_what_follows_from_the_fact(self, visit):
+        visit.search("case-69")
+        visit.open_case(0)
+        tables = reasoning, reversal, hops = visit.all("#case table.follows")
+        assert [table.get_attribute("aria-label") for table in tables] == [
+            "Portability: reasoning: probabilities of the answers",
+            "Portability: reversal: probabilities of the answers",
+            "Portability: multi-hop: probabilities of the answers",
+        ]
+
+        def rows(table):
+            """What is seen, row by row."""
+            return visit.run(
+                """
+                const seen = (cell) => {
+                  const copy = cell.cloneNode(true);
+                  for (const each of copy.querySelectorAll(".aloud")) each.remove();
+                  return copy.textContent.trim().replace(/\\s+/g, " ");
+                };
+                return [...arguments[0].querySelectorAll("tbody tr")]
+                  .map((row) => [...row.cells].map(seen));""",
+                table,
+            )
+
+        failed, passed = "✗ Port Osk 0.25 %", "✓ Port Osk 60.7 %"
+        silent = "✗ Nowhere, <b>they</b> say."
+        assert rows(hops) == [
+            ["The home of Subject 69 lies in accepted: Osk / Port Osk one of 2 is enough"],
+            ["likeliest answer", failed, passed, passed],
+            ["own words", silent, "✓ Port Osk.", "✓ Port Osk."],
+            ["Where is the home of Subject 69? accepted: Osk / Port Osk one of 2 is enough"],
+            ["likeliest answer", failed, failed, failed],
+            ["own words", silent, silent, silent],
+            ["The harbor lies in accepted: Port Osk a condition, put to the unedited model"],
+            ["likeliest answer", "✓ Port Osk 60.7 %"],
+            ["own words", "✓ Port Osk."],
+            ["by accuracy", "✗ failed", "✓ passed", "✓ passed"],
+            ["by generation", "✗ failed", "✓ passed", "✓ passed"],
+        ]
+        left_out = "does not count: the unedited model fails a condition"
+        assert rows(reasoning)[-2:] == [
+            ["by accuracy", left_out],
+            ["by generation", "✗ failed", "✓ passed", "✓ passed"],
+        ]
+        prompt, *verdicts = rows(reversal)
+        assert prompt == ["Who lives there? accepted: Subject 69"]
+        assert [heading for heading, *_ in verdicts] == ["by accuracy", "by generation"]
+        for _, why in verdicts:
+            assert why.startswith("not asked: another edit of the batch changes")
+
+    def test_a_case_without_consequences_has_no_such_part(self, visit):
+        visit.search("case-70")
+        visit.open_case(0)
+        assert visit.all("#case table.follows") == []
 
     def test_from_one_to_the_next(self, visit):
         visit.choose("outcome", "efficacy failed")

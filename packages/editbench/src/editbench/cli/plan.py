@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from editbench.requests import EditRequest
     from editbench.runner import PreparedRun
     from editbench.runner.prepare import PreparedTrial
+    from editbench.runner.trial import CaseBatch
     from editbench.second_moments.collection_work import TokenCount
 
 _LONG_SECONDS = 30.0
@@ -122,7 +123,6 @@ def work_of_trials(
     from editbench.costs.plan import Work
     from editbench.costs.stage import ExpectedCache, StageCost, add_stages
     from editbench.progress import report_nothing
-    from editbench.questions import Generate
     from editbench.results.store import has_succeeded
     from editbench.runner.trial_run import describe
 
@@ -131,7 +131,10 @@ def work_of_trials(
     answered: dict[tuple[object, ...], list[StageCost]] = {}
     work = []
     for trial in run.prepared:
+        unedited = trial.questionnaires if trial.asks_unedited else ()
         if resumed is not None and has_succeeded(resumed, trial.hash):
+            if cache is not None:  # where its answers are
+                expected.keys.update(("answers", id(each)) for each in unedited)
             continue
         resources = trial.inputs.resources(trial.seed, cache, report_nothing)
         stages: list[StageCost] = []
@@ -141,21 +144,31 @@ def work_of_trials(
         streams = [trial.writes] if trial.batch_size else [[each] for each in trial.writes]
         for batches in streams:
             stages += _ask_stream(trial.editor, trial.model, batches, resources, expected)
-        for batch in trial.batches if trial.is_unedited else trial.asks:
-            asked = (*batch.questions, *batch.before) if trial.is_unedited else batch.questions
-            sampled = [each for each in asked if isinstance(each, Generate)]
-            others = [each for each in asked if not isinstance(each, Generate)]
-            for questions, seed in ((others, None), (sampled, trial.seed)):
-                # The unedited model is asked once in a run.
-                key = (trial.model.fingerprint, seed, tuple(questions))
-                if not trial.is_unedited or expected.add("answers", key):
-                    if key not in answered:
-                        asking = partial(estimate_answers, trial.model, questions)
-                        answered[key] = _ask("answers", asking)
-                    stages += answered[key]
+        for questionnaire in unedited:  # which are asked once in a run
+            if expected.add("answers", id(questionnaire)):
+                asked = questionnaire.questions
+                asking = partial(estimate_answers, trial.model, asked, is_edited=False)
+                stages += _ask("answers", asking)
+        for batch in () if trial.is_unedited else trial.asks:
+            stages += _ask("answers", partial(_estimate_asking, trial, batch, answered))
         stages += _of_model_metrics(trial)
         work.append(Work(trial.label, trial.model, tuple(add_stages(stages))))
     return work
+
+
+def _estimate_asking(
+    trial: "PreparedTrial", batch: "CaseBatch", known: "dict[tuple[object, ...], list[StageCost]]"
+) -> "list[StageCost]":
+    """What it takes to ask about a batch; `known` is what others of the same questions take."""
+    from editbench.costs.answers import estimate_answers
+
+    preface = trial.editor.preface(batch.requests)
+    if preface is not None:
+        return estimate_answers(trial.model, batch.questions, preface=preface)
+    key = (trial.model.fingerprint, batch.questions)
+    if key not in known:
+        known[key] = estimate_answers(trial.model, batch.questions)
+    return known[key]
 
 
 def _of_model_metrics(trial: "PreparedTrial") -> "Iterator[StageCost]":

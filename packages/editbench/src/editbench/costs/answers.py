@@ -1,11 +1,13 @@
 """What answering questions costs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
+from editbench.models.answering import word_as_asked
 from editbench.models.batches import Padded
 from editbench.models.divergence import make_compared_rows
 from editbench.models.editable import EditableModel
@@ -13,11 +15,16 @@ from editbench.models.generation import PromptExtent, batch_prompts
 from editbench.models.passages import Opening, Passage, RowExtent
 from editbench.models.reading import cut_text
 from editbench.models.scoring import batch_passages, make_openings, make_passages
-from editbench.questions import Diverge, Generate, Question, Read, Score, Write
+from editbench.questions import Diverge, Generate, PlainQuestion, Read, Score, Write
 
 
 def estimate_answers(
-    model: EditableModel, questions: Iterable[Question], token_budget: int | None = None
+    model: EditableModel,
+    questions: Iterable[PlainQuestion],
+    token_budget: int | None = None,
+    *,
+    preface: Callable[[str], str] | None = None,
+    is_edited: bool = True,
 ) -> list[StageCost]:
     """What `answer_questions` costs: the batches that it will run, counted and not run.
 
@@ -25,31 +32,53 @@ def estimate_answers(
         model: The model, with weights or without.
         questions: The questions; each is asked once.
         token_budget: At most how many tokens one forward pass holds; None chooses by device.
+        preface: What an edit of prompts will put before each; None for nothing. See
+            `Editor.preface`.
+        is_edited: Whether an edit will be on the model, so that it is compared with itself before.
 
     Returns:
         A stage of scores and one of generated texts, if there are such questions.
     """
+    with nullcontext() if preface is None else model.prefacing(preface):
+        return _estimate_answers(model, questions, token_budget, is_edited=is_edited)
+
+
+def _estimate_answers(
+    model: EditableModel,
+    questions: Iterable[PlainQuestion],
+    token_budget: int | None,
+    *,
+    is_edited: bool,
+) -> list[StageCost]:
     budget = model.memory.tokens if token_budget is None else token_budget
-    asked = list(dict.fromkeys(questions))
+    asked = list(dict.fromkeys(word_as_asked(model, each) for each in questions))
     scores = make_passages(model, [each for each in asked if isinstance(each, Score)])
     openings = make_openings(model, [each for each in asked if isinstance(each, Write)])
     texts = chain.from_iterable(
         cut_text(model, each, each.text) for each in asked if isinstance(each, Read)
     )
     prompts = [question for question in asked if isinstance(question, Generate)]
-    compared = [
-        Passage(each, ids[: places.start + 1], ids[places.start : places.stop])
-        for each in asked
-        if isinstance(each, Diverge)
-        for _, ids, places in make_compared_rows(model, each)
-    ]
+    compared = [each for each in asked if isinstance(each, Diverge)] if is_edited else []
     stages = [
         _estimate_scores(model, scores, budget, openings),
         _estimate_scores(model, list(texts), budget),
-        *([_estimate_scores(model, compared, budget)] * 2),  # without the edits and with them
+        *(  # without the edits and with them
+            _estimate_scores(model, _make_compared_passages(model, compared, as_asked), budget)
+            for as_asked in (False, True)
+        ),
         _estimate_texts(model, prompts, budget),
     ]
     return add_stages(stage for stage in stages if stage.n_tokens)
+
+
+def _make_compared_passages(
+    model: EditableModel, questions: Iterable[Diverge], as_asked: bool
+) -> list[Passage[Any]]:
+    return [
+        Passage(each, ids[: places.start + 1], ids[places.start : places.stop])
+        for each in questions
+        for _, ids, places in make_compared_rows(model, each, as_asked=as_asked)
+    ]
 
 
 def _estimate_scores(

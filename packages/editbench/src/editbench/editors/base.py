@@ -290,6 +290,20 @@ class Editor(ABC):
             return []
         return [StageCost.unknown(self.name, "the editor does not say")]
 
+    def preface(self, requests: Sequence[EditRequest]) -> Callable[[str], str] | None:
+        """What the edit of `requests` will put before prompts that are asked; None for nothing.
+
+        Plans ask for it, since it makes prompts longer. Override it where the edit is one of
+        prompts, and not of weights.
+
+        Args:
+            requests: All that is written when the questions are asked.
+
+        Returns:
+            From a prompt to what will stand before it.
+        """
+        return None
+
     def prepare(  # noqa: B027  # most have nothing that can be done apart
         self,
         model: EditableModel,

@@ -209,10 +209,16 @@ class FineTune(Editor):
         expected: ExpectedCache,
     ) -> Sequence[StageCost]:
         """Work out what `edit` would cost; see `Editor.estimate`."""
+        rng = random.Random(resources.seed)
+        orders = [self._ordered(requests, rng)]
+        if is_redrawn := self._redraws(len(requests)):
+            orders += [self._ordered(requests, rng) for _ in range(1, self.config.n_epochs)]
         return [
             estimate_training(
                 model,
-                requests,
+                orders[0],
+                orders=orders if is_redrawn else None,
+                end_id=self._end_id(model),
                 name=STAGE,
                 first=self.config.layer,
                 n_trained=_count_trained(model, self.config),
@@ -264,12 +270,18 @@ class FineTune(Editor):
         n_trained = _count_trained(model, config)
         n_fitting = count_fitting(model, requests, first=config.layer, n_trained=n_trained)
         end_id = self._end_id(model)
-        batches = [
-            Minibatch(TargetBatch(model, some, config.scoring, end_id), n_fitting)
-            for some in cut_requests(self._ordered(requests, resources), config.batch_size)
-        ]
-        only_projection = config.parameters == "mlp-projection"
-        keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)
+        rng = random.Random(resources.seed)
+
+        def draw_batches() -> list[Minibatch]:
+            return [
+                Minibatch(TargetBatch(model, some, config.scoring, end_id), n_fitting)
+                for some in cut_requests(self._ordered(requests, rng), config.batch_size)
+            ]
+
+        batches, is_redrawn = draw_batches(), self._redraws(len(requests))
+        if not is_redrawn:  # what would be kept of a batch serves one epoch only
+            only_projection = config.parameters == "mlp-projection"
+            keep_states(model, batches, requests[0], config.layer, only_projection=only_projection)
         n_steps = config.n_epochs * len(batches)
         trainer = WeightTrainer(
             list(parameters.values()),
@@ -280,6 +292,8 @@ class FineTune(Editor):
         epoch_losses: list[float] = []
         with trainer.gradients_on():
             for epoch in range(config.n_epochs):
+                if epoch and is_redrawn:
+                    batches = draw_batches()
                 total = 0.0
                 halving = Halving(f"{STAGE} on '{model.name}'")
                 for index, batch in enumerate(batches):
@@ -303,10 +317,14 @@ class FineTune(Editor):
         return epoch_losses
 
     def _ordered(
-        self, requests: Sequence[EditRequest], resources: Resources
+        self, requests: Sequence[EditRequest], rng: random.Random
     ) -> Sequence[EditRequest]:
         """The facts in the order in which steps take them."""
         return requests
+
+    def _redraws(self, n_edits: int) -> bool:
+        """Whether every epoch has an order of its own, and so other batches."""
+        return False
 
     def _end_id(self, model: EditableModel) -> int | None:
         """What ends every target, where anything does."""
@@ -319,7 +337,7 @@ class LocFineTuneConfig(FineTuneConfig):
     dialect: ClassVar[Dialect | None] = None
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    batch_size: int = Field(default=100, ge=1, description="facts a step, shuffled")
+    batch_size: int = Field(default=100, ge=1, description="facts a step, shuffled in every epoch")
     weight_decay: Annotated[float, Field(ge=0)] | Literal["power-law"] = Field(
         default=0.0, description="L2 in Adam, towards zero; power-law: n^-0.870·e^0.156 for n facts"
     )
@@ -333,7 +351,7 @@ class LocFineTune(FineTune):
 
     As `FineTune`, with the authors' settings: a projection of one layer, batches of 100 facts, no
     decay, and behind every target the model's end-of-sequence token, so that it also learns to stop
-    there. The authors draw new batches in every epoch; here facts are shuffled once.
+    there. Every epoch shuffles the facts anew, as there; those that are one batch, the first alone.
     """
 
     name: ClassVar[str] = "locft"
@@ -349,9 +367,12 @@ class LocFineTune(FineTune):
         return {"layer": min(n_layers - 1, 22 * n_layers // 32)}
 
     def _ordered(
-        self, requests: Sequence[EditRequest], resources: Resources
+        self, requests: Sequence[EditRequest], rng: random.Random
     ) -> Sequence[EditRequest]:
-        return random.Random(resources.seed).sample(requests, len(requests))
+        return rng.sample(requests, len(requests))
+
+    def _redraws(self, n_edits: int) -> bool:
+        return n_edits > self.config.batch_size
 
     def _end_id(self, model: EditableModel) -> int | None:
         ends = model.model.config.get_text_config(decoder=True).eos_token_id

@@ -9,18 +9,28 @@ from pydantic import Field
 
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
-from editbench.edits.card import EditCard
+from editbench.editors.stream import Carried, Stream
+from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
-from editbench.edits.prompt_edit import PromptEdit, state_fact
+from editbench.edits.prompt_edit import Preface, PromptEdit, WordingName, state_fact
 from editbench.errors import ConfigError
 from editbench.models.editable import EditableModel
-from editbench.requests import EditRequest
+from editbench.requests import EditRequest, find_standing
 
 if TYPE_CHECKING:
     from bm25s import BM25
 
 Choice = Callable[[str], Sequence[int]]
 """Which of the facts stand before a prompt, by their indices."""
+
+
+class PromptingConfig(EditorConfig):
+    """How facts are told."""
+
+    wording: WordingName = Field(
+        default="sentence",
+        description="how facts stand before a question: sentence, new-fact or instruction",
+    )
 
 
 class InContext(Editor):
@@ -32,28 +42,67 @@ class InContext(Editor):
     """
 
     name: ClassVar[str] = "in-context"
-    computes_nothing: ClassVar[bool] = True  # it is the answers that cost more
+    computes_nothing: ClassVar[bool] = True  # it is the answers that cost more, see `preface`
     good_for: ClassVar[str] = "a baseline of a few facts, without any change of weights"
     citation: ClassVar[str] = cite("zheng2023ike")
+    config_type: ClassVar[type[EditorConfig]] = PromptingConfig
+    config: PromptingConfig
+
+    def preface(self, requests: Sequence[EditRequest]) -> Preface:
+        """The facts, as sentences; see `Editor.preface`."""
+        sentences = tuple(state_fact(request) for request in requests)
+        return Preface(sentences, self._choice(requests), self.config.wording)
 
     def edit(
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> Edit:
         """Compute the edit; see `Editor.edit`."""
         model.check_known(self.name)
-        return PromptEdit(
-            EditCard.of(model, editor=self.name, config=self.config, requests=requests),
-            [state_fact(request) for request in requests],
-            self._choice(requests),
-        )
+        card = EditCard.of(model, editor=self.name, config=self.config, requests=requests)
+        return PromptEdit(card, self.preface(requests))
+
+    def open_stream(
+        self, model: EditableModel, resources: Resources, carried: Carried | None = None
+    ) -> Stream:
+        """All facts so far stand together, see `Editor.open_stream`."""
+        return PromptStream(self, model, resources, carried)
 
     def _choice(self, requests: Sequence[EditRequest]) -> Choice:
         every = range(len(requests))
         return lambda prompt: every
 
 
-class RetrievalConfig(EditorConfig):
-    """How facts are found."""
+class PromptStream(Stream):
+    """Writes all facts so far as one edit of prompts, but those that a later one has replaced."""
+
+    def __init__(
+        self, editor: Editor, model: EditableModel, resources: Resources, carried: Carried | None
+    ) -> None:
+        self._editor, self._model, self._resources = editor, model, resources
+        self._requests = [] if carried is None else carried.requests
+
+    def write(self, batch: Sequence[EditRequest]) -> Edit:
+        """Write one more batch; see `Stream.write`."""
+        self._requests += batch
+        standing = find_standing(self._requests)
+        edit = self._editor.edit(self._model, standing, self._resources)
+        changes = {"requests_hash": hash_requests(self._requests), "n_edits": len(self._requests)}
+        edit.card = edit.card.model_copy(update=changes)
+        return edit
+
+    @property
+    def carried(self) -> Carried:
+        """The facts."""
+        return Carried({}, Carried.write_requests(self._requests))
+
+
+class RetrievalConfig(PromptingConfig):
+    """How facts are found and told."""
+
+    wording: WordingName = Field(
+        default="instruction",
+        description="how facts stand before a question: sentence, new-fact or instruction",
+    )
 
     n_facts: int = Field(default=1, ge=1, description="at most how many facts before a question")
     least_fit: float = Field(

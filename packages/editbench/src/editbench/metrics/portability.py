@@ -54,10 +54,10 @@ class Portability(Metric):
         """The share of probes that are passed, in percent: all, and those of each kind."""
         passed: dict[str, list[bool]] = {name: [] for name in self.produces}
         for probe in case.portability:
-            if (judgement := _judge(probe, answers, is_likeliest)) is not None:
+            if (judgement := judge_probe(probe, answers, is_likeliest)) is not None:
                 passed["portability_accuracy"].append(judgement)
                 passed[f"{probe.kind}_accuracy"].append(judgement)
-            if (judgement := _judge(probe, answers, _is_written)) is not None:
+            if (judgement := judge_probe(probe, answers, is_written)) is not None:
                 passed["portability_generation"].append(judgement)
         return {name: 100 * sum(each) / len(each) for name, each in passed.items() if each}
 
@@ -74,14 +74,21 @@ def _questions_of(query: Query) -> tuple[PlainQuestion, ...]:
     return (*query.questions, probe_text(query))
 
 
-def _judge(probe: PortabilityProbe, answers: Answers, judge: Judge) -> bool | None:
-    """Whether a probe is passed; None if it does not count."""
+def judge_probe(probe: PortabilityProbe, answers: Answers, judge: Judge) -> bool | None:
+    """Whether a probe is passed; None if it does not count.
+
+    Args:
+        probe: The probe.
+        answers: To all that `Portability` asks about it.
+        judge: What a right answer is: `is_likeliest` or `is_written`.
+    """
     if not all(judge(condition, answers, Before) for condition in probe.conditions):
         return None
     joined = all if probe.needs_all else any
     return joined(judge(query, answers, lambda question: question) for query in probe.queries)
 
 
-def _is_written(query: Query, answers: Answers, ask: Ask) -> bool:
+def is_written(query: Query, answers: Answers, ask: Ask) -> bool:
+    """Whether what the model writes behind a query by itself has one of its answers in it."""
     text = cast(WriteAnswer, answers[ask(probe_text(query))]).text
     return any(contains(text, answer) for answer in query.answers)

@@ -53,7 +53,7 @@ def answer_questions(
     Raises:
         RequestError: A text has no tokens, or a prompt more than the model takes.
     """
-    wordings = {question: _as_asked(model, question) for question in questions}
+    wordings = {question: word_as_asked(model, question) for question in questions}
     asked = list(dict.fromkeys(wordings.values()))
     followed = [question for question in asked if isinstance(question, Score | Write)]
     prompts = [question for question in asked if isinstance(question, Generate)]
@@ -80,8 +80,8 @@ def answer_questions(
     }
 
 
-def _as_asked(model: EditableModel, question: PlainQuestion) -> PlainQuestion:
-    """The question behind what edits of prompts put before it."""
+def word_as_asked(model: EditableModel, question: PlainQuestion) -> PlainQuestion:
+    """The question behind what edits of prompts put before it, as the model is asked."""
     if isinstance(question, Read | Diverge):  # which sees to it itself
         return question
     if (prompt := model.as_asked(question.prompt)) == question.prompt:

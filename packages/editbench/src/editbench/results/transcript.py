@@ -34,6 +34,56 @@ class ProbeTranscript(BaseModel):
     text: str | None = None
 
 
+class QueryTranscript(BaseModel):
+    """One prompt of a portability probe, and what the model says behind it.
+
+    Attributes:
+        prompt: The prompt.
+        answers: The answers that count.
+        answer: The likeliest of them; None if it was not asked.
+        log_prob: Mean over its tokens of log p.
+        is_likeliest: Whether every token of one of the answers is the likeliest in its place.
+        text: What the model wrote after the prompt by itself.
+        is_written: Whether that has one of the answers in it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    answers: tuple[str, ...]
+    answer: str | None = None
+    log_prob: float | None = None
+    is_likeliest: bool | None = None
+    text: str | None = None
+    is_written: bool | None = None
+
+
+class PortabilityTranscript(BaseModel):
+    """One portability probe, and whether it was passed.
+
+    Attributes:
+        kind: ``reasoning``, ``aliasing``, ``reversal`` or ``multi_hop``.
+        needs_all: Whether all queries must be answered right; otherwise one is enough.
+        is_masked: Whether it was not asked, since other edits of the batch change what it follows
+            from, or an edit that it follows from is not in the batch.
+        accuracy: Whether it was passed by what is likeliest; None where it does not count.
+        generation: Whether it was passed by what the model wrote; None likewise. A probe that is
+            not masked does not count where the unedited model failed a condition.
+        queries: What is asked.
+        conditions: What the *unedited* model must know, and what that said.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    needs_all: bool = False
+    is_masked: bool = False
+    accuracy: bool | None = None
+    generation: bool | None = None
+    queries: tuple[QueryTranscript, ...]
+    conditions: tuple[QueryTranscript, ...] = ()
+
+
 class CaseTranscript(BaseModel):
     """One case: the fact, its probes, and what the model wrote.
 
@@ -46,6 +96,7 @@ class CaseTranscript(BaseModel):
         target_true: The old one, if it is known.
         probes: The probes, in the case's order.
         texts: Generated texts, each with the prompt that it begins with.
+        portability: The portability probes, if they are measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +109,7 @@ class CaseTranscript(BaseModel):
     target_true: str | None = None
     probes: tuple[ProbeTranscript, ...]
     texts: tuple[tuple[str, str], ...] = ()
+    portability: tuple[PortabilityTranscript, ...] = ()
 
 
 def encode_transcripts(transcripts: Iterable[CaseTranscript]) -> bytes:

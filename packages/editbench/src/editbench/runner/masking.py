@@ -29,7 +29,9 @@ def mask_contaminated(cases: Sequence[EditCase]) -> tuple[list[EditCase], int]:
         return targets == {hop.target} or not (targets or hop.is_edited)
 
     kept = [
-        replace(
+        case
+        if all(holds(hop) for each in case.portability for hop in each.hops)
+        else replace(
             case, portability=tuple(each for each in case.portability if all(map(holds, each.hops)))
         )
         for case in cases

@@ -1,4 +1,4 @@
-"""From answers to numbers and transcripts: metrics over cases and texts, and what was said."""
+"""From answers to numbers: metrics over cases and texts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -6,10 +6,7 @@ from typing import NamedTuple, TypeVar
 from editbench.edits.card import EditCard
 from editbench.errors import EditbenchError
 from editbench.metrics.base import AnyMetric, AskingMetric, Metric, TextMetric, find_fault
-from editbench.metrics.generation_match import probe_text
-from editbench.questions import Answers, Generate, GenerateAnswer, Score, ScoreAnswer, WriteAnswer
-from editbench.requests import EditCase, Probe
-from editbench.results.transcript import CaseTranscript, ProbeTranscript
+from editbench.questions import Answers
 from editbench.runner.trial import CaseBatch
 
 Unit = TypeVar("Unit")
@@ -84,53 +81,3 @@ def _measure(
             if fault := find_fault(metric, values):
                 raise EditbenchError(f"metric '{metric.name}', case '{unit_id}': {fault}.")
             yield from ((unit_id, name, float(value)) for name, value in values.items())
-
-
-def transcribe(cases: Iterable[EditCase], answers: Answers) -> list[CaseTranscript]:
-    """Gather what the answers say about each case; questions that no metric asked are missing."""
-    texts = {
-        (question.prompt, question.chat): answer.text
-        for question, answer in answers.items()
-        if isinstance(question, Generate) and isinstance(answer, GenerateAnswer)
-    }
-    return [
-        CaseTranscript(
-            case_id=case.request.case_id,
-            relation=case.request.relation,
-            subject=case.request.subject,
-            prompt=case.request.text,
-            target=case.request.target,
-            target_true=case.target_true,
-            probes=tuple(_transcribe_probe(probe, answers) for probe in case.probes),
-            texts=tuple(
-                (prompt, texts[prompt, case.request.chat])
-                for prompt in case.generation_prompts
-                if (prompt, case.request.chat) in texts
-            ),
-        )
-        for case in cases
-    ]
-
-
-def _transcribe_probe(probe: Probe, answers: Answers) -> ProbeTranscript:
-    return ProbeTranscript(
-        kind=probe.kind,
-        prompt=probe.prompt,
-        expected=probe.expected,
-        alternative=probe.alternative,
-        log_prob_expected=_log_prob(probe.question(probe.expected), answers),
-        log_prob_alternative=None
-        if probe.alternative is None
-        else _log_prob(probe.question(probe.alternative), answers),
-        text=_text(probe, answers),
-    )
-
-
-def _log_prob(question: Score, answers: Answers) -> float | None:
-    answer = answers.get(question)
-    return round(answer.mean_log_prob, 6) if isinstance(answer, ScoreAnswer) else None
-
-
-def _text(probe: Probe, answers: Answers) -> str | None:
-    answer = answers.get(probe_text(probe))
-    return answer.text if isinstance(answer, WriteAnswer) else None

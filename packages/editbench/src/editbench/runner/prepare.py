@@ -97,11 +97,12 @@ class PreparedTrial:
         (whole,) = self.batches
         superseded = find_superseded(whole.requests[:checkpoint])
         written = whole.cases[:checkpoint]
-        cases = [case for place, case in enumerate(written) if place not in superseded]
-        masked, n_masked = mask_contaminated(cases)
+        places = [place for place in range(len(written)) if place not in superseded]
+        masked, _ = mask_contaminated([written[place] for place in places])
         asked = [_ask_about(metric, masked, whole.texts) for metric in self.metrics]
         questions = dict.fromkeys(question for some in asked for question in some)
-        return CaseBatch.asking(masked, whole.texts, questions, n_masked, whole.units)
+        unmasked = [whole.unmasked[place] for place in places]
+        return CaseBatch.asking(masked, whole.texts, questions, unmasked, whole.units)
 
     @property
     def is_unedited(self) -> bool:
@@ -270,8 +271,8 @@ def _gather_batches(
     held_out = dataset.held_out_texts() if is_read else ()
     texts = [(f"held-out-{index:05d}", text) for index, text in enumerate(held_out)]
     shares = [texts[start :: len(batches)] for start in range(len(batches))]
-    masked = [mask_contaminated(cases) for cases in batches]
-    batches = [cases for cases, _ in masked]
+    unmasked = batches
+    batches = [mask_contaminated(cases)[0] for cases in unmasked]
     gathered: list[dict[Question, None]] = [{} for _ in batches]
     units: list[dict[str, tuple[str, ...]]] = [{} for _ in batches]
     for metric in metrics:
@@ -291,9 +292,9 @@ def _gather_batches(
     if not any(gathered) and not any(units):
         raise ConfigError("run: there is nothing to measure, got no metric.")
     return tuple(
-        CaseBatch.asking(cases, share, known, n_masked, of_batch)
-        for (cases, n_masked), share, known, of_batch in zip(
-            masked, shares, gathered, units, strict=True
+        CaseBatch.asking(cases, share, known, whole, of_batch)
+        for cases, share, known, whole, of_batch in zip(
+            batches, shares, gathered, unmasked, units, strict=True
         )
     )
 

@@ -16,9 +16,10 @@ from editbench.results.quantities import evaluate
 from editbench.results.stream_records import CheckpointRecord, FactRecord
 from editbench.runner.checkpoints import Checkpoint, StreamFolder, last_of
 from editbench.runner.conditions import Conditions
-from editbench.runner.measuring import Measurement, facts_of, measure, transcribe
+from editbench.runner.measuring import Measurement, facts_of, measure
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.provenance import describe_rows
+from editbench.runner.transcribing import transcribe
 from editbench.runner.trial import CaseBatch
 
 
@@ -85,7 +86,9 @@ def run_stream(
                 seconds={"edit": seconds, "answer": perf_counter() - began},
             ),
             values=tuple(values),
-            transcripts=tuple(transcribe(trial.batches[0].cases[:n_written], answers)),
+            transcripts=tuple(
+                transcribe(trial.batches[0].unmasked[:n_written], asked, trial.metrics, answers)
+            ),
             card=edit.card.model_dump(mode="json"),
             changes_something=edit.changes_something,
             stops=_judge(trial, values, before),

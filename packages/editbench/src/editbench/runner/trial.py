@@ -116,7 +116,7 @@ class CaseBatch:
             so that each is read once, whatever the number of batches.
         questions: What the metrics ask about cases and texts, each question once.
         before: What they ask the unedited model, whatever is edited; each question once.
-        n_masked: How many portability probes of its cases others of them make wrong.
+        unmasked: The same cases, with the portability probes that others of them make wrong.
         units: What each metric that asks the model itself is to measure, by its name; a trial's
             batches share that as they share texts.
     """
@@ -125,7 +125,7 @@ class CaseBatch:
     texts: tuple[tuple[str, str], ...]
     questions: tuple[PlainQuestion, ...]
     before: tuple[PlainQuestion, ...] = ()
-    n_masked: int = 0
+    unmasked: tuple[EditCase, ...] = ()
     units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -134,7 +134,7 @@ class CaseBatch:
         cases: Sequence[EditCase],
         texts: Sequence[tuple[str, str]],
         questions: Iterable[Question],
-        n_masked: int,
+        unmasked: Sequence[EditCase],
         units: Mapping[str, tuple[str, ...]],
     ) -> Self:
         """Tell questions that are put to the edited model from those to the unedited one."""
@@ -144,9 +144,17 @@ class CaseBatch:
             tuple(texts),
             questions=tuple(each for each in asked if not isinstance(each, Before)),
             before=tuple(each.question for each in asked if isinstance(each, Before)),
-            n_masked=n_masked,
+            unmasked=tuple(unmasked),
             units=units,
         )
+
+    @property
+    def n_masked(self) -> int:
+        """How many portability probes of its cases others of them make wrong."""
+        whole, kept = (
+            sum(len(case.portability) for case in cases) for cases in (self.unmasked, self.cases)
+        )
+        return whole - kept
 
     @property
     def requests(self) -> list[EditRequest]:

@@ -19,10 +19,11 @@ from editbench.results.store import TrialRecord
 from editbench.results.stream_records import CheckpointRecord, FactRecord
 from editbench.results.transcript import CaseTranscript
 from editbench.runner.conditions import Conditions
-from editbench.runner.measuring import Measurement, measure, transcribe
+from editbench.runner.measuring import Measurement, measure
 from editbench.runner.prepare import PreparedTrial
 from editbench.runner.provenance import PeakMemory
 from editbench.runner.stream_run import run_stream, tell_facts
+from editbench.runner.transcribing import transcribe
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def _write_apart(
         found.changed_something = found.changed_something or edit.changes_something
         found.values += measure(batch, trial.metrics, answers, checkpoint=n_written, card=edit.card)
         found.values += examined
-        found.transcripts = [*found.transcripts, *transcribe(batch.cases, answers)]
+        told = transcribe(batch.unmasked, batch, trial.metrics, answers)
+        found.transcripts = [*found.transcripts, *told]
 
 
 def _write_stream(

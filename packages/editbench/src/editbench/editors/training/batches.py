@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from editbench.costs.stage import Forward, StageCost
 from editbench.editors.subject_tokens import PromptRow, target_row
+from editbench.editors.training.target_likelihood import training_row
 from editbench.models.batches import Padded
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
@@ -53,6 +54,8 @@ def estimate_training(
     n_trained: int,
     batch_size: int,
     n_epochs: int,
+    orders: Sequence[Sequence[EditRequest]] | None = None,
+    end_id: int | None = None,
 ) -> StageCost:
     """What training on the targets costs, if it does not stop early.
 
@@ -64,26 +67,35 @@ def estimate_training(
         n_trained: Weights that are trained.
         batch_size: Facts a step.
         n_epochs: Passes over the facts.
+        orders: The facts in the order of each epoch, where batches are drawn anew, so that no
+            states are kept; None where batches stay.
+        end_id: What ends every target; None for nothing.
     """
     size = model.size
     n_fitting = count_fitting(model, requests, first=first, n_trained=n_trained)
     total = StageCost(name)
     n_batches = n_tokens = 0
-    for some in cut_requests(requests, batch_size):
-        rows = [target_row(model.tokens, request, "") for request in some]
-        n_batches += 1
-        n_tokens += Padded.of(row.token_ids for row in rows).n_padded
-        total += Forward(Padded.of(row.token_ids for row in rows), first).cost(size)
-        for start in range(0, len(rows), n_fitting):
-            total += _estimate_steps(model, rows[start : start + n_fitting], first, n_epochs)
-    n_steps = n_batches * n_epochs
+    # Batches that stay are run up to the first block once, and then from there in every epoch.
+    n_times = n_epochs if orders is None else 1
+    rows_of = {request: training_row(model, request, end_id) for request in requests}
+    for order in [requests] if orders is None else orders:
+        for some in cut_requests(order, batch_size):
+            rows = [rows_of[request] for request in some]
+            n_batches += 1
+            n_tokens += Padded.of(row.token_ids for row in rows).n_padded
+            total += Forward(Padded.of(row.token_ids for row in rows), first).cost(size)
+            for start in range(0, len(rows), n_fitting):
+                total += _estimate_steps(model, rows[start : start + n_fitting], first, n_times)
+    n_orders = 1 if orders is None else len(orders)
+    n_kept = n_tokens // n_orders
     return replace(
         total,
-        n_tokens=n_tokens * (1 + n_epochs),
-        n_flops=total.n_flops + n_epochs * 2 * n_trained * n_tokens,
-        n_read_bytes=total.n_read_bytes + n_steps * n_trained * _COPIES,
-        n_peak_bytes=total.n_peak_bytes + _count_beside(model, n_tokens, first, n_trained),
-        chunks=f"{n_batches:,} batches of at most {batch_size:,} edits, {n_epochs} epochs",
+        n_tokens=n_tokens * (1 + n_epochs) if orders is None else n_tokens,
+        n_flops=total.n_flops + n_times * 2 * n_trained * n_tokens,
+        n_read_bytes=total.n_read_bytes + n_batches * n_times * n_trained * _COPIES,
+        n_peak_bytes=total.n_peak_bytes + _count_beside(model, n_kept, first, n_trained),
+        chunks=f"{n_batches // n_orders:,} batches of at most {batch_size:,} edits, "
+        f"{n_epochs} epochs",
     )
 
 

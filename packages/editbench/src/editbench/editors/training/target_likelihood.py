@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editbench.editors.subject_tokens import target_row
+from editbench.editors.subject_tokens import PromptRow, target_row
 from editbench.editors.training.trained_suffix import TrainedSuffix
 from editbench.errors import ModelError
 from editbench.models.agreement import agree
@@ -18,6 +18,17 @@ from editbench.replay.offset_forward import OffsetSite
 from editbench.requests import EditRequest
 
 Scoring = Literal["teacher-forced", "last-position"]
+
+
+def training_row(
+    model: EditableModel, request: EditRequest, end_id: int | None = None
+) -> PromptRow:
+    """A fact's prompt and target as tokens, with an end of the text that belongs to the target."""
+    row = target_row(model.tokens, request, "")
+    if end_id is None:
+        return row
+    token_ids = (*row.token_ids, row.target_ids[-1])
+    return replace(row, token_ids=token_ids, target_ids=(*row.target_ids, end_id))
 
 
 class TargetBatch:
@@ -51,13 +62,7 @@ class TargetBatch:
         target_ids: list[int] = []
         weights: list[float] = []
         for edit, request in enumerate(requests):
-            row = target_row(model.tokens, request, "")
-            if end_id is not None:
-                row = replace(
-                    row,
-                    token_ids=(*row.token_ids, row.target_ids[-1]),
-                    target_ids=(*row.target_ids, end_id),
-                )
+            row = training_row(model, request, end_id)
             n_targets = len(row.target_ids)
             if scoring == "teacher-forced":
                 sequences.append(row.token_ids)

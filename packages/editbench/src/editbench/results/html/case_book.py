@@ -8,7 +8,11 @@ from editbench.results.collection import Collection
 from editbench.results.labels import editor_rank
 from editbench.results.manifest import TrialDescription
 from editbench.results.store import finished_trials, read_manifest, transcripts_path
-from editbench.results.transcript import CaseTranscript, read_transcripts
+from editbench.results.transcript import (
+    CaseTranscript,
+    PortabilityTranscript,
+    read_transcripts,
+)
 from editbench.results.variants import find_variants
 
 SameCases = tuple[object, ...]
@@ -29,12 +33,14 @@ class BookCase:
         log_probs: By trial, for each probe log p of the expected and the alternative answer.
         said: By trial, what the model wrote after each probe by itself, where it was asked.
         texts: By trial, the generated texts with their prompts.
+        portability: By trial, its portability probes with what the model said.
     """
 
     fact: CaseTranscript
     log_probs: dict[str, list[tuple[float | None, float | None]]] = field(default_factory=dict)
     said: dict[str, list[str | None]] = field(default_factory=dict)
     texts: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    portability: dict[str, tuple[PortabilityTranscript, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,7 +91,11 @@ def gather_cases(folders: Sequence[Path], collection: Collection) -> CaseBook:
             for told in read_transcripts(paths[trial]):
                 # What is asked may differ between trials, if their metrics do.
                 asked = tuple((probe.kind, probe.prompt, probe.expected) for probe in told.probes)
-                place = places.setdefault((*dataset, told.case_id, asked), len(cases))
+                follows = tuple(
+                    (probe.kind, tuple(query.prompt for query in probe.queries))
+                    for probe in told.portability
+                )
+                place = places.setdefault((*dataset, told.case_id, asked, follows), len(cases))
                 if place == len(cases):
                     cases.append(BookCase(told.model_copy(update={"texts": ()})))
                 members[place] = None
@@ -95,6 +105,8 @@ def gather_cases(folders: Sequence[Path], collection: Collection) -> CaseBook:
                 said = [probe.text for probe in told.probes]
                 if any(text is not None for text in said):
                     cases[place].said[trial] = said
+                if told.portability:
+                    cases[place].portability[trial] = told.portability
                 if told.texts:
                     cases[place].texts[trial] = told.texts
         setting.cases = list(members)

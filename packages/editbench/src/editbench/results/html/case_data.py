@@ -16,6 +16,7 @@ from markupsafe import Markup
 from editbench.results.collection import Collection
 from editbench.results.html.case_book import BookCase, CaseBook, Setting
 from editbench.results.labels import explain_symbols, label_metrics
+from editbench.results.transcript import PortabilityTranscript, QueryTranscript
 
 CASES_PER_SHEET = 64
 """How many cases are unpacked together."""
@@ -125,8 +126,39 @@ def _write_case(case: BookCase) -> dict[str, Any]:
             for trial, pairs in case.log_probs.items()
         },
         "said": case.said,
+        "follows": [_write_portability(probe) for probe in case.fact.portability],
+        "followed": {
+            trial: [_write_outcome(probe) for probe in probes]
+            for trial, probes in case.portability.items()
+        },
         "texts": case.texts,
     }
+
+
+def _write_portability(probe: PortabilityTranscript) -> dict[str, Any]:
+    """What is asked, which is the same in every trial."""
+    return {
+        "kind": probe.kind,
+        "needsAll": probe.needs_all,
+        "queries": [[query.prompt, query.answers] for query in probe.queries],
+        "conditions": [[query.prompt, query.answers] for query in probe.conditions],
+    }
+
+
+def _write_outcome(probe: PortabilityTranscript) -> dict[str, Any]:
+    """What a trial's model said, and the unedited one to the conditions."""
+    return {
+        "isMasked": probe.is_masked,
+        "accuracy": probe.accuracy,
+        "generation": probe.generation,
+        "queries": [_write_said(query) for query in probe.queries],
+        "conditions": [_write_said(query) for query in probe.conditions],
+    }
+
+
+def _write_said(query: QueryTranscript) -> list[Any]:
+    likeliest = (query.answer, _shorten(query.log_prob), query.is_likeliest)
+    return [*likeliest, query.text, query.is_written]
 
 
 def _shorten(value: float | None) -> float | int | None:

@@ -30,7 +30,8 @@ from editbench.results.tables.summary_table import describe_gaps, tabulate_summa
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = (
-    "dom.js", "tables.js", "plots.js", "unpack.js", "cases.js", "case_view.js", "browser.js",
+    "dom.js", "tables.js", "plots.js", "unpack.js", "cases.js", "portability_view.js",
+    "case_view.js", "browser.js",
 )  # fmt: skip
 
 

@@ -85,7 +85,12 @@ def estimate_peak(
         ):
             stages = [
                 *work.editor.estimate(model, requests, resources, ExpectedCache()),
-                *estimate_answers(model, batch.questions, token_budget),
+                *estimate_answers(
+                    model,
+                    batch.questions,
+                    token_budget,
+                    preface=work.editor.preface(batch.requests),
+                ),
             ]
     except Exception:  # a trial that cannot be planned may fail too, and says so itself
         return None

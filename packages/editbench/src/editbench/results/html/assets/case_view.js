@@ -17,6 +17,7 @@ function showCase(index, setting, row, details) {
     showFact(fact, index.relations[fact.relation]),
     ...index.kinds.map((kind) => showProbes(kind, details, trials)),
     element("p", { class: "quiet" }, PROBABILITY),
+    ...showPortability(details, trials),
     showNumbers(setting, trials, row),
     ...showTexts(details, trials, fact),
   ];
@@ -69,6 +70,11 @@ function showProbes(kind, details, trials) {
       said.some((text) => text != null) && words(),
     );
   });
+  return element("section", {}, heading, besideEachOther(KIND_NAMES[kind], trials, bodies));
+}
+
+/** A table with a column for each trial. */
+function besideEachOther(name, trials, bodies, look = "") {
   const head = element(
     "thead",
     {},
@@ -76,13 +82,16 @@ function showProbes(kind, details, trials) {
       "tr",
       {},
       element("th", { scope: "col" }, "Answer"),
-      trials.map(({ name }) => element("th", { scope: "col" }, name)),
+      trials.map((trial) => element("th", { scope: "col" }, trial.name)),
     ),
   );
-  const label = `${KIND_NAMES[kind]}: probabilities of the answers`;
-  const attributes = { class: "probes", "aria-label": label, style: `--columns: ${trials.length}` };
-  const table = element("table", attributes, head, bodies);
-  return element("section", {}, heading, scrolling(table, label));
+  const label = `${name}: probabilities of the answers`;
+  const attributes = {
+    class: `probes ${look}`,
+    "aria-label": label,
+    style: `--columns: ${trials.length}`,
+  };
+  return scrolling(element("table", attributes, head, bodies), label);
 }
 
 function showProbability([expected, alternative], side) {
