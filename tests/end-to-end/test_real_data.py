@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dataset", "file", "metrics"),
     [

@@ -129,6 +129,7 @@ def random_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("random_model")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "gib"), [("gptj", 24), ("neox", 80)])
 def test_the_papers_models_fit(name: str, gib: int, random_model: ModuleType) -> None:
     """10,000 edits in bfloat16; the paper needed 48 GB for GPT-J and two devices for NeoX."""

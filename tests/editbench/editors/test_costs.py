@@ -401,7 +401,7 @@ def test_more_facts_cost_more(editor: type[Editor]) -> None:
 def test_an_editor_that_says_nothing_is_unknown() -> None:
     class Silent(Unedited):
         name = "silent"
-        estimate = Editor.estimate
+        computes_nothing = False
 
     (stage,) = Silent(Silent.config_type()).estimate(
         tiny_model(), REQUESTS, Resources(0), ExpectedCache()
