@@ -39,6 +39,12 @@ def test_the_cache_is_listed_by_kind(invoke, kept):
     assert str(kept) in result.stdout
 
 
+def test_what_metrics_measure_of_unedited_models_is_listed_too(invoke, kept):
+    (kept / "measurements").mkdir()
+    (kept / "measurements" / "m.json.gz").write_bytes(b"x" * 5)
+    assert "Deleted 1 file(s), 5 B" in invoke("cache", "--clear", "measurements").stdout
+
+
 def test_what_is_cleared_is_gone_and_nothing_else(invoke, kept):
     assert "Deleted 1 file(s), 20 B" in invoke("cache", "--clear", "answers").stdout
     assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == [

@@ -23,6 +23,7 @@ _KINDS = {
     "second_moments": ("second_moments", "second moments of keys"),
     "factors": ("factors", "what second moments are factorized into"),
     "answers": ("answers", "what unedited models answer"),
+    "measurements": ("measurements", "what unedited models come to in tasks"),
     "critical_layers": ("critical_layers", "what --layers auto found"),
     "machines": ("machines", "how fast this machine is, for plans"),
     "datasets": ("datasets", "downloads"),

@@ -139,6 +139,17 @@ class JsonEntry:
             data = gzip.compress(data, mtime=0)
         write_whole(self.path, data)
 
+    def keep(self, content: object) -> None:
+        """Write it, for what is not worth a run: that it could not be written is a warning."""
+        try:
+            self.write(content)
+        except OSError as error:
+            warnings.warn(
+                f"{self.what}: cannot be kept, got {str(self.path)!r} ({error.strerror or error}). "
+                "Free some space, or choose another folder with --cache.",
+                stacklevel=3,
+            )
+
     def _load(self) -> object:
         data = self.path.read_bytes()
         if self.path.suffix == ".gz":

@@ -1,7 +1,6 @@
 """Metrics that ask the model itself: with an edit on it, and once for a run without."""
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,15 +86,7 @@ class Examiner:
             with model.unedited(_WHAT):
                 values = metric.measure(model, units, count)
             if entry is not None and all(map(math.isfinite, _numbers(values))):
-                try:
-                    entry.write({unit: dict(own) for unit, own in values.items()})
-                except OSError as error:  # they are not worth a run
-                    warnings.warn(
-                        f"{_WHAT}: cannot be kept, got {str(entry.path)!r} "
-                        f"({error.strerror or error}). Free some space, or choose another folder "
-                        "with --cache.",
-                        stacklevel=2,
-                    )
+                entry.keep({unit: dict(own) for unit, own in values.items()})
         self._known[name] = values
         return values
 

@@ -5,7 +5,6 @@ of a grid are put onto questionnaires before anything is run, and each is asked 
 run that was interrupted, or that is spread over machines, finds the same answers.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,15 +77,7 @@ class Questionnaire:
                 on_progress=on_progress,
             )
         if entry is not None:
-            try:
-                entry.write([asdict(answer) for answer in answers.values()])
-            except OSError as error:  # answers are not worth a run
-                warnings.warn(
-                    f"{_WHAT}: cannot be kept, got {str(entry.path)!r} "
-                    f"({error.strerror or error}). Free some space, or choose another folder with "
-                    "--cache.",
-                    stacklevel=2,
-                )
+            entry.keep([asdict(answer) for answer in answers.values()])
         return answers
 
     def _file_name(self, model: EditableModel, token_budget: int) -> str:
