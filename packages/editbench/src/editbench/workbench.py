@@ -142,9 +142,7 @@ def edit(
     completed = complete_inputs(inputs, model)
     content = completed.content
     if origin is not None:
-        origin.check_inputs(inputs, completed)
-        content = origin.content(completed)
-        completed = origin.complete(completed)
+        completed, content = origin.take_over(inputs, completed)
     ledger = TargetLedger(None if origin is None else origin.recipe.targets)
     resources = completed.resources(seed or 0, _folder(cache), report_progress, ledger)
     result = made.edit_in_batches(model, cut_batches(requests, batch_size), resources)

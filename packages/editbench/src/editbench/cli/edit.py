@@ -314,9 +314,7 @@ class _Means:
         completed = complete_inputs(inputs, model)
         content = completed.content
         if base is not None:
-            base.check_inputs(inputs, completed)
-            content = base.content(completed)
-            completed = base.complete(completed)
+            completed, content = base.take_over(inputs, completed)
         ledger = TargetLedger(None if base is None else base.recipe.targets)
         resources = completed.resources(seed, cache, display, ledger)
         return cls(model, editor, resources, ledger, content)

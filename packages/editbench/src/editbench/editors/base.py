@@ -377,7 +377,7 @@ class Editor(ABC):
             After each batch, all that was written so far as one edit of the model as it was before
             the first. A stream of one batch gives what `edit` gives.
         """
-        stream = self.open_stream(model, resources)
+        stream = self._begin_stream(model, resources)
         for batch in batches:
             yield stream.write(batch)
 
@@ -392,7 +392,11 @@ class Editor(ABC):
 
         After each batch but the last `on_written` is told how many are written.
         """
-        return write_batches(self.open_stream(model, resources), batches, on_written)
+        return write_batches(self._begin_stream(model, resources), batches, on_written)
+
+    def _begin_stream(self, model: EditableModel, resources: Resources) -> Stream:
+        """A stream that nobody goes on from; one may keep less than `open_stream` does."""
+        return self.open_stream(model, resources)
 
 
 class TrainedEditor(Editor):

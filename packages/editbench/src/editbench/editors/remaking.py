@@ -40,23 +40,20 @@ class Base:
         """Its hyperparameters; `editor` is the one that it was made by."""
         return editor.config_type.parse(self.edit.card.config, self.name)
 
-    def complete(self, inputs: Inputs) -> Inputs:
-        """The inputs with the edit's own context prefixes, where none are given."""
-        groups = self.edit.card.extra.get("context_prefixes")
-        if inputs.context_prefixes is not None or groups is None:
-            return inputs
-        return replace(inputs, context_prefixes=ContextPrefixes.of(groups, self.name))
+    def take_over(self, given: Inputs, completed: Inputs) -> tuple[Inputs, dict[str, Any]]:
+        """What the edit is made again with.
 
-    def content(self, completed: Inputs) -> dict[str, Any]:
-        """What is noted of the inputs, before `complete`: prefixes are, where a user gave them."""
-        kept = ("context_prefixes",) if "context_prefixes" in self.recipe.inputs else ()
-        return {**{name: self.recipe.inputs[name] for name in kept}, **completed.content}
+        Args:
+            given: What somebody chose.
+            completed: The same, completed for the model.
 
-    def check_inputs(self, given: Inputs, completed: Inputs) -> None:
-        """Refuse other second moments than the edit was made with, unless somebody chose them.
+        Returns:
+            The inputs with the edit's own context prefixes, where none are given; and what its file
+            says of the inputs, which names prefixes where a user once gave them.
 
         Raises:
-            ConfigError: They are others.
+            ConfigError: The second moments are others than the edit was made with, and nobody chose
+                them.
         """
         content = completed.content
         for name, called in (("second_moments", "second moments"), ("corpus", "a corpus")):
@@ -67,6 +64,13 @@ class Base:
                     f"{called}; expected {_name(before)}. Give those that it was made with, or "
                     "others: a file of second moments, or a corpus."
                 )
+        kept = ("context_prefixes",) if "context_prefixes" in self.recipe.inputs else ()
+        content = {**{name: self.recipe.inputs[name] for name in kept}, **content}
+        groups = self.edit.card.extra.get("context_prefixes")
+        if completed.context_prefixes is None and groups is not None:
+            own = ContextPrefixes.of(groups, self.name)
+            completed = replace(completed, context_prefixes=own)
+        return completed, content
 
 
 def recipe_of(edit: Edit, name: str) -> EditRecipe:

@@ -9,7 +9,7 @@ MEMIT, ROME, EMMET, AlphaEdit and their kin differ in these four places only, an
     finish          `ClosedForm.finish`         nothing, RECT, PRUNE, SPHERE, REVIVE
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,11 +30,10 @@ from editbench.editors.context_prefixes import (
 from editbench.editors.keys.sweep_batches import estimate_insertion
 from editbench.editors.search_space import Choices, LayerWindow, SearchSpace, middle_layers
 from editbench.editors.solve_estimates import estimate_null_spaces
-from editbench.editors.stream import Carried, write_batches
+from editbench.editors.stream import Carried
 from editbench.editors.targets.batches import estimate_targets, find_unknown
 from editbench.editors.targets.cache import TargetCache
 from editbench.editors.targets.target_hidden import choose_share
-from editbench.edits.edit import Edit
 from editbench.edits.files import Update
 from editbench.edits.weight_edit import WeightEdit
 from editbench.models.architecture import ProjectionKind
@@ -161,28 +160,11 @@ class ClosedForm(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], resources: Resources
     ) -> WeightEdit:
         """Compute the edit, as a stream of one batch; see `Editor.edit`."""
-        return ClosedFormStream(self, model, resources).write(requests)
+        return self._begin_stream(model, resources).write(requests)
 
-    def edit_stream(
-        self,
-        model: EditableModel,
-        batches: Iterable[Sequence[EditRequest]],
-        resources: Resources,
-    ) -> Iterator[WeightEdit]:
-        """Write batches, and keep no more than these need; see `Editor.edit_stream`."""
-        stream = ClosedFormStream(self, model, resources)
-        for batch in batches:
-            yield stream.write(batch)
-
-    def edit_in_batches(
-        self,
-        model: EditableModel,
-        batches: Sequence[Sequence[EditRequest]],
-        resources: Resources,
-        on_written: Callable[[int], None] | None = None,
-    ) -> Edit:
-        """Keep no more than batches need, and finish the sum once; see `Editor.edit_in_batches`."""
-        return write_batches(ClosedFormStream(self, model, resources), batches, on_written)
+    def _begin_stream(self, model: EditableModel, resources: Resources) -> ClosedFormStream:
+        """Keep no more than batches need; see `Editor.edit_stream`."""
+        return ClosedFormStream(self, model, resources)
 
     def open_stream(
         self, model: EditableModel, resources: Resources, carried: Carried | None = None
