@@ -22,8 +22,6 @@ ZSRE := zsre
 KNOWN_FACTS := known_1000.json
 REAL_N_TRACED := 1000
 REAL_EXPERIMENTS := table1 table2 scaling layers lambda
-$(foreach name,$(filter-out table1,$(REAL_EXPERIMENTS)),$(eval DATASET_$(name) := $(COUNTERFACT)))
-DATASET_table1 := $(ZSRE)
 REAL_MAX_EDITS_table1 := 1000
 REAL_MAX_EDITS_table2 := 300
 REAL_MAX_EDITS_scaling := 700
@@ -84,7 +82,7 @@ result-%: $(INSTALLED)
 results-real: $(REAL_EXPERIMENTS:%=real-result-%) real-result-trace  ## Run them on the real model (many hours).
 
 real-result-%: $(INSTALLED) .venv/.real-model
-	$(BIN)/editbench reproduce $* --model $(REAL_MODEL) --dataset $(DATASET_$*) --max-edits $(REAL_MAX_EDITS_$*) \
+	$(BIN)/editbench reproduce $* --model $(REAL_MODEL) --dataset $(if $(filter table1,$*),$(ZSRE),$(COUNTERFACT)) --max-edits $(REAL_MAX_EDITS_$*) \
 		--skip-invalid --out runs/real/$* --resume
 	@mkdir -p docs/results/real
 	$(BIN)/editbench report runs/real/$* --format markdown --output docs/results/real/$*.md --figures docs/results/real

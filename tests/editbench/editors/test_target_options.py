@@ -117,6 +117,10 @@ def test_facts_about_a_subject_share_their_offset(model) -> None:
     torch.testing.assert_close(shared.initial, apart.initial)
 
 
+def test_sharing_changes_nothing_where_every_subject_occurs_once(model) -> None:
+    assert torch.equal(optimize(model, share_subjects=True).states, optimize(model).states)
+
+
 def test_a_shared_offset_is_kept_for_these_facts_alone(model, tmp_path) -> None:
     cache = TargetCache(tmp_path)
     shared = optimize(model, [REQUESTS[0], OTHER], cache=cache, share_subjects=True)
