@@ -213,7 +213,7 @@ def test_prefixes_that_are_not_the_model_s_own_are_found_out(
 ) -> None:
     if family_model.name == "opt_post_norm":
         pytest.skip("its blocks cannot be read out but by its own forward")
-    fill = prefix_states._fill
+    fill = prefix_states.fill_cache
 
     def spoil(cache: Any, *arguments: object) -> None:
         fill(cache, *arguments)
@@ -221,7 +221,7 @@ def test_prefixes_that_are_not_the_model_s_own_are_found_out(
             if layer.values is not None:
                 layer.values = layer.values * 1.1
 
-    monkeypatch.setattr(prefix_states, "_fill", spoil)
+    monkeypatch.setattr(prefix_states, "fill_cache", spoil)
     site = OffsetSite.block_output(family_model, 1)
     with pytest.raises(ReplayMismatchError):
         SuffixReplay(family_model, site, make_rows(family_model))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 from editbench.costs.stage import Forward, StageCost, add_stages, sum_cost
@@ -88,26 +88,40 @@ def _estimate_scores(
     openings: Sequence[Opening[Any]] = (),
 ) -> StageCost:
     extents = [batch.extent for batch in batch_passages(model, passages, budget, openings)]
-    forwards = chain.from_iterable(_score(model, extent) for extent in extents)
-    n_passes = sum(1 + bool(extent.branches.n_rows) for extent in extents)
+    prefixes = _run_prefixes(model, extents)
+    forwards = chain(prefixes, chain.from_iterable(_score(model, extent) for extent in extents))
+    n_passes = len(prefixes) + sum(1 + bool(extent.branches.n_rows) for extent in extents)
     return replace(
         sum_cost("answers: scores", forwards, model.size),
         chunks=f"{n_passes:,} batches of at most {budget:,} tokens",
     )
 
 
+def _run_prefixes(
+    model: EditableModel, extents: Iterable[RowExtent | PromptExtent]
+) -> list[Forward]:
+    """What rows begin with, once for all batches of them, which follow each other."""
+    prefixes = [prefix for prefix, _ in groupby(extent.prefix for extent in extents) if prefix]
+    return [Forward(Padded.of([prefix]), model.size.n_layers) for prefix in prefixes]
+
+
 def _score(model: EditableModel, extent: RowExtent) -> Iterator[Forward]:
     """Rows, and their branches and texts behind them; texts may end sooner."""
-    n_blocks, branches = model.size.n_layers, extent.branches
-    yield Forward(extent.rows, n_blocks, n_reads=extent.n_reads - branches.n_tokens)
+    n_blocks, branches, n_shared = model.size.n_layers, extent.branches, len(extent.prefix)
+    n_reads = extent.n_reads - branches.n_tokens
+    yield Forward(extent.rows, n_blocks, n_shared=n_shared, n_reads=n_reads)
     if branches.n_rows:
-        yield Forward(branches, n_blocks, extent.rows.width, n_reads=branches.n_tokens)
-    yield from _write_on(model, extent.texts.n_rows, extent.rows.width, extent.texts.width)
+        yield Forward(
+            branches, n_blocks, extent.rows.width, n_shared=n_shared, n_reads=branches.n_tokens
+        )
+    texts = extent.texts
+    yield from _write_on(model, texts.n_rows, extent.rows.width, texts.width, n_shared)
 
 
 def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget: int) -> StageCost:
     extents = [batch.extent for batch in batch_prompts(model, questions, budget)]
-    forwards = chain.from_iterable(_write(model, extent) for extent in extents)
+    prefixes = _run_prefixes(model, extents)
+    forwards = chain(prefixes, chain.from_iterable(_write(model, extent) for extent in extents))
     stage = sum_cost("answers: texts", forwards, model.size)
     n_cached = max((extent.prompts.n_rows * extent.width for extent in extents), default=0)
     largest = max((extent.prompts.n_rows for extent in extents), default=0)
@@ -121,13 +135,24 @@ def _estimate_texts(model: EditableModel, questions: Sequence[Generate], budget:
 def _write(model: EditableModel, extent: PromptExtent) -> Iterator[Forward]:
     """The prompts, padding included, and then a token at a time; the last one is not read."""
     n_rows, width, n_steps = extent.prompts.n_rows, extent.prompts.width, extent.n_missing
-    yield Forward(Padded.full(n_rows, width), model.size.n_layers, n_reads=n_rows)
-    yield from _write_on(model, n_rows, width, n_steps)
+    n_shared = len(extent.prefix)
+    prompts = Padded.full(n_rows, width)
+    yield Forward(prompts, model.size.n_layers, n_shared=n_shared, n_reads=n_rows)
+    yield from _write_on(model, n_rows, width, n_steps, n_shared)
 
 
-def _write_on(model: EditableModel, n_rows: int, width: int, n_steps: int) -> Iterator[Forward]:
+def _write_on(
+    model: EditableModel, n_rows: int, width: int, n_steps: int, n_shared: int
+) -> Iterator[Forward]:
     """`n_steps` tokens behind rows that have been read, of which the first takes no pass."""
     if n_steps > 1:
         # What is there before a token grows; its mean is what costs go by.
         one, before = Padded.full(n_rows, 1), width + (n_steps - 2) // 2
-        yield Forward(one, model.size.n_layers, before, n_reads=n_rows, n_times=n_steps - 1)
+        yield Forward(
+            one,
+            model.size.n_layers,
+            before,
+            n_shared=n_shared,
+            n_reads=n_rows,
+            n_times=n_steps - 1,
+        )

@@ -87,6 +87,8 @@ class Forward:
         n_before: Tokens in front of them, in the longest row, whose keys and values are there.
         is_copied: Whether those of the block at hand are copied for each row, instead of those of
             all blocks being there for each.
+        n_shared: Tokens in front of these that all rows share: they are there once, and those of
+            the block at hand are copied for each row.
         n_reads: At how many places logits are read; in the last block the MLP works there alone.
         n_mlp_tokens: Tokens that MLPs work on, where that is not all of them.
         n_times: How often they run.
@@ -98,6 +100,7 @@ class Forward:
     n_before: int = 0
     _: KW_ONLY
     is_copied: bool = False
+    n_shared: int = 0
     n_reads: int = 0
     n_mlp_tokens: int | None = None
     n_times: int = 1
@@ -106,7 +109,7 @@ class Forward:
     @property
     def n_keys(self) -> int:
         """What a token attends to."""
-        return self.n_before + self.rows.width
+        return self.n_shared + self.n_before + self.rows.width
 
     def flops(self, size: DecoderSize) -> tuple[float, float]:
         """Operations of one pass forwards, and of one backwards."""
@@ -125,6 +128,9 @@ class Forward:
         logits = self.n_reads * size.logit_bytes(with_loss=self.has_gradients)
         cached = float(self.rows.n_rows * self.n_before * size.n_cache_bytes)
         cached *= 2 / size.n_layers if self.is_copied else 1
+        if self.n_shared:
+            cached += self.n_shared * size.n_cache_bytes
+            cached += self.rows.n_rows * self.n_keys * size.n_copied_bytes
         working = n_tokens * size.working_bytes(self.n_keys)
         if not self.has_gradients:
             return max(cached + working, logits)
@@ -138,7 +144,8 @@ class Forward:
         """What all of it costs."""
         forward, backward = self.flops(size)
         n_passes = self.n_blocks * self.n_times
-        seen = self.rows.n_rows * self.n_before * size.n_cache_bytes * self.n_blocks / size.n_layers
+        n_seen = self.rows.n_rows * (self.n_before + self.n_shared)
+        seen = n_seen * size.n_cache_bytes * self.n_blocks / size.n_layers
         n_head = size.d_model * size.n_logits * size.itemsize if self.n_reads else 0
         return StageCost(
             name=name,

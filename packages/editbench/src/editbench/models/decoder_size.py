@@ -139,6 +139,15 @@ class DecoderSize:
         """Bytes of the keys and values of one token in all blocks."""
         return self.n_layers * self.d_cache * self.itemsize
 
+    @property
+    def n_copied_bytes(self) -> int:
+        """Bytes of the keys and values of one token in one block, as attention multiplies by them.
+
+        Where heads share keys there is a copy for each head besides.
+        """
+        n_heads_own = 2 * self.d_attention if self.d_cache < 2 * self.d_attention else 0
+        return (self.d_cache + n_heads_own) * self.itemsize
+
     def working_bytes(self, n_keys: int) -> int:
         """Bytes for each token while one block runs: its widest place."""
         in_attention = 2 * self.d_attention + self.d_cache + self._score_width(n_keys)

@@ -1,21 +1,35 @@
 """How far edits have moved a model: KL divergence of next-token distributions, before ‖ after."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editbench.models.batches import batches_of_like_length
+from editbench.models.batches import Padded, batches_of_like_length
 from editbench.models.editable import EditableModel
 from editbench.models.out_of_memory import Halving
+from editbench.models.prefix_groups import PrefixGroup, group_by_prefix
 from editbench.models.reading import cut_text
 from editbench.models.scoring import read_logits
+from editbench.models.shared_prefix import LatestPrefix, SharedPrefix
 from editbench.questions import Diverge, DivergeAnswer
 
 # A question, a row of tokens, and the places behind which next tokens are compared.
 _Row = tuple[Diverge, Sequence[int], range]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows that are read together: their numbers, and what all of them begin with.
+
+    `unedited` is what they begin with as the unedited model reads them.
+    """
+
+    rows: list[int]
+    prefix: tuple[int, ...]
+    unedited: tuple[int, ...]
 
 
 def find_divergences(
@@ -44,7 +58,7 @@ def find_divergences(
     rows = [row for each in questions for row in make_compared_rows(model, each, as_asked=True)]
     if model.edits_on:
         found: dict[int, list[float]] = {}
-        for group in _group(model, rows, token_budget):
+        for group in _group(model, before, rows, token_budget):
             found.update(_compare(model, before, rows, group))
     else:
         found = {index: [0.0] * len(places) for index, (_, _, places) in enumerate(rows)}
@@ -89,48 +103,92 @@ def divergence(
 
 
 def _group(
-    model: EditableModel, rows: Sequence[_Row], token_budget: int
-) -> Iterator[list[list[int]]]:
+    model: EditableModel, unedited: Sequence[_Row], rows: Sequence[_Row], token_budget: int
+) -> Iterator[list[_Batch]]:
     """Batches of rows, as many together as the logits of fit into what may be kept."""
     bytes_of_place = model.size.n_logits * model.size.itemsize
-    budget = min(token_budget, model.memory.reads)
-    group: list[list[int]] = []
+    group: list[_Batch] = []
     n_kept = 0
-    for batch in batches_of_like_length([ids for _, ids, _ in rows], budget):
+    for batch in _batch(model, unedited, rows, token_budget):
         n_bytes = sum(len(rows[index][2]) for index in batch.rows) * bytes_of_place
         if group and n_kept + n_bytes > model.memory.kept_bytes:
             yield group
             group, n_kept = [], 0
-        group.append(batch.rows)
+        group.append(batch)
         n_kept += n_bytes
     if group:
         yield group
+
+
+def _batch(
+    model: EditableModel, unedited: Sequence[_Row], rows: Sequence[_Row], token_budget: int
+) -> Iterator[_Batch]:
+    """Rows of like length, those together that share what they begin with; edited or not."""
+    budget, n_copied = min(token_budget, model.memory.reads), model.memory.copied_tokens
+
+    def share(which: Sequence[_Row], some: Sequence[int]) -> Iterator[PrefixGroup[int]]:
+        return group_by_prefix(
+            model, some, lambda index: which[index][1][: which[index][2].start], token_budget
+        )
+
+    for outer in share(rows, range(len(rows))):
+        for inner in share(unedited, outer.rows):
+            longest = max(len(outer.prefix), len(inner.prefix))
+
+            def is_loose(extent: Padded, longest: int = longest) -> bool:
+                return longest > 0 and extent.n_rows * (longest + extent.width) > n_copied
+
+            own = [rows[index][1][len(outer.prefix) :] for index in inner.rows]
+            for batch in batches_of_like_length(own, budget, is_loose):
+                members = [inner.rows[place] for place in batch.rows]
+                yield _Batch(members, outer.prefix, inner.prefix)
 
 
 def _compare(
     model: EditableModel,
     unedited: Sequence[_Row],
     rows: Sequence[_Row],
-    group: Sequence[Sequence[int]],
+    group: Sequence[_Batch],
 ) -> Iterator[tuple[int, list[float]]]:
     halving = Halving(f"reading on '{model.name}'")
-    n_places = sum(len(rows[index][2]) for batch in group for index in batch)
+    n_places = sum(len(rows[index][2]) for batch in group for index in batch.rows)
     kept_on = model.memory.place(n_places * model.size.n_logits * model.size.itemsize)
 
-    def read(some: Sequence[int], which: Sequence[_Row] = rows) -> Tensor:
-        places = [(row, place) for row, index in enumerate(some) for place in which[index][2]]
-        return read_logits(model, model.batch([which[index][1] for index in some]), places)
+    def read(some: Sequence[int], which: Sequence[_Row], prefix: SharedPrefix) -> Iterator[Tensor]:
+        def run(some: Sequence[int]) -> Tensor:
+            return _read(model, [which[index] for index in some], prefix)
+
+        return halving.run(some, run)
 
     with model.unedited("divergence"):
-        first = partial(read, which=unedited)
-        before = [torch.cat([p.to(kept_on) for p in halving.run(batch, first)]) for batch in group]
+        latest = LatestPrefix(model)
+        before = [
+            torch.cat(
+                [
+                    logits.to(kept_on)
+                    for logits in read(batch.rows, unedited, latest.get(batch.unedited))
+                ]
+            )
+            for batch in group
+        ]
+    latest = LatestPrefix(model)
     for batch, expected in zip(group, before, strict=True):
         nats: list[float] = []
-        for logits in halving.run(batch, read):
+        for logits in read(batch.rows, rows, latest.get(batch.prefix)):
             for part in logits.split(model.memory.reads_in_float32):
                 same = expected[len(nats) : len(nats) + len(part)].to(part.device)
                 nats += divergence(same, part).tolist()
-        for index in batch:
+        for index in batch.rows:
             n_own = len(rows[index][2])
             yield index, nats[:n_own]
             del nats[:n_own]
+
+
+def _read(model: EditableModel, rows: Sequence[_Row], prefix: SharedPrefix) -> Tensor:
+    """Logits at the places of rows, all of which begin with a prefix, `[n_places, vocabulary]`."""
+    inputs = prefix.inputs([ids for _, ids, _ in rows], "right")
+    n_before = len(prefix.ids)
+    places = [(row, place - n_before) for row, (_, _, some) in enumerate(rows) for place in some]
+    if n_before:
+        inputs = {**inputs, "past_key_values": prefix.cache(), "use_cache": True}
+    return read_logits(model, inputs, places)

@@ -4,10 +4,9 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from editbench.errors import RequestError
 from editbench.models.batches import NO_ROWS, Batch, Padded, batches
@@ -16,7 +15,8 @@ from editbench.models.editable import EditableModel
 from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.out_of_memory import Halving
-from editbench.models.preallocated_states import PreallocatedStates
+from editbench.models.prefix_groups import group_by_prefix
+from editbench.models.shared_prefix import LatestPrefix, SharedPrefix
 from editbench.questions import Generate, GenerateAnswer
 
 TOP_K = 5
@@ -36,22 +36,31 @@ class PromptExtent:
     """How large prompts and what is written behind them are together.
 
     Attributes:
-        prompts: The prompts. Padding goes to their left, so that the longest prompt and the longest
-            text add up.
+        prefix: What all prompts begin with, which has been run.
+        prompts: The prompts, without it. Padding goes to their left, so that the longest prompt and
+            the longest text add up.
         n_missing: Tokens that are written behind each.
     """
 
+    prefix: tuple[int, ...] = ()
     prompts: Padded = NO_ROWS
     n_missing: int = 0
 
     def grown(self, prompt: EncodedPrompt) -> "PromptExtent":
         """The extent with one prompt more."""
-        return PromptExtent(self.prompts.grown(prompt.ids), max(self.n_missing, prompt.n_missing))
+        own = range(len(self.prefix), len(prompt.ids))
+        n_missing = max(self.n_missing, prompt.n_missing)
+        return PromptExtent(self.prefix, self.prompts.grown(own), n_missing)
 
     @property
     def width(self) -> int:
-        """Tokens of a row in the end."""
+        """Tokens of a row in the end, without the prefix."""
         return self.prompts.width + self.n_missing
+
+    @property
+    def n_copied(self) -> int:
+        """Tokens that the prefix is copied with, for each row, while a block runs."""
+        return self.prompts.n_rows * (len(self.prefix) + self.width) if self.prefix else 0
 
 
 def generate_texts(
@@ -85,10 +94,12 @@ def generate_texts(
     """
     answers: dict[Generate, GenerateAnswer] = {}
     halving = Halving(f"generating on '{model.name}'")
+    latest = LatestPrefix(model)
     for batch in batch_prompts(model, questions, token_budget):
         found: list[list[int]] = []
+        write = partial(_write, model, latest.get(batch.extent.prefix), seed=seed, top_k=top_k)
         with lean_modules(model):
-            for written in halving.run(batch.rows, lambda rows: _write(model, rows, seed, top_k)):
+            for written in halving.run(batch.rows, write):
                 found += written
         for prompt, new_ids in zip(batch.rows, found, strict=True):
             text = model.tokens.decode([*prompt.ids, *new_ids[: prompt.n_missing]])
@@ -106,21 +117,25 @@ def batch_prompts(
 ) -> Iterator[Batch[EncodedPrompt, PromptExtent]]:
     """What generation writes together: prompts, tokenized, of which something is missing.
 
-    Those of like length and number of tokens to write, the longest first.
+    Those of like length and number of tokens to write, the longest first. Batches of prompts that
+    share a prefix follow each other.
     """
     prompts = [_encode(model, question) for question in questions]
     missing = [prompt for prompt in prompts if prompt.n_missing > 0]
     missing.sort(key=lambda prompt: (prompt.n_missing, len(prompt.ids)), reverse=True)
-    n_cached = model.memory.text_tokens(token_budget)
+    n_cached, n_copied = model.memory.text_tokens(token_budget), model.memory.copied_tokens
     may_differ = find_continuing(model) != "alike"
 
     def is_full(extent: PromptExtent) -> bool:
         is_large = extent.prompts.n_rows * extent.width > n_cached
-        is_long = model.max_positions is not None and extent.width > model.max_positions
+        is_large = is_large or extent.n_copied > n_copied
+        width = len(extent.prefix) + extent.width
+        is_long = model.max_positions is not None and width > model.max_positions
         is_mixed = not may_differ and extent.prompts.n_tokens < extent.prompts.n_padded
         return is_large or is_long or is_mixed
 
-    return batches(missing, PromptExtent(), is_full)
+    for group in group_by_prefix(model, missing, lambda prompt: prompt.ids[:-1], token_budget):
+        yield from batches(group.rows, PromptExtent(group.prefix), is_full)
 
 
 def _encode(model: EditableModel, question: Generate) -> EncodedPrompt:
@@ -143,36 +158,38 @@ def _encode(model: EditableModel, question: Generate) -> EncodedPrompt:
 
 
 def _write(
-    model: EditableModel, batch: Sequence[EncodedPrompt], seed: int, top_k: int
+    model: EditableModel,
+    prefix: SharedPrefix,
+    batch: Sequence[EncodedPrompt],
+    *,
+    seed: int,
+    top_k: int,
 ) -> list[list[int]]:
     """Sample the tokens that follow each prompt; a shorter text may get more than it needs."""
     n_steps = max(prompt.n_missing for prompt in batch)
     draws = torch.stack([_draw(seed, prompt.question.prompt, n_steps) for prompt in batch])
     prompts = [prompt.ids for prompt in batch]
     written: list[torch.Tensor] = []
-    caches = find_continuing(model) != "never"
-    read = _read_from_cache if caches else _read_whole_rows
+    if find_continuing(model) == "never":
+        steps = _read_whole_rows(model, prompts, written)
+    else:
+        steps = _read_from_cache(model, prefix, prompts, n_steps, written)
     # Each step reads what the ones before it have written.
-    for step, logits in zip(range(n_steps), read(model, prompts, n_steps, written), strict=False):
+    for step, logits in zip(range(n_steps), steps, strict=False):
         written.append(_sample(logits, draws[:, step], top_k))
     return torch.stack(written, dim=1).tolist()
 
 
 def _read_from_cache(
     model: EditableModel,
+    prefix: SharedPrefix,
     prompts: Sequence[Sequence[int]],
     n_steps: int,
     written: Sequence[torch.Tensor],
 ) -> Iterator[torch.Tensor]:
     """Logits behind each row, ``[n, vocab]``, step by step."""
-    arguments = model.batch(prompts, side="left")
-    n_positions = arguments["input_ids"].shape[1] + n_steps
-    cache = DynamicCache(config=model.model.config)
-    # Only layers that keep all tokens: those with a sliding window are small anyway.
-    cache.layers = [
-        PreallocatedStates(n_positions) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
+    arguments = prefix.inputs(prompts, "left")
+    cache = prefix.cache(arguments["input_ids"].shape[1] + n_steps)
     rows = torch.arange(len(prompts))
     with select_head_positions(model, rows, torch.full_like(rows, -1)):
         logits = model.model(**arguments, past_key_values=cache, use_cache=True).logits[0]
@@ -193,7 +210,6 @@ def _read_from_cache(
 def _read_whole_rows(
     model: EditableModel,
     prompts: Sequence[Sequence[int]],
-    n_steps: int,
     written: Sequence[torch.Tensor],
 ) -> Iterator[torch.Tensor]:
     """The same where nothing is kept from step to step: every one runs whole rows."""

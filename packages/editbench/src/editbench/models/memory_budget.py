@@ -47,6 +47,10 @@ _CACHE_BYTES = 2**32  # of keys and values that branches of a row see
 # far quicker in large batches.
 _TEXT_CACHE_BYTES = 2**27
 _KEPT_BYTES = 2**30
+# What copies of one block's keys and values may take that rows share, and which share of the room:
+# that of the rows themselves is counted apart.
+_COPIED_BYTES = 2**30
+_COPIED_SHARE = 1 / 8
 
 
 class MemoryBudget:
@@ -222,6 +226,12 @@ class MemoryBudget:
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept for branches of rows."""
         return _CACHE_BYTES // self._model.size.n_cache_bytes
+
+    @property
+    def copied_tokens(self) -> int:
+        """Tokens whose keys and values are copied in a block, for each row that shares them."""
+        n_bytes = min(_COPIED_BYTES, self.batch_bytes() * _COPIED_SHARE)
+        return int(n_bytes // self._model.size.n_copied_bytes)
 
     def text_tokens(self, token_budget: int) -> int:
         """Tokens whose keys and values are kept while texts are written."""

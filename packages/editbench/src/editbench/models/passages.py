@@ -4,7 +4,7 @@ The last token of a continuation is only ever predicted, so it is left out of th
 one-token continuations of a prompt have the same input, and more generally any input that begins
 another one is read off that other one's pass: in a causal model, nothing later changes it. Several
 longer continuations of a prompt branch off it: the prompt is run once, and they behind it; so is
-what the model writes there by itself.
+what the model writes there by itself. What many prompts begin with is run once for all of them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,6 +95,11 @@ class TokenRow(Generic[Label]):
         return sorted(read | ({len(self.ids) - 1} if self.is_trunk else set()))
 
     @property
+    def beginning(self) -> tuple[int, ...]:
+        """The tokens before the first position at which logits are needed."""
+        return self.ids[: self.positions[0]]
+
+    @property
     def n_reads(self) -> int:
         """At how many places, branches included, logits are needed."""
         return len(self.positions) + sum(len(branch.ids) for branch in self.branches)
@@ -133,17 +138,25 @@ def make_rows(
 
 
 def batch_rows(
-    rows: Iterable[TokenRow[Label]], *, token_budget: int, read_budget: int, cache_budget: int
+    rows: Iterable[TokenRow[Label]],
+    *,
+    token_budget: int,
+    read_budget: int,
+    cache_budget: int,
+    prefix: tuple[int, ...] = (),
+    copy_budget: int = 0,
 ) -> "Iterator[Batch[TokenRow[Label], RowExtent]]":
     """Group rows of like length; the longest first, so that a lack of memory shows at once.
 
     Rows that something follows behind and others are not mixed. The budgets are of tokens that run
-    together, padding included, of places at which logits are read, and of tokens that are kept for
-    what follows to see.
+    together, padding included, of places at which logits are read, of tokens that are kept for
+    what follows to see, and, where all rows begin with a `prefix` that has been run, of tokens that
+    it is copied with.
     """
     kinds: dict[bool, list[TokenRow[Label]]] = {True: [], False: []}
+    empty = RowExtent(prefix)
     for row in rows:
-        if row.branches and RowExtent().grown(row).n_tokens > token_budget:
+        if row.branches and empty.grown(row).n_tokens > token_budget:
             for part in row.cut_apart():
                 kinds[part.is_trunk].append(part)
         else:
@@ -151,11 +164,11 @@ def batch_rows(
 
     def is_full(extent: RowExtent) -> bool:
         is_large = extent.n_tokens > token_budget or extent.n_reads > read_budget
-        return is_large or extent.n_cached > cache_budget
+        return is_large or extent.n_cached > cache_budget or extent.n_copied > copy_budget
 
     for some in kinds.values():
         longest_first = sorted(some, key=lambda row: len(row.ids), reverse=True)
-        yield from batches(longest_first, RowExtent(), is_full)
+        yield from batches(longest_first, empty, is_full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +176,14 @@ class RowExtent:
     """How large rows with their branches are together.
 
     Attributes:
-        rows: The rows.
+        prefix: What all rows begin with, which has been run.
+        rows: The rows, without it.
         branches: Their branches.
         n_reads: Places at which logits are needed.
         texts: What is written behind them, at most.
     """
 
+    prefix: tuple[int, ...] = ()
     rows: Padded = NO_ROWS
     branches: Padded = NO_ROWS
     n_reads: int = 0
@@ -176,11 +191,13 @@ class RowExtent:
 
     def grown(self, row: TokenRow[Label]) -> "RowExtent":
         """The extent with one row more."""
+        own = range(len(self.prefix), len(row.ids))
         branches = self.branches
         for branch in row.branches:
             branches = branches.grown(branch.ids)
         texts = self.texts.grown(range(row.n_written)) if row.openings else self.texts
-        return RowExtent(self.rows.grown(row.ids), branches, self.n_reads + row.n_reads, texts)
+        n_reads = self.n_reads + row.n_reads
+        return RowExtent(self.prefix, self.rows.grown(own), branches, n_reads, texts)
 
     @property
     def n_tokens(self) -> int:
@@ -194,6 +211,15 @@ class RowExtent:
             behind.n_rows * (self.rows.width + behind.width)
             for behind in (self.branches, self.texts)
         )
+
+    @property
+    def n_copied(self) -> int:
+        """Tokens that the prefix is copied with, for each row, while a block runs."""
+        if not self.prefix:
+            return 0
+        n_own = self.rows.width + max(self.branches.width, self.texts.width)
+        n_rows = max(some.n_rows for some in (self.rows, self.branches, self.texts))
+        return n_rows * (len(self.prefix) + n_own)
 
 
 def _branch_off(

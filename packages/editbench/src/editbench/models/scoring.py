@@ -1,13 +1,13 @@
 """What follows prompts: scores of tokens under teacher forcing, and what a model writes by itself.
 
-With as few forward passes as possible: what is asked about one prompt shares its keys and values.
+With as few forward passes as possible: what is asked about one prompt shares its keys and values,
+and so do prompts that begin with the same long text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from editbench.errors import RequestError
 from editbench.models.batches import Batch
@@ -26,6 +26,8 @@ from editbench.models.passages import (
     batch_rows,
     make_rows,
 )
+from editbench.models.prefix_groups import group_by_prefix
+from editbench.models.shared_prefix import LatestPrefix, SharedPrefix
 from editbench.models.writing import Writer
 from editbench.questions import Score, ScoreAnswer, Write, WriteAnswer
 
@@ -105,9 +107,16 @@ def run_passages(
         For each forward pass, the labels that it has answers of, with the answers.
     """
     halving = Halving(f"scoring on '{model.name}'")
-    writer = Writer(model)
+    writer, latest = Writer(model), LatestPrefix(model)
     for batch in batch_passages(model, passages, token_budget, openings):
-        yield from halving.run(batch.rows, lambda rows: list(_run_batch(writer, rows)))
+        prefix = latest.get(batch.extent.prefix)
+
+        def run(
+            rows: Sequence[TokenRow[Label]], prefix: SharedPrefix = prefix
+        ) -> list[tuple[Label, ScoreAnswer | WriteAnswer]]:
+            return list(_run_batch(writer, prefix, rows))
+
+        yield from halving.run(batch.rows, run)
 
 
 def batch_passages(
@@ -116,20 +125,26 @@ def batch_passages(
     token_budget: int,
     openings: Iterable[Opening[Label]] = (),
 ) -> Iterator[Batch[TokenRow[Label], RowExtent]]:
-    """The forward passes that scoring takes: what is run together, row by row."""
+    """The forward passes that scoring takes: what is run together, row by row.
+
+    Batches of rows that share a prefix follow each other.
+    """
     rows = make_rows(passages, openings)
     if find_continuing(model) != "padded":  # branches behind a row see its keys and values
         rows = [part for row in rows for part in (row.cut_apart() if row.branches else [row])]
-    return batch_rows(
-        rows,
-        token_budget=token_budget,
-        read_budget=model.memory.reads,
-        cache_budget=model.memory.cached_tokens,
-    )
+    for group in group_by_prefix(model, rows, lambda row: row.beginning, token_budget):
+        yield from batch_rows(
+            group.rows,
+            token_budget=token_budget,
+            read_budget=model.memory.reads,
+            cache_budget=model.memory.cached_tokens,
+            prefix=group.prefix,
+            copy_budget=model.memory.copied_tokens,
+        )
 
 
 def _run_batch(
-    writer: Writer, rows: Sequence[TokenRow[Label]]
+    writer: Writer, prefix: SharedPrefix, rows: Sequence[TokenRow[Label]]
 ) -> Iterator[tuple[Label, ScoreAnswer | WriteAnswer]]:
     wanted: list[tuple[Label, list[tuple[_Place, int]]]] = []
     for index, row in enumerate(rows):
@@ -143,7 +158,7 @@ def _run_batch(
                 (label, list(zip(places, targets, strict=False))) for label, targets in branch.read
             ]
     tokens = list(dict.fromkeys(pair for _, pairs in wanted for pair in pairs))
-    found, written = _run(writer, rows, tokens)
+    found, written = _run(writer, prefix, rows, tokens)
     for label, pairs in wanted:
         log_probs, argmax = zip(*(found[pair] for pair in pairs), strict=True)
         yield label, ScoreAnswer(log_probs, argmax)
@@ -153,7 +168,10 @@ def _run_batch(
 
 
 def _run(
-    writer: Writer, rows: Sequence[TokenRow[Label]], tokens: Sequence[tuple[_Place, int]]
+    writer: Writer,
+    prefix: SharedPrefix,
+    rows: Sequence[TokenRow[Label]],
+    tokens: Sequence[tuple[_Place, int]],
 ) -> tuple[dict[tuple[_Place, int], tuple[float, bool]], list[list[int]]]:
     """Look up log p of tokens at places, and whether each is the likeliest; and write.
 
@@ -162,12 +180,13 @@ def _run(
     model = writer.model
     is_kept = any(row.is_trunk for row in rows) and find_continuing(model) == "padded"
     # Branches follow at once on what is run before: padding stands in front of it.
-    inputs = model.batch([row.ids for row in rows], "left" if is_kept else "right")
-    width = inputs["input_ids"].shape[1] if is_kept else 0
+    inputs = prefix.inputs([row.ids for row in rows], "left" if is_kept else "right")
+    width = inputs["input_ids"].shape[1] + len(prefix.ids)
     places = [(index, -1, position) for index, row in enumerate(rows) for position in row.positions]
-    shifts = [width - len(row.ids) if is_kept else 0 for row in rows]
-    cache = DynamicCache(config=model.model.config) if is_kept else None
-    arguments = {**inputs, "past_key_values": cache, "use_cache": is_kept}
+    # From a position in a row to its place among what is run.
+    shifts = [(width - len(row.ids) if is_kept else 0) - len(prefix.ids) for row in rows]
+    cache = prefix.cache() if is_kept or prefix.ids else None
+    arguments = {**inputs, "past_key_values": cache, "use_cache": cache is not None}
     read = [(index, position + shifts[index]) for index, _, position in places]
     logits = read_logits(model, arguments, read)
     found = _look_up(model, logits, places, tokens)
@@ -179,7 +198,7 @@ def _run(
         written = writer.go_on(
             [rows[index].openings for index in opened],
             logits[last].argmax(dim=1).tolist(),
-            cache,
+            cache if is_kept else None,
             inputs["attention_mask"],
             opened,
         )

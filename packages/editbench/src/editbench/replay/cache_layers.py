@@ -12,24 +12,13 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from editbench.models.shared_prefix import put_behind
+
 Join = Callable[[Tensor, Tensor], Tensor]
 """Puts new keys or values, `[n_rows, …, width, d]`, behind those that are held."""
-
-
-def put_behind(new: Tensor, held: Tensor) -> Tensor:
-    """Put new states, `[n_rows, n_heads, width, d]`, behind held ones; row i has ``i % n_held``."""
-    n_rows, n_before = len(new), held.shape[-2]
-    if n_rows % len(held):
-        held = held[torch.arange(n_rows, device=held.device) % len(held)]
-    whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
-    groups = rearrange(whole, "(group row) ... -> group row ...", row=len(held))
-    groups[..., :n_before, :] = held  # copied once, not gathered first
-    whole[..., n_before:, :] = new
-    return whole
 
 
 @dataclass(eq=False, slots=True)

@@ -1,50 +1,18 @@
 """Keys and values of what rows begin with, run once and used by many replays."""
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editbench.models.chosen_positions import (
-    Places,
-    find_read_modules,
-    only_at,
-    skipping_padding,
-)
-from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
-from editbench.models.lean_modules import lean_modules
+from editbench.models.shared_prefix import can_share, fill_cache
 from editbench.replay.block_calls import BlockCalls
 from editbench.replay.cache_layers import HeldStates, JoinedStates
 from editbench.replay.offset_forward import OffsetRow
-
-
-def can_share(model: EditableModel) -> bool:
-    """Whether rows can share what they begin with: padding in the middle of a row changes nothing.
-
-    Parts that are run apart, such as a context prefix and what stands behind it, are put together
-    at the width of the longest, and padding comes to lie between them. The mask hides it, but where
-    a model counts distances by places and not by the positions that it is told, or looks through a
-    window, padding takes up room all the same.
-
-    Only keys and values can be put together. Models that are not told positions may count them
-    from the mask, or not; none of them is trusted (MPT counts padding as distance). GPT-Neo's local
-    attention counts places.
-    """
-    if find_continuing(model) != "padded":
-        return False
-    if "position_ids" not in signature(model.model.forward).parameters:
-        return False
-    config = model.model.config.get_text_config(decoder=True)
-    if getattr(config, "window_size", None) is not None:
-        return False
-    layers = DynamicCache(config=model.model.config).layers
-    return all(hasattr(each, "keys") and not getattr(each, "is_sliding", False) for each in layers)
 
 
 class PrefixStates:
@@ -76,7 +44,7 @@ class PrefixStates:
         shared = [row.token_ids[:n] for row, n in zip(rows, n_shared, strict=True)]
         distinct = list(dict.fromkeys(shared))
         inputs = model.batch(distinct, "left")
-        _fill(cache, model, inputs)
+        fill_cache(cache, model, inputs)
         place = {tokens: index for index, tokens in enumerate(distinct)}
         index = torch.tensor([place[tokens] for tokens in shared], device=model.device)
         for cache_layer in cache.layers:
@@ -87,7 +55,7 @@ class PrefixStates:
             row.token_ids[n : row.offset_position] for row, n in zip(rows, n_shared, strict=True)
         ]
         inputs = model.batch_behind(mask, own, n_shared, "left")
-        _fill(cache, model, inputs)
+        fill_cache(cache, model, inputs)
         place = {_prefix(row): index for index, row in enumerate(rows)}
         return cls(cache, inputs["attention_mask"], place)
 
@@ -190,12 +158,6 @@ class ContextStates:
         )
 
 
-def count_shared(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with."""
-    together = zip(*sequences, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, together))
-
-
 def _prefix(row: OffsetRow) -> tuple[int, ...]:
     return row.token_ids[: row.offset_position]
 
@@ -212,26 +174,6 @@ def _make_room(held: Tensor, width: int) -> Tensor:
     room = held.new_empty(*held.shape[:-2], held.shape[-2] + width, held.shape[-1])
     room[..., :-width, :] = held
     return room
-
-
-def _fill(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tensor]) -> None:
-    """Run tokens, if there are any, and keep their keys and values.
-
-    Padding is left out, and so is what the last block does with its keys and values.
-    """
-    if not (width := inputs["input_ids"].shape[1]):
-        return
-    n_layers = model.architecture.n_layers
-    unread = find_read_modules(model, n_layers - 1)
-    nowhere = Places(*torch.empty(2, 0, dtype=torch.long, device=model.device))
-    mask = inputs["attention_mask"][:, -width:]
-    with (
-        torch.no_grad(),
-        lean_modules(model),
-        skipping_padding(model, mask, range(n_layers), besides=unread),
-        only_at(unread, nowhere),
-    ):
-        model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
 
 
 def _take_rows(cache_layer: Any, index: Tensor) -> None:

@@ -23,10 +23,11 @@ from editbench.models.chosen_positions import Places, find_mlps, only_at, skippi
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import find_wasteful, made_lean
 from editbench.models.out_of_memory import Halving
+from editbench.models.shared_prefix import can_share
 from editbench.models.token_states import by_token
 from editbench.replay.block_calls import BlockCalls
 from editbench.replay.open_block import OpenBlock, can_stay_open
-from editbench.replay.prefix_states import ContextStates, can_share
+from editbench.replay.prefix_states import ContextStates
 from editbench.requests import EditRequest
 from memit_core import capture
 

@@ -13,7 +13,7 @@ from editbench.editors.subject_tokens import key_row
 from editbench.models.architecture import ProjectionKind
 from editbench.models.batches import Batch, Padded, batches_of_like_length
 from editbench.models.editable import EditableModel
-from editbench.replay.prefix_states import can_share, count_shared
+from editbench.models.shared_prefix import can_share, count_shared
 from editbench.requests import EditRequest
 
 _FLOAT32 = 4

@@ -21,8 +21,8 @@ from editbench.editors.targets.tasks import (
 from editbench.models.batches import NO_ROWS, Batch, Padded, batches
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.editable import EditableModel
+from editbench.models.shared_prefix import can_share
 from editbench.replay.offset_forward import OffsetRow
-from editbench.replay.prefix_states import can_share
 from editbench.requests import EditRequest
 
 STAGE = "target hidden states"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from editbench.editors.subject_tokens import PromptRow, key_row, kl_row, target_row
+from editbench.models.shared_prefix import count_shared
 from editbench.models.tokens import Tokens
 from editbench.replay.offset_forward import OffsetRow
-from editbench.replay.prefix_states import count_shared
 from editbench.requests import EditRequest
 
 
