@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from editbench.models.shared_prefix import put_behind
+from editbench.models.states_behind import put_behind
 from editbench.replay.cache_layers import HeldStates, Join, JoinedStates
 
 N_HELD, WIDTH, D = 7, 3, 4

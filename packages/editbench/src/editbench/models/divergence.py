@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -186,9 +187,9 @@ def _compare(
 
 def _read(model: EditableModel, rows: Sequence[_Row], prefix: SharedPrefix) -> Tensor:
     """Logits at the places of rows, all of which begin with a prefix, `[n_places, vocabulary]`."""
-    inputs = prefix.inputs([ids for _, ids, _ in rows], "right")
+    arguments: dict[str, Any] = prefix.inputs([ids for _, ids, _ in rows], "right")
     n_before = len(prefix.ids)
     places = [(row, place - n_before) for row, (_, _, some) in enumerate(rows) for place in some]
     if n_before:
-        inputs = {**inputs, "past_key_values": prefix.cache(), "use_cache": True}
-    return read_logits(model, inputs, places)
+        arguments |= {"past_key_values": prefix.cache(), "use_cache": True}
+    return read_logits(model, arguments, places)

@@ -3,10 +3,9 @@
 import itertools
 from collections.abc import Sequence
 from inspect import signature
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -20,6 +19,7 @@ from editbench.models.continuing import find_continuing
 from editbench.models.editable import EditableModel
 from editbench.models.lean_modules import lean_modules
 from editbench.models.preallocated_states import PreallocatedStates
+from editbench.models.states_behind import StatesBehind
 
 
 def can_share(model: EditableModel) -> bool:
@@ -71,22 +71,11 @@ def fill_cache(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tens
         model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
 
 
-def put_behind(new: Tensor, held: Tensor) -> Tensor:
-    """Put new states, `[n_rows, n_heads, width, d]`, behind held ones; row i has ``i % n_held``."""
-    n_rows, n_before = len(new), held.shape[-2]
-    if n_rows % len(held):
-        held = held[torch.arange(n_rows, device=held.device) % len(held)]
-    whole = new.new_empty(*new.shape[:-2], n_before + new.shape[-2], new.shape[-1])
-    groups = rearrange(whole, "(group row) ... -> group row ...", row=len(held))
-    groups[..., :n_before, :] = held  # copied once, not gathered first
-    whole[..., n_before:, :] = new
-    return whole
-
-
 class StatesBehindPrefix(DynamicLayer):
     """Keys and values of one layer for rows that begin alike: each row's own, and the prefix's.
 
-    The prefix's are there once; they are copied for each row while the layer runs.
+    The prefix's are there once; where attention cannot do without, they are copied for each row
+    while the layer runs.
 
     Args:
         prefix: The layer of the prefix alone, of one row.
@@ -105,7 +94,10 @@ class StatesBehindPrefix(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Add tokens to the rows' own; returns all there are, the prefix's before them."""
         keys, values = self._own.update(key_states, value_states)
-        return put_behind(keys, self._prefix.keys), put_behind(values, self._prefix.values)
+        return (
+            StatesBehind.of(keys, self._prefix.keys),
+            StatesBehind.of(values, self._prefix.values),
+        )
 
     def get_seq_length(self) -> int:
         """How many tokens a row has, padding included."""
@@ -164,7 +156,11 @@ class SharedPrefix:
         if self.ids:
             made.layers = [
                 layer if before.keys is None else StatesBehindPrefix(before, layer)
-                for before, layer in zip(self._run().layers, made.layers, strict=True)
+                for before, layer in zip(
+                    cast("list[DynamicLayer]", self._run().layers),
+                    cast("list[DynamicLayer]", made.layers),
+                    strict=True,
+                )
             ]
         return made
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from editbench.models.shared_prefix import put_behind
+from editbench.models.states_behind import put_behind
 
 Join = Callable[[Tensor, Tensor], Tensor]
 """Puts new keys or values, `[n_rows, …, width, d]`, behind those that are held."""
