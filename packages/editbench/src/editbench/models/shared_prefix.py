@@ -94,10 +94,8 @@ class StatesBehindPrefix(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Add tokens to the rows' own; returns all there are, the prefix's before them."""
         keys, values = self._own.update(key_states, value_states)
-        return (
-            StatesBehind.of(keys, self._prefix.keys),
-            StatesBehind.of(values, self._prefix.values),
-        )
+        prefix_keys, prefix_values = cast(Tensor, self.keys), cast(Tensor, self.values)
+        return StatesBehind.of(keys, prefix_keys), StatesBehind.of(values, prefix_values)
 
     def get_seq_length(self) -> int:
         """How many tokens a row has, padding included."""

@@ -19,7 +19,7 @@ _SCORES = 2**24  # of queries and keys that are there at once
 _ABOUT = {
     Tensor.shape.__get__,  # type: ignore[attr-defined]
     Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,
     Tensor.ndim.__get__,  # type: ignore[attr-defined]
     Tensor.size,
     Tensor.dim,
@@ -87,12 +87,7 @@ class StatesBehind(Tensor):
                 step = (func, tuple(rest))
                 empty = func(one.as_subclass(Tensor), *rest)
                 return cls._of(empty, one._own, one._shared, (*one._repeated, step))
-            whole = [each._whole() if isinstance(each, cls) else each for each in args]
-            named = {
-                name: each._whole() if isinstance(each, cls) else each
-                for name, each in kwargs.items()
-            }
-            return func(*whole, **named)
+            return func(*_put_together(args), **_put_together(kwargs))
 
     def _whole(self) -> Tensor:
         whole = put_behind(self._own, self._shared)
@@ -112,6 +107,17 @@ class StatesBehind(Tensor):
         )
 
 
+def _put_together(argument: Any) -> Any:
+    """An argument of a function, or several, in which all states are put together."""
+    if isinstance(argument, StatesBehind):
+        return argument._whole()
+    if isinstance(argument, Mapping):
+        return {name: _put_together(each) for name, each in argument.items()}
+    if isinstance(argument, list | tuple):
+        return type(argument)(map(_put_together, argument))
+    return argument
+
+
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -122,7 +128,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Attention as torch has it, `[n_rows, n_heads, width, d]`; None where keys must be put together."""
+    """What torch's attention says, `[n_rows, n_heads, width, d]`; None where that must say it."""
     if not (isinstance(key, StatesBehind) and isinstance(value, StatesBehind)):
         return None
     n_heads, width = query.shape[1:3]
