@@ -66,6 +66,24 @@ def test_equals_torch(kind, n_times, n_scores, n_rows, n_heads, n_shared, width,
     torch.testing.assert_close(by_group, expected)
 
 
+@pytest.mark.usefixtures("never_put_together")
+def test_half_precision_is_no_further_off_than_torch():
+    torch.manual_seed(0)
+    shared, own = 8 * torch.randn(1, 2, 50, 6), 8 * torch.randn(3, 2, 4, 6)
+    query = 8 * torch.randn(3, 2, 1, 6)
+    exact = attention(
+        *(each.bfloat16().double() for each in (query, *[put_behind(own, shared)] * 2))
+    )
+    shared, own, query = shared.bfloat16(), own.bfloat16(), query.bfloat16()
+    states = StatesBehind.of(own, shared)
+    found, usual = (
+        attention(query, states, states),
+        attention(query, *[put_behind(own, shared)] * 2),
+    )
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() <= 1.5 * (usual - exact).norm()
+
+
 def test_whatever_else_is_done_is_done_to_states_put_together():
     states, whole = make(3, 2, 5, 2)
     query = torch.randn(3, 2, 7, 6)

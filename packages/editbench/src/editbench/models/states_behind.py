@@ -139,13 +139,15 @@ def _attend(
         return None
     if attn_mask is not None and (attn_mask.dim() != 4 or attn_mask.shape[1] != 1):
         return None
-    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     n_keys = key.as_subclass(Tensor).shape[-2]
     n_together = max(1, _SCORES // (n_heads * width * n_keys))
     if attn_mask is not None:
         attn_mask = attn_mask[..., key._shared.shape[-2] :].expand(len(query), -1, -1, -1)
     parts = [
-        _attend_rows(query[rows], key, value, None if attn_mask is None else attn_mask[rows], rows)
+        _attend_rows(
+            query[rows], key, value, None if attn_mask is None else attn_mask[rows], rows, scale
+        )
         for start in range(0, len(query), n_together)
         for rows in [slice(start, start + n_together)]
     ]
@@ -153,14 +155,27 @@ def _attend(
 
 
 def _attend_rows(
-    query: Tensor, key: StatesBehind, value: StatesBehind, mask: Tensor | None, rows: slice
+    query: Tensor,
+    key: StatesBehind,
+    value: StatesBehind,
+    mask: Tensor | None,
+    rows: slice,
+    scale: float,
 ) -> Tensor:
     """Attention of some rows to all that is shared, and to what of their own the mask shows."""
     n_own, n_shared = key._own.shape[1], key._shared.shape[-2]
     n_rows, _, width, _ = query.shape
-    states = rearrange(query, "row (own head) q d -> own row (head q) d", own=n_own)
-    shared = states.flatten(1, 2) @ key._shared[0].mT
-    own = states @ key._own[rows].transpose(0, 1).mT
+    # Scores that are rounded to half precision would be far off what torch's own attention says.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    all_keys, all_values = (key._shared[0].to(dtype), value._shared[0].to(dtype))
+    own_keys, own_values = (
+        each._own[rows].transpose(0, 1).to(dtype)  # by heads, then by rows
+        for each in (key, value)
+    )
+    states = scale * query.to(dtype)
+    states = rearrange(states, "row (own head) q d -> own row (head q) d", own=n_own)
+    shared = states.flatten(1, 2) @ all_keys.mT
+    own = states @ own_keys.mT
     if mask is not None:
         by_head = own.unflatten(2, (-1, width))
         shown = mask[:, 0][None, :, None]
@@ -168,8 +183,8 @@ def _attend_rows(
             by_head.masked_fill_(~shown, -torch.inf)
         else:
             by_head += shown
-    scores = torch.cat([shared.unflatten(1, (n_rows, -1)), own], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    said = (weights[..., :n_shared].flatten(1, 2) @ value._shared[0]).unflatten(1, (n_rows, -1))
-    said = said + weights[..., n_shared:] @ value._own[rows].transpose(0, 1)
-    return rearrange(said, "own row (head q) d -> row (own head) q d", q=width)
+    weights = torch.cat([shared.unflatten(1, (n_rows, -1)), own], dim=-1).softmax(dim=-1)
+    said = (weights[..., :n_shared].flatten(1, 2) @ all_values).unflatten(1, (n_rows, -1))
+    said = said + weights[..., n_shared:] @ own_values
+    by_row = rearrange(said, "own row (head q) d -> row (own head) q d", q=width)
+    return by_row.to(query.dtype)
