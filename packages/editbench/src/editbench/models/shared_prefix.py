@@ -71,7 +71,7 @@ def fill_cache(cache: DynamicCache, model: EditableModel, inputs: dict[str, Tens
         model.model.base_model(**inputs, past_key_values=cache, use_cache=True)
 
 
-class StatesBehindPrefix(DynamicLayer):
+class PrefixedStates(DynamicLayer):
     """Keys and values of one layer for rows that begin alike: each row's own, and the prefix's.
 
     The prefix's are there once; where attention cannot do without, they are copied for each row
@@ -153,7 +153,7 @@ class SharedPrefix:
             ]
         if self.ids:
             made.layers = [
-                layer if before.keys is None else StatesBehindPrefix(before, layer)
+                layer if before.keys is None else PrefixedStates(before, layer)
                 for before, layer in zip(
                     cast("list[DynamicLayer]", self._run().layers),
                     cast("list[DynamicLayer]", made.layers),

@@ -17,7 +17,7 @@ from editbench.models.head import select_head_positions
 from editbench.models.lean_modules import lean_modules
 from editbench.models.passages import Label, Opening
 from editbench.models.preallocated_states import PreallocatedStates
-from editbench.models.shared_prefix import StatesBehindPrefix
+from editbench.models.shared_prefix import PrefixedStates
 
 # A mark, with the quotes and brackets that it closes, before white space; but for the period of an
 # initial or a usual abbreviation.
@@ -164,7 +164,7 @@ def copy_rows(cache: DynamicCache, rows: Tensor, n_more: int) -> DynamicCache:
     for layer in cache.layers:
         if type(layer) is DynamicLayer:
             made.layers.append(PreallocatedStates.of_rows(layer, rows, n_positions))
-        elif isinstance(layer, StatesBehindPrefix):
+        elif isinstance(layer, PrefixedStates):
             made.layers.append(layer.of_rows(rows, n_more))
         else:  # those with a sliding window are small
             own = cast(DynamicLayer, copy.copy(layer))
