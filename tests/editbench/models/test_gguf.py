@@ -133,6 +133,23 @@ def test_an_outline_needs_no_weights(llama):
     assert all(each.is_meta for each in outline.model.parameters())
 
 
+@pytest.mark.parametrize("load", [load_model, load_outline])
+def test_a_file_is_parsed_once(load, llama, monkeypatch):
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path, *args):
+            parsed.append(path)
+            super().__init__(path, *args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    load(str(llama[0]), specs={})
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counted
+    load(str(llama[0]), specs={})
+    assert len(parsed) == 2  # by then it may be another file
+
+
 def test_the_header_lies_where_ggufs_own_reader_finds_it(llama):
     path, _ = llama
     ours = GgufFile.read(path, name="tiny").tensors

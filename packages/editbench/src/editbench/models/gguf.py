@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from editbench.errors import ConfigError, ModelError
 from editbench.models.gguf_file import GgufFile
-from editbench.models.gguf_places import map_names, names_made_once
+from editbench.models.gguf_places import made_once, map_names
 from editbench.models.gguf_tensors import read_tensor
 
 # Fields of configurations that say where weights came from, and are none of the model's.
@@ -107,7 +107,7 @@ def read_gguf_model(
             f"option 'device_map': weights can wait on disk only as safetensors, got '{name}'. Use "
             "'cpu' for 'disk', or save the model as a folder first."
         )
-    with _in_silence(), names_made_once():
+    with _in_silence(), made_once("get_tensor_name_map"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.path.parent,
             gguf_file=file.path.name,

@@ -69,25 +69,28 @@ def map_names(model: PreTrainedModel, family: str) -> Mapping[str, str]:
     if family not in GGUF_CONFIG_MAPPING:
         return {}
     find_names: Callable[..., Mapping[str, str]] = get_gguf_hf_weights_map
-    with names_made_once():
+    with made_once("get_tensor_name_map"):
         return find_names(model, _processor(family, model), model_type=family)
 
 
 @contextmanager
-def names_made_once() -> Iterator[None]:
-    """Within the block, gguf makes the names of a family once.
+def made_once(name: str) -> Iterator[None]:
+    """Within the block, what gguf makes of the same arguments is made once.
 
-    Transformers asks for them at every module of a model, of which there are hundreds, and each
-    time gguf makes all of them, of all blocks: seconds for a small model.
+    Args:
+        name: ``get_tensor_name_map``, the names of a family: transformers asks for them at every
+            module of a model, of which there are hundreds, and each time gguf makes all of them, of
+            all blocks. Or ``GGUFReader``, a file's header with its vocabulary: configuration,
+            tokenizer and weights are read one by one. Each takes seconds for a small model.
     """
     import gguf
 
-    make_names = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = cache(make_names)
+    make = getattr(gguf, name)
+    setattr(gguf, name, cache(make))
     try:
         yield
     finally:
-        gguf.get_tensor_name_map = make_names
+        setattr(gguf, name, make)
 
 
 def find_places(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from editbench.models.gguf import (
     stored_dtype,
 )
 from editbench.models.gguf_file import GgufFile, is_gguf
+from editbench.models.gguf_places import made_once
 from editbench.models.hub import fetch_repository, one_line, suggest
 from editbench.models.loading_report import check_report, warn_of_unused
 from editbench.models.quiet import quiet_transformers
@@ -108,7 +109,7 @@ def load_model(
             file = GgufFile.read(place, name=name_or_path) if place.is_file() else None
             if file is None:
                 check_folder(place, name=name_or_path, allow_pickle=allow_pickle)
-            with quiet_transformers():
+            with quiet_transformers(), _read_once(file):
                 config, tokenizer = _read_outline(place, file, name_or_path, trust_remote_code)
                 with _one_clear_error(name_or_path, "the weights cannot be loaded"):
                     model, report = _read_weights(
@@ -176,7 +177,7 @@ def load_outline(
         with_weights=False,
     )
     file = GgufFile.read(place, name=name_or_path) if place.is_file() else None
-    with quiet_transformers():
+    with quiet_transformers(), _read_once(file):
         config, tokenizer = _read_outline(place, file, name_or_path, trust_remote_code)
         stored = stored_dtype(file) if file is not None else config.dtype or torch.float32
         with (
@@ -325,6 +326,11 @@ def _read_weights(
     )
     model, report = loaded
     return model, report
+
+
+def _read_once(file: GgufFile | None) -> AbstractContextManager[None]:
+    """Let all that is read of a GGUF file parse it once."""
+    return nullcontext() if file is None else made_once("GGUFReader")
 
 
 def _read_outline(
