@@ -331,6 +331,8 @@ def test_styles_differ_even_without_color():
     assert choose_styles(["memit", "x"])["memit"] == styles["memit"]
     many = choose_styles([*names, *(f"editor-{i}" for i in range(20))])
     assert len({(style.color, style.marker) for style in many.values()}) == len(names) + 20
+    unedited = many.pop("unedited")
+    assert unedited.color not in {style.color for style in many.values()}
 
 
 def test_a_long_legend_has_room():

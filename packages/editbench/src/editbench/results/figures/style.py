@@ -11,6 +11,7 @@ from editbench.results.labels import UNEDITED
 BLACK, GREY = "#000000", "#7f7f7f"
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 PURPLE, SKY_BLUE = "#cc79a7", "#56b4e9"
+BROWN = "#5a3d1e"  # none of theirs, and darker than their reds
 
 SETTINGS: Mapping[Any, Any] = {
     "axes.labelsize": 9,
@@ -47,10 +48,11 @@ _OF_EDITOR = {
     "ft-w": SeriesStyle(ORANGE, "D", (0, (6, 1, 1, 1, 1, 1)), "\\\\\\\\"),
     UNEDITED: UNEDITED_STYLE,
 }
-_COLORS = (PURPLE, SKY_BLUE, BLACK, GREY, BLUE, VERMILION, GREEN, ORANGE)
+# Black and dots are the unedited model's alone.
+_COLORS = (PURPLE, SKY_BLUE, BROWN, GREY, BLUE, VERMILION, GREEN, ORANGE)
 _MARKERS = ("P", "v", "X", "*", "<", ">", "p", "h", "d", "H", "8", "1")
 _LINES: tuple[tuple[float, tuple[float, ...]], ...] = (
-    (0, (8, 2)), (0, (3, 1)), (0, (1, 1)), (0, (10, 2, 2, 2)), (0, (5, 3, 1, 3)),
+    (0, (8, 2)), (0, (3, 1)), (0, (12, 4)), (0, (10, 2, 2, 2)), (0, (5, 3, 1, 3)),
 )  # fmt: skip
 _HATCHES = ("xxxx", "----", "++++", "||||", "oo", "OO", "**")
 _OTHERS = tuple(
