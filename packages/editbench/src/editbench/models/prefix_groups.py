@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Generic, TypeVar
 
 from editbench.models.editable import EditableModel
-from editbench.models.shared_prefix import can_share
+from editbench.models.shared_prefix import can_share, count_shared
 
 Row = TypeVar("Row")
 
@@ -95,7 +95,7 @@ class _Span:
 
 def _choose(ordered: Sequence[tuple[int, ...]], cost: int) -> list[_Span]:
     """The groups of sorted sequences that save most, by one walk along what neighbors share."""
-    shared = [_count_common(one, other) for one, other in pairwise(ordered)]
+    shared = [count_shared(pair) for pair in pairwise(ordered)]
     open_spans = [_Span(0, 0)]  # each inside of the one before, and sharing more
     for place, n_shared in enumerate([*shared, 0], start=1):
         first, closed = place - 1, None
@@ -111,15 +111,3 @@ def _choose(ordered: Sequence[tuple[int, ...]], cost: int) -> list[_Span]:
                 opened.take(closed, cost)
             open_spans.append(opened)
     return open_spans[0].inside
-
-
-def _count_common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences begin with; by halves, since slices compare fast."""
-    least, most = 0, min(len(one), len(other))
-    while least < most:
-        middle = (least + most + 1) // 2
-        if one[least:middle] == other[least:middle]:
-            least = middle
-        else:
-            most = middle - 1
-    return least
