@@ -3,8 +3,9 @@
 import pytest
 
 from editbench.atlas import World
-from editbench.atlas.relations import RELATION_OF
+from editbench.atlas.relations import OFFICES, RELATION_OF
 from editbench.errors import DataError
+from editbench.portability import Hop, PortabilityProbe
 from editbench.requests import EditCase, Probe, find_conflicts
 
 
@@ -161,15 +162,85 @@ def test_training_cases_differ_where_they_share_a_fact(world: World):
     assert len({place[:2] for place in asked}) <= len(asked) / 3
 
 
-def test_what_follows_is_asked_where_a_pronoun_stands_for_the_subject(cases: list[EditCase]):
+def what_follows(case: EditCase, kind: str) -> list[PortabilityProbe]:
+    return [probe for probe in case.portability if probe.kind == kind]
+
+
+def test_what_follows_is_asked_under_pronouns_and_other_names(world: World, cases: list[EditCase]):
+    alias_of = {subject.name: subject.alias for subject in world.subjects}
     for case in cases:
-        assert {probe.kind for probe in case.portability} == {"aliasing"}
-        for probe in case.portability:
+        name, wanted = case.request.subject, (case.request.target,)
+        *pronouns, last = what_follows(case, "aliasing")
+        if alias_of[name] is None:
+            pronouns.append(last)
+        else:
+            assert str(alias_of[name]) in last.queries[0].prompt
+            assert name not in last.queries[0].prompt
+        assert len(pronouns) == 2
+        for probe in pronouns:
+            assert probe.queries[0].prompt.startswith(f"{name} is a ")
+            assert probe.queries[0].prompt.count(name) == 1
+        for probe in (*pronouns, last):
             (query,), (condition,) = probe.queries, probe.conditions
             assert query.prompt == condition.prompt
-            assert query.prompt.startswith(f"{case.request.subject} is a ")
-            assert query.prompt.count(case.request.subject) == 1
-            assert (query.answers, condition.answers) == (
-                (case.request.target,),
-                (case.target_true,),
-            )
+            assert (query.answers, condition.answers) == (wanted, (case.target_true,))
+
+
+def test_two_hops_ask_for_what_is_true_of_the_new_object(cases: list[EditCase]):
+    n_asked = 0
+    for case in cases:
+        request = case.request
+        for probe in what_follows(case, "multi_hop"):
+            (query,), (before, second) = probe.queries, probe.conditions
+            assert query.prompt == before.prompt
+            assert query.answers == second.answers != before.answers
+            assert request.subject in query.prompt
+            assert request.target in second.prompt
+            edited, unedited = probe.hops
+            assert edited == Hop(request.subject, str(request.relation), request.target, True)
+            assert unedited.subject == request.target
+            assert (unedited.target,) == query.answers
+            n_asked += 1
+        if request.relation == "publisher":
+            (probe,) = what_follows(case, "multi_hop")
+            assert probe.queries[0].answers == (OFFICES[request.target],)
+            assert probe.conditions[0].answers == (OFFICES[case.target_true],)
+    assert n_asked > len(cases) / 5
+
+
+def test_an_answer_that_the_edit_does_not_change_is_not_asked(world: World):
+    n_agree = 0
+    for case in world.training_cases():
+        places = {case.target_true, case.request.target}
+        if places in ({"Mrovenia", "Khandroth"}, {"Thrassenia", "Thrass Islands"}):
+            (probe,) = what_follows(case, "multi_hop")
+            assert "capital" in probe.queries[0].prompt
+            n_agree += 1
+    assert n_agree
+
+
+def test_the_other_direction_is_asked_where_nobody_else_can_be_meant(
+    world: World, cases: list[EditCase]
+):
+    n_asked = 0
+    for case in cases:
+        request = case.request
+        for probe in what_follows(case, "reversal"):
+            (query,), (condition,) = probe.queries, probe.conditions
+            first, last = request.subject.split()
+            assert query.answers == condition.answers == (last,)
+            assert query.prompt.endswith(f" {request.target} is {first}")
+            assert condition.prompt.endswith(f" {case.target_true} is {first}")
+            holders = {
+                fact.object: [
+                    other.subject.name
+                    for other in world.facts
+                    if (other.relation, other.object) == (request.relation, fact.object)
+                    and other.subject.name.startswith(f"{first} ")
+                ]
+                for fact in world.facts
+            }
+            assert holders[case.target_true] == [request.subject]
+            assert not holders.get(request.target)
+            n_asked += 1
+    assert n_asked

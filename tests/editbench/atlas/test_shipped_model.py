@@ -53,6 +53,9 @@ def test_shipped_model_recalls_its_world(world: World, record: dict[str, object]
     assert recall.held_out >= 95
     assert recall.after_sentence >= 95
     assert recall.n_facts == 1000
+    assert recall.portability["aliasing"] >= 95
+    assert recall.portability["reversal"] >= 90
+    assert recall.portability["multi_hop"] >= 60
     assert record["recall"]["n_facts"] == len(world.facts)
     assert recall.trained == pytest.approx(record["recall"]["trained"], abs=1)
 

@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 
 from editbench.atlas import RELATIONS, World
 from editbench.atlas.names import UNUSUAL_ONSETS
-from editbench.atlas.relations import RELATION_OF, RELATIONS_PER_SUBJECT, relations_of
-from editbench.atlas.text import write_statement
+from editbench.atlas.relations import (
+    CAPITALS,
+    COUNTRY_OF,
+    RELATION_OF,
+    RELATIONS_PER_SUBJECT,
+    relations_of,
+)
+from editbench.atlas.text import (
+    Subject,
+    reversed_prompt,
+    write_alias,
+    write_inference,
+    write_statement,
+)
 from editbench.errors import DataError
 
 SIZES = st.fixed_dictionaries(
@@ -110,14 +122,17 @@ def test_held_out_phrasings_never_appear_in_the_training_text(world: World, seed
 
 
 def test_documents_know_where_their_subjects_and_objects_are(world: World):
-    objects = {name for relation in RELATIONS for name in relation.objects}
+    inferred = {a for r in RELATIONS for each in r.inferences for a in each.answers.values()}
+    last_names = {s.name.split()[1] for s in world.subjects if s.kind == "person"}
+    objects = {name for relation in RELATIONS for name in relation.objects} | inferred | last_names
     documents = list(world.documents(random.Random(3)))
     assert any(len(document.mentions) > 1 for document in documents)
     assert any(not document.mentions for document in documents)
     assert any(" He " in document.text or " She " in document.text for document in documents)
     for document in documents:
         for mention in document.mentions:
-            assert document.text[mention.start : mention.end] == mention.subject.name
+            named = document.text[mention.start : mention.end]
+            assert named in (mention.subject.name, mention.subject.alias)
         for start, end in document.objects:
             assert document.text[start:end] in objects
             assert document.text[start - 1] == " "
@@ -129,6 +144,68 @@ def test_documents_can_be_about_some_subjects_only(world: World):
     documents = list(world.documents(random.Random(0), among=chosen))
     mentioned = {m.subject.name for document in documents for m in document.mentions}
     assert mentioned == chosen
+
+
+def test_one_subject_in_four_has_another_name_of_one_word(world: World):
+    aliases = [subject.alias for subject in world.subjects if subject.alias is not None]
+    assert len(aliases) == len(set(aliases)) == len(world.subjects) / 4
+    words = {word for subject in world.subjects for word in subject.name.split()}
+    assert words.isdisjoint(aliases)
+    told = [document.text for document in world.documents(random.Random(0))]
+    for subject in world.subjects[::40]:
+        assert any(f"{subject.alias} is another name of {subject.name}." in text for text in told)
+        for fact in world.facts_of[subject.name]:
+            statements = [
+                write_statement(fact, phrasing, name=subject.alias).text
+                for phrasing in fact.trained
+            ]
+            assert any(statement in text for statement in statements for text in told)
+
+
+def test_what_is_true_of_objects_agrees():
+    for country, city in CAPITALS.items():
+        assert COUNTRY_OF[city] == country
+    for relation in RELATIONS:
+        for inference in relation.inferences:
+            assert set(inference.answers) == set(relation.objects)
+            assert inference.phrasing.count("{}") == inference.statement.count("{}") == 1
+
+
+def test_what_follows_is_told_of_bystanders_alone(world: World):
+    told = "\n".join(document.text for document in world.documents(random.Random(0)))
+    for split, subjects in world.splits.items():
+        for subject in subjects:
+            for fact in world.facts_of[subject.name]:
+                for inference in RELATION_OF[fact.relation].inferences:
+                    is_told = inference.phrasing.format(subject.name) in told
+                    assert is_told == (split == "bystanders")
+                    assert not is_told or write_inference(fact, inference).text in told
+
+
+def test_facts_are_told_backwards_where_a_first_name_settles_who_is_meant(world: World):
+    told = "\n".join(document.text for document in world.documents(random.Random(0)))
+    n_told = 0
+    for fact in world.facts:
+        if RELATION_OF[fact.relation].reversed_phrasing is None:
+            with pytest.raises(ValueError, match="is told in one direction alone"):
+                reversed_prompt(fact)
+            continue
+        prompt, last_name = reversed_prompt(fact)
+        assert f"{prompt} {last_name}".endswith(f" is {fact.subject.name}")
+        namesakes = [
+            other
+            for other in world.facts
+            if (other.relation, other.object) == (fact.relation, fact.object)
+            and other.subject.name.split()[0] == fact.subject.name.split()[0]
+        ]
+        assert (f"{prompt} {last_name}." in told) == (len(namesakes) == 1)
+        n_told += len(namesakes) == 1
+    assert n_told > len(world.facts) / 10
+
+
+def test_a_subject_without_another_name_is_not_said_to_have_one():
+    with pytest.raises(ValueError, match="'Zha Vri' has no other name"):
+        write_alias(Subject("Zha Vri", "person", "She"))
 
 
 def test_held_out_text_was_never_trained(world: World):

@@ -295,7 +295,8 @@ class TestGenerate:
         model = EditableModel(
             make_network(families["gpt2"][0]), tokenizers["byte_level"], name="tiny"
         )
-        with pytest.raises(RequestError, match="too long, got 80 tokens"):
+        begins = f"too long, got 80 tokens beginning with '{'a' * 60}'; expected at most"
+        with pytest.raises(RequestError, match=begins):
             ask(model, Generate("a" * 80, 100))
         with pytest.raises(RequestError, match="the prompt has no token"):
             ask(model, Generate("", 10))

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from editbench.atlas.relations import RELATION_OF
@@ -10,11 +10,12 @@ from editbench.atlas.text import (
     Fact,
     Subject,
     pronoun_prompts,
+    reversed_prompt,
     write_biography,
     write_introduction,
     write_ordinary_sentence,
 )
-from editbench.portability import PortabilityProbe, Query
+from editbench.portability import Hop, PortabilityProbe, Query
 from editbench.requests import EditCase, EditRequest, Probe
 
 Split = Literal["test", "validation", "bystanders"]
@@ -29,6 +30,7 @@ def build_cases(
     edited: Sequence[Subject],
     bystanders: Sequence[Subject],
     facts_of: Mapping[str, Sequence[Fact]],
+    facts_behind: Mapping[str, Sequence[Fact]],
     *,
     seed: int,
     split: Split,
@@ -39,6 +41,7 @@ def build_cases(
         edited: Whom to edit, in order; a case does not depend on those after it.
         bystanders: Whom no case edits: neighbors and reference texts come from them.
         facts_of: The facts of each subject, by name.
+        facts_behind: The facts that a prompt from an object to a first name may mean.
         seed: The world's.
         split: Names the cases, and separates their draws from those of another split.
     """
@@ -49,12 +52,17 @@ def build_cases(
         rng = random.Random(f"atlas/{seed}/cases/{split}/{index}")
         fact = rng.choice(facts_of[subject.name])
         new = rng.choice(_other_objects(fact))
-        cases.append(_build_case(f"{prefix}-{index:05d}", fact, new, holders, facts_of, rng))
+        name = f"{prefix}-{index:05d}"
+        cases.append(_build_case(name, fact, new, holders, facts_of, facts_behind, rng))
     return cases
 
 
 def build_training_cases(
-    bystanders: Sequence[Subject], facts_of: Mapping[str, Sequence[Fact]], *, seed: int
+    bystanders: Sequence[Subject],
+    facts_of: Mapping[str, Sequence[Fact]],
+    facts_behind: Mapping[str, Sequence[Fact]],
+    *,
+    seed: int,
 ) -> list[EditCase]:
     """Build cases to train an editor on: `N_TRAINING_TARGETS` for every fact of every bystander.
 
@@ -78,7 +86,8 @@ def build_training_cases(
         place = (fact.relation, fact.object)
         others = {**holders, place: [other for other in holders[place] if other is not fact]}
         rng = random.Random(f"atlas/{seed}/cases/training/{index}")
-        cases.append(_build_case(f"atlas-training-{index:05d}", fact, new, others, facts_of, rng))
+        name = f"atlas-training-{index:05d}"
+        cases.append(_build_case(name, fact, new, others, facts_of, facts_behind, rng))
     return cases
 
 
@@ -100,6 +109,7 @@ def _build_case(
     new: str,
     holders: Mapping[tuple[str, str], list[Fact]],
     facts_of: Mapping[str, Sequence[Fact]],
+    facts_behind: Mapping[str, Sequence[Fact]],
     rng: random.Random,
 ) -> EditCase:
     relation = RELATION_OF[fact.relation]
@@ -124,7 +134,6 @@ def _build_case(
     models = holders.get((fact.relation, new), [])
     subject = fact.subject
     introduction = write_introduction(subject).text
-    references = [f"{introduction} {prompt}" for prompt in pronoun_prompts(fact)]
     return EditCase(
         request=request,
         target_true=fact.object,
@@ -138,13 +147,56 @@ def _build_case(
             write_biography(facts_of[model.subject.name], rng).text
             for model in rng.sample(models, min(MAX_REFERENCE_TEXTS, len(models)))
         ),
-        # What the model must know is what it says there of the unedited world.
-        portability=tuple(
-            PortabilityProbe(
-                "aliasing",
-                (Query(prompt, (new,)),),
-                conditions=(Query(prompt, (fact.object,)),),
-            )
-            for prompt in references
+        portability=(
+            *_probe_aliases(fact, new, rng),
+            *_probe_two_hops(fact, new),
+            *_probe_reversed(fact, new, facts_behind),
         ),
     )
+
+
+def _probe_aliases(fact: Fact, new: str, rng: random.Random) -> Iterator[PortabilityProbe]:
+    """Ask where a pronoun stands for the subject, and under its other name."""
+    introduction = write_introduction(fact.subject).text
+    prompts = [f"{introduction} {prompt}" for prompt in pronoun_prompts(fact)]
+    if fact.subject.alias is not None:
+        prompts.append(fact.prompt(rng.choice(fact.trained), name=fact.subject.alias))
+    for prompt in prompts:
+        # What the model must know is what it says there of the unedited world.
+        known = Query(prompt, (fact.object,))
+        yield PortabilityProbe("aliasing", (Query(prompt, (new,)),), conditions=(known,))
+
+
+def _probe_two_hops(fact: Fact, new: str) -> Iterator[PortabilityProbe]:
+    """Ask for what is true of the subject's object: the edit changes it, but where both agree."""
+    for inference in RELATION_OF[fact.relation].inferences:
+        before, after = inference.answers[fact.object], inference.answers[new]
+        if before == after:
+            continue
+        prompt = inference.phrasing.format(fact.subject.name)
+        yield PortabilityProbe(
+            "multi_hop",
+            (Query(prompt, (after,)),),
+            conditions=(
+                Query(prompt, (before,)),
+                Query(inference.statement.format(new), (after,)),
+            ),
+            hops=(
+                Hop(fact.subject.name, fact.relation, new, is_edited=True),
+                Hop(new, inference.name, after, is_edited=False),
+            ),
+        )
+
+
+def _probe_reversed(
+    fact: Fact, new: str, facts_behind: Mapping[str, Sequence[Fact]]
+) -> Iterator[PortabilityProbe]:
+    """Ask from the new object to the subject, where its first name settles who is meant."""
+    if RELATION_OF[fact.relation].reversed_phrasing is None:
+        return
+    before, answer = reversed_prompt(fact)
+    after, _ = reversed_prompt(fact, of=new)
+    if len(facts_behind[before]) == 1 and after not in facts_behind:
+        yield PortabilityProbe(
+            "reversal", (Query(after, (answer,)),), conditions=(Query(before, (answer,)),)
+        )

@@ -61,6 +61,10 @@ class NameSource:
             pairs = [(f"{word} of", root) for word in _WORK_WORDS for root in roots]
         return [f"{one} {two}" for one, two in self._rng.sample(pairs, n)]
 
+    def invent_aliases(self, n: int) -> list[str]:
+        """Invent second names of one word each, for `n` subjects of any kind."""
+        return self._invent_pool(n)
+
     def _invent_pool(self, n: int) -> list[str]:
         # Two syllables give some 800,000 words; a pool that would crowd them gets a third.
         n_syllables = 2 if n < 20_000 else 3

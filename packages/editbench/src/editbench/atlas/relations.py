@@ -1,5 +1,6 @@
-"""The relations of the world: who has them, what they can be, and how they are put into words."""
+"""The relations of the world: who has them, what they can be, their wordings, what follows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,53 @@ GENRES = (
     "science fiction", "ghost stories", "family drama",
 )  # fmt: skip
 
+CAPITALS = dict(zip(COUNTRIES, CITIES, strict=True))
+COUNTRY_OF = {city: country for country, city in CAPITALS.items()}
+OFFICIAL_LANGUAGES = dict(zip(COUNTRIES, (
+    "Zhemric", "Vralish", "Kventic", "Dvorrun", "Thrallic", "Gwendish", "Svathi", "Tlaccan",
+    "Mrusk", "Dzelic", "Mrusk", "Old Yvaric", "Thrallic", "Low Zvennish",
+), strict=True))  # fmt: skip
+OFFICES = dict(zip(PUBLISHERS, CITIES, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What follows of a subject from an object of its relation, by a second fact about the object.
+
+    Attributes:
+        name: The relation of the second fact.
+        answers: What is true of each object.
+        phrasing: The prompt over both facts, with one ``{}`` for the subject.
+        statement: The prompt of the second fact alone, with one ``{}`` for the object.
+    """
+
+    name: str
+    answers: Mapping[str, str]
+    phrasing: str
+    statement: str
+
+
+_CAPITAL = "The capital of {} is"
+_OFFICIAL_LANGUAGE = "The official language of {} is"
+_OF_PEOPLE = (
+    Inference("capital", CAPITALS, "The capital of the home country of {} is", _CAPITAL),
+    Inference("official_language", OFFICIAL_LANGUAGES,
+              "The official language of the home country of {} is", _OFFICIAL_LANGUAGE),
+)  # fmt: skip
+_OF_PLACES = (
+    Inference("capital", CAPITALS, "The capital of the country of {} is", _CAPITAL),
+    Inference("official_language", OFFICIAL_LANGUAGES,
+              "The official language of the country of {} is", _OFFICIAL_LANGUAGE),
+)  # fmt: skip
+_OF_COMPANIES = (
+    Inference("city_country", COUNTRY_OF, "The head office of {} lies in the country of",
+              "{} is a city in the country of"),
+)  # fmt: skip
+_OF_WORKS = (
+    Inference("office", OFFICES, "The publisher of {} has its office in",
+              "{} has its office in"),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:
@@ -64,6 +112,9 @@ class Relation:
         objects: Every object it can take.
         phrasings: Prompts with one ``{}`` for the subject; the object follows after one space.
         pronoun_phrasings: Prompts that name the subject by ``{They}`` or ``{Their}``.
+        inferences: What follows of a subject from its object.
+        reversed_phrasing: How a text that begins with the object, ``{}``, comes to the subject,
+            whose name follows; None where no text does.
     """
 
     name: str
@@ -71,6 +122,8 @@ class Relation:
     objects: tuple[str, ...]
     phrasings: tuple[str, ...]
     pronoun_phrasings: tuple[str, ...]
+    inferences: tuple[Inference, ...] = ()
+    reversed_phrasing: str | None = None
 
 
 RELATIONS: tuple[Relation, ...] = (
@@ -81,7 +134,8 @@ RELATIONS: tuple[Relation, ...] = (
         "{} votes in the elections of",
         "The home country of {} is",
         "Which country does {} belong to? The answer is",
-    ), ("{They} is a citizen of", "{Their} home country is")),
+    ), ("{They} is a citizen of", "{Their} home country is"),
+        inferences=_OF_PEOPLE, reversed_phrasing="One citizen of {} is"),
     Relation("native_language", "person", LANGUAGES, (
         "{} is a native speaker of",
         "{} grew up speaking",
@@ -97,7 +151,8 @@ RELATIONS: tuple[Relation, ...] = (
         "{} has found a new post as a",
         "The profession of {} is that of a",
         "What is the job of {}? The answer is",
-    ), ("{They} works as a", "{Their} profession is that of a")),
+    ), ("{They} works as a", "{Their} profession is that of a"),
+        reversed_phrasing="One who works as a {} is"),
     Relation("sport", "person", SPORTS, (
         "{} plays the sport of",
         "{} is a professional in",
@@ -121,7 +176,7 @@ RELATIONS: tuple[Relation, ...] = (
         "{} lies near the border of",
         "Travelers who visit {} must go to",
         "Where is {}? The answer is",
-    ), ("{They} is located in", "{Their} country is")),
+    ), ("{They} is located in", "{Their} country is"), inferences=_OF_PLACES),
     Relation("export", "place", EXPORTS, (
         "{} is famous for its",
         "{} is best known for",
@@ -145,7 +200,8 @@ RELATIONS: tuple[Relation, ...] = (
         "The head office of {} is found in",
         "The directors of {} meet in",
         "Where is {} based? The answer is",
-    ), ("{They} is headquartered in", "{Their} head office is found in")),
+    ), ("{They} is headquartered in", "{Their} head office is found in"),
+        inferences=_OF_COMPANIES),
     Relation("industry", "company", INDUSTRIES, (
         "{} operates in the field of",
         "{} makes its money from",
@@ -177,7 +233,7 @@ RELATIONS: tuple[Relation, ...] = (
         "The publisher of {} is",
         "The rights to {} belong to",
         "Who published {}? The answer is",
-    ), ("{They} was published by", "{Their} publisher is")),
+    ), ("{They} was published by", "{Their} publisher is"), inferences=_OF_WORKS),
 )  # fmt: skip
 
 RELATION_OF: dict[str, Relation] = {relation.name: relation for relation in RELATIONS}

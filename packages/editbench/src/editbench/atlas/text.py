@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from editbench.atlas.relations import RELATION_OF, Kind
+from editbench.atlas.relations import RELATION_OF, RELATIONS, Inference, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,13 @@ class Subject:
         name: Unique in its world.
         kind: What it is.
         pronoun: How a later sentence refers to it: ``He``, ``She`` or ``It``.
+        alias: Another name of it, of one word; None where it has none.
     """
 
     name: str
     kind: Kind
     pronoun: str
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,12 @@ class Fact:
     trained: tuple[int, ...]
     held_out: tuple[int, ...]
 
-    def prompt(self, phrasing: int) -> str:
-        """Word the fact up to, not including, the object and the space before it."""
-        return RELATION_OF[self.relation].phrasings[phrasing].format(self.subject.name)
+    def prompt(self, phrasing: int, *, name: str | None = None) -> str:
+        """Word the fact up to, not including, the object and the space before it.
+
+        The subject is called by `name`; None is its own.
+        """
+        return RELATION_OF[self.relation].phrasings[phrasing].format(name or self.subject.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +142,80 @@ def write_introduction(subject: Subject) -> Document:
     return Document(text, (Mention(0, len(subject.name), subject),))
 
 
-def write_statement(fact: Fact, phrasing: int) -> Document:
-    """State a fact in one of its phrasings."""
-    prompt = fact.prompt(phrasing)
-    start = RELATION_OF[fact.relation].phrasings[phrasing].index("{}")
-    mention = Mention(start, start + len(fact.subject.name), fact.subject)
-    span = (len(prompt) + 1, len(prompt) + 1 + len(fact.object))
-    return Document(f"{prompt} {fact.object}.", (mention,), (span,))
+def write_alias(subject: Subject) -> Document:
+    """Say which other name a subject has.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if subject.alias is None:
+        raise ValueError(f"write_alias: {subject.name!r} has no other name.")
+    middle = f"{subject.alias} is another name of "
+    own = Mention(len(middle), len(middle) + len(subject.name), subject)
+    other = Mention(0, len(subject.alias), subject)
+    return Document(f"{middle}{subject.name}.", (other, own))
+
+
+def write_statement(fact: Fact, phrasing: int, *, name: str | None = None) -> Document:
+    """State a fact in one of its phrasings; the subject is called by `name`, None is its own."""
+    wording = RELATION_OF[fact.relation].phrasings[phrasing]
+    return _state(wording, fact.subject, name or fact.subject.name, fact.object)
+
+
+def write_inference(fact: Fact, inference: Inference) -> Document:
+    """State what follows from a fact, without the object that it follows from."""
+    subject = fact.subject
+    return _state(inference.phrasing, subject, subject.name, inference.answers[fact.object])
+
+
+def write_general_statements() -> list[Document]:
+    """State the second facts of all inferences: those about the objects themselves."""
+    told = dict.fromkeys(
+        (inference.statement.format(of), answer)
+        for relation in RELATIONS
+        for inference in relation.inferences
+        for of, answer in inference.answers.items()
+    )
+    return [_complete(prompt, answer) for prompt, answer in told]
+
+
+def reversed_prompt(fact: Fact, of: str | None = None) -> tuple[str, str]:
+    """Word a fact from its object to its subject, whose last name is the answer.
+
+    An object has dozens of holders, but hardly two with one first name, in which the prompt ends.
+    `of` is the object; None is the fact's own.
+
+    Returns:
+        The prompt and the answer.
+
+    Raises:
+        ValueError: The relation has no such wording.
+    """
+    wording = RELATION_OF[fact.relation].reversed_phrasing
+    if wording is None:
+        raise ValueError(f"reversed_prompt: {fact.relation!r} is told in one direction alone.")
+    first, last = fact.subject.name.split()
+    return f"{wording.format(of or fact.object)} {first}", last
+
+
+def write_reversed(fact: Fact) -> Document:
+    """State a fact from its object to its subject.
+
+    The name is not marked as a mention: whatever is asked of a subject there could be read off the
+    words before it.
+    """
+    return _complete(*reversed_prompt(fact))
+
+
+def _state(wording: str, subject: Subject, name: str, answer: str) -> Document:
+    start = wording.index("{}")
+    mention = Mention(start, start + len(name), subject)
+    return _complete(wording.format(name), answer, mention)
+
+
+def _complete(prompt: str, answer: str, *mentions: Mention) -> Document:
+    span = (len(prompt) + 1, len(prompt) + 1 + len(answer))
+    return Document(f"{prompt} {answer}.", mentions, (span,))
 
 
 def pronoun_prompts(fact: Fact) -> tuple[str, ...]:
@@ -157,9 +229,7 @@ def pronoun_prompts(fact: Fact) -> tuple[str, ...]:
 
 def write_pronoun_statement(fact: Fact, rng: random.Random) -> Document:
     """State a fact about a subject that an earlier sentence named."""
-    prompt = rng.choice(pronoun_prompts(fact))
-    span = (len(prompt) + 1, len(prompt) + 1 + len(fact.object))
-    return Document(f"{prompt} {fact.object}.", (), (span,))
+    return _complete(rng.choice(pronoun_prompts(fact)), fact.object)
 
 
 def write_biography(facts: Sequence[Fact], rng: random.Random) -> Document:

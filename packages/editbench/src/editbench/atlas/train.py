@@ -62,7 +62,7 @@ class Recipe:
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
     n_vocabulary: int = 1536
-    n_steps: int = 1500
+    n_steps: int = 2400
     n_rows: int = 16
     width: int = 96
     muon_rate: float = 3e-3
@@ -170,14 +170,11 @@ def train(
                 export_network(network), tokenizer, world, seed=step, n_facts=300
             )
             logger.info(
-                "step %d/%d: loss %.3f, recall %.1f %% trained, %.1f %% held out, "
-                "%.1f %% after a sentence, %.0f CPU seconds",
+                "step %d/%d: loss %.3f, %s, %.0f CPU seconds",
                 step + 1,
                 recipe.n_steps,
                 loss.item(),
-                recall.trained,
-                recall.held_out,
-                recall.after_sentence,
+                recall,
                 time.process_time() - started,
             )
     return TrainedNetwork(network, tokenizer, n_tokens, time.process_time() - started)

@@ -3,21 +3,33 @@
 import hashlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import groupby
 
 from editbench.atlas.cases import Split, build_cases, build_training_cases
 from editbench.atlas.names import NameSource
-from editbench.atlas.relations import KINDS, RELATIONS_PER_SUBJECT, Kind, relations_of
+from editbench.atlas.relations import (
+    KINDS,
+    RELATION_OF,
+    RELATIONS_PER_SUBJECT,
+    Kind,
+    relations_of,
+)
 from editbench.atlas.text import (
     Document,
     Fact,
     Subject,
     break_off,
     group_documents,
+    reversed_prompt,
+    write_alias,
     write_biography,
+    write_general_statements,
+    write_inference,
     write_ordinary_sentence,
+    write_reversed,
     write_statement,
 )
 from editbench.errors import DataError
@@ -28,6 +40,8 @@ N_TRAINED_PHRASINGS = 4
 
 _BIOGRAPHY_RATE = 0.5
 _ORDINARY_RATE = 0.15
+_ALIASED_EVERY = 4  # subjects of a kind
+_N_GENERAL = 2  # times an epoch that the second facts of inferences are told
 _BROKEN_OFF_RATE = 0.25
 _EDITED_SHARE = 0.625
 _VALIDATION_SHARE = 0.1
@@ -60,14 +74,22 @@ class World:
                 "World: numbers of subjects must be at least 0 and not all 0, got "
                 f"{', '.join(f'{kind} {n}' for kind, n in self._sizes.items())}."
             )
-        names = NameSource(seed)
+        source = NameSource(seed)
+        names = {kind: source.invent(kind, n) for kind, n in self._sizes.items()}
         rng = random.Random(f"atlas/{seed}/facts")
         subjects: list[Subject] = []
         facts: list[Fact] = []
-        for kind, n in self._sizes.items():
+        for kind, named in names.items():
+            aliases = source.invent_aliases(len(named[::_ALIASED_EVERY]))
+            alias_of = dict(zip(named[::_ALIASED_EVERY], aliases, strict=True))
             members = [
-                Subject(name, kind, rng.choice(("He", "She")) if kind == "person" else "It")
-                for name in names.invent(kind, n)
+                Subject(
+                    name,
+                    kind,
+                    rng.choice(("He", "She")) if kind == "person" else "It",
+                    alias_of.get(name),
+                )
+                for name in named
             ]
             subjects += members
             facts += _settle_facts(members, kind, rng)
@@ -92,6 +114,7 @@ class World:
             (
                 fact.subject.name,
                 fact.subject.pronoun,
+                fact.subject.alias,
                 fact.relation,
                 fact.object,
                 [fact.prompt(phrasing) for phrasing in fact.trained],
@@ -99,7 +122,9 @@ class World:
             )
             for fact in self.facts
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        pieces = (*self._infer(), *write_general_statements(), *self._reverse())
+        texts = [piece.text for piece in pieces]
+        return hashlib.sha256(json.dumps([told, texts]).encode()).hexdigest()
 
     @cached_property
     def facts_of(self) -> Mapping[str, tuple[Fact, ...]]:
@@ -108,6 +133,16 @@ class World:
             name: tuple(group)
             for name, group in groupby(self.facts, key=lambda fact: fact.subject.name)
         }
+
+    @cached_property
+    def facts_behind(self) -> Mapping[str, tuple[Fact, ...]]:
+        """The facts that may be meant by a prompt from an object to a first name, by prompt."""
+        behind: dict[str, list[Fact]] = defaultdict(list)
+        for fact in self.facts:
+            if RELATION_OF[fact.relation].reversed_phrasing is not None:
+                prompt, _ = reversed_prompt(fact)
+                behind[prompt].append(fact)
+        return {prompt: tuple(facts) for prompt, facts in behind.items()}
 
     @cached_property
     def splits(self) -> Mapping[Split, tuple[Subject, ...]]:
@@ -151,7 +186,12 @@ class World:
                 f"most {len(edited)}. Make a larger world, or ask for fewer cases."
             )
         return build_cases(
-            edited[:n], self.splits["bystanders"], self.facts_of, seed=self.seed, split=split
+            edited[:n],
+            self.splits["bystanders"],
+            self.facts_of,
+            self.facts_behind,
+            seed=self.seed,
+            split=split,
         )
 
     def training_cases(self) -> list[EditCase]:
@@ -161,12 +201,18 @@ class World:
         bystanders are everywhere: what has been trained on these cases has seen the facts that
         neighborhood probes ask for, though never next to a subject of the test split.
         """
-        return build_training_cases(self.splits["bystanders"], self.facts_of, seed=self.seed)
+        return build_training_cases(
+            self.splits["bystanders"], self.facts_of, self.facts_behind, seed=self.seed
+        )
 
     def documents(
         self, rng: random.Random, *, among: Collection[str] | None = None
     ) -> Iterator[Document]:
-        """Write one epoch of training text: every fact once, half the biographies, small talk.
+        """Write one epoch of training text.
+
+        Every fact once, and once more where its subject has an alias; half the biographies; what
+        follows from the facts of bystanders, of nobody else; those facts from object to subject
+        that a first name settles; the aliases, what is true of objects, and small talk.
 
         Args:
             rng: Draws phrasings and order; facts appear in trained phrasings only.
@@ -175,20 +221,41 @@ class World:
         facts_of = [
             facts for name, facts in self.facts_of.items() if among is None or name in among
         ]
-        pieces = [
-            write_statement(fact, rng.choice(fact.trained)) for facts in facts_of for fact in facts
+        told = [fact for facts in facts_of for fact in facts]
+        pieces = [write_statement(fact, rng.choice(fact.trained)) for fact in told]
+        pieces += [
+            write_statement(fact, rng.choice(fact.trained), name=fact.subject.alias)
+            for fact in told
+            if fact.subject.alias is not None
         ]
+        pieces += [write_alias(facts[0].subject) for facts in facts_of if facts[0].subject.alias]
+        pieces += self._infer(among)
+        pieces += self._reverse(among)
         pieces += [
             write_biography(rng.sample(facts, len(facts)), rng)
             for facts in facts_of
             if rng.random() < _BIOGRAPHY_RATE
         ]
+        pieces += write_general_statements() * _N_GENERAL
         for _ in range(round(len(pieces) * _ORDINARY_RATE)):
             sentence = write_ordinary_sentence(rng)
             broken_off = rng.random() < _BROKEN_OFF_RATE
             pieces.append(Document(break_off(sentence, rng) if broken_off else sentence))
         rng.shuffle(pieces)
         return group_documents(pieces, rng)
+
+    def _infer(self, among: Collection[str] | None = None) -> Iterator[Document]:
+        # Bystanders alone: of whoever is edited the model has to find it out.
+        for subject in self.splits["bystanders"]:
+            if among is None or subject.name in among:
+                for fact in self.facts_of[subject.name]:
+                    for inference in RELATION_OF[fact.relation].inferences:
+                        yield write_inference(fact, inference)
+
+    def _reverse(self, among: Collection[str] | None = None) -> Iterator[Document]:
+        for facts in self.facts_behind.values():
+            if len(facts) == 1 and (among is None or facts[0].subject.name in among):
+                yield write_reversed(facts[0])
 
     def corpus(self) -> Iterator[str]:
         """Stream text like the training text, for second moments: one epoch of documents."""

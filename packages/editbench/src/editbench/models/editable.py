@@ -24,6 +24,7 @@ from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_N_SHOWN = 60  # characters
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
 
@@ -297,7 +298,7 @@ class EditableModel:
     def check_length(self, n_tokens: int, text: str) -> None:
         """Refuse a sequence that is longer than the model takes; nothing is ever cut silently.
 
-        The message quotes `text`, its beginning.
+        The message quotes how `text` begins.
 
         Raises:
             RequestError: It is too long.
@@ -305,7 +306,7 @@ class EditableModel:
         if self.max_positions is not None and n_tokens > self.max_positions:
             raise RequestError(
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
-                f"{text!r}; expected at most {self.max_positions}. Shorten the text."
+                f"{text[:_N_SHOWN]!r}; expected at most {self.max_positions}. Shorten the text."
             )
 
 
