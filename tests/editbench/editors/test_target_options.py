@@ -71,7 +71,10 @@ def test_argmax_stops_at_the_first_step_that_says_the_target(
     for edit, steps in enumerate(by_argmax.n_steps.tolist()):
         one, settings = [REQUESTS[edit]], SETTINGS.model_copy(update={"n_steps": steps})
         cut_short = optimize(model, one, settings)
-        torch.testing.assert_close(by_argmax.states[edit], cut_short.states[0])
+        # Alone it is computed in other batches, whose rounding the steps carry on.
+        torch.testing.assert_close(
+            by_argmax.states[edit], cut_short.states[0], rtol=1e-4, atol=1e-4
+        )
         earlier = SETTINGS.model_copy(update={"n_steps": steps - 1})
         assert says_target(model, one[0], cut_short.states[0] - cut_short.initial[0])
         before = optimize(model, one, earlier)

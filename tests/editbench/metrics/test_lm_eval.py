@@ -194,7 +194,8 @@ def test_documents_alone_and_together(model: EditableModel, write: Write) -> Non
     assert (seen[0], seen[-1]) == ((0, 10), (10, 10))  # 3 + 2 + 2 choices, and 3 continuations
     for unit in metric.units():
         (alone,) = metric.measure(model, [unit], lambda done, of: None).values()
-        assert alone == pytest.approx(together[unit], rel=1e-5)
+        # A perplexity of 10¹⁹ has the rounding of its logarithm, fifty times as large.
+        assert alone == pytest.approx(together[unit], rel=1e-4)
 
 
 def test_an_edit_of_prompts_stands_before_the_prompt(model: EditableModel, write: Write) -> None:
