@@ -17,10 +17,8 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
 from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
-from editbench.editors.remaking import Base
-from editbench.editors.targets.cache import TargetLedger
+from editbench.editors.making import Base, Means
 from editbench.edits.edit import Edit
-from editbench.edits.recipe import EditRecipe
 from editbench.edits.revision import revise
 from editbench.errors import ConfigError, EditError
 from editbench.metrics.base import AnyMetric
@@ -35,7 +33,7 @@ from editbench.plugins.sources import (
     open_dataset,
 )
 from editbench.progress import Progress, report_nothing
-from editbench.requests import ConflictPolicy, EditCase, EditRequest, cut_batches, resolve_conflicts
+from editbench.requests import ConflictPolicy, EditCase, EditRequest, resolve_conflicts
 from editbench.results.report import summarize
 from editbench.runner import grid, has_questions, run_grid
 
@@ -139,15 +137,17 @@ def edit(
     made = editor_type(chosen)
     if made.needs_second_moments(model) and (remark := describe_default_corpus(inputs, model)):
         warnings.warn(remark, stacklevel=2)
-    completed = complete_inputs(inputs, model)
-    content = completed.content
-    if origin is not None:
-        completed, content = origin.take_over(inputs, completed)
-    ledger = TargetLedger(None if origin is None else origin.recipe.targets)
-    resources = completed.resources(seed or 0, _folder(cache), report_progress, ledger)
-    result = made.edit_in_batches(model, cut_batches(requests, batch_size), resources)
-    result.recipe = EditRecipe(requests, seed or 0, batch_size, content, ledger.kept())
-    return result
+    means = Means.of(
+        model,
+        made,
+        inputs,
+        complete_inputs(inputs, model),
+        base=origin,
+        seed=seed or 0,
+        cache=_folder(cache),
+        report_progress=report_progress,
+    )
+    return means.write(requests, batch_size)
 
 
 def evaluate(

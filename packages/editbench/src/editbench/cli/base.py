@@ -11,7 +11,7 @@ from editbench.errors import ConfigError
 from editbench.requests import find_superseded
 
 if TYPE_CHECKING:
-    from editbench.editors.remaking import Base
+    from editbench.editors.making import Base
     from editbench.edits.revision import Revision
     from editbench.requests import EditRequest
 
@@ -29,7 +29,7 @@ def base_options() -> Decorator:
                     "the edit file."
                 )
             return None
-        from editbench.editors.remaking import Base
+        from editbench.editors.making import Base
         from editbench.edits.weight_edit import WeightEdit
 
         return Base.of(WeightEdit.load(base_file), str(base_file), drop)

@@ -21,7 +21,7 @@ from editbench.requests import (
 
 if TYPE_CHECKING:
     from editbench.datasets.base import Dataset
-    from editbench.editors.remaking import Base
+    from editbench.editors.making import Base
     from editbench.models.greedy import Said
 
 

@@ -1,10 +1,9 @@
 """``editbench edit``: facts in, an edit file out."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,8 +27,8 @@ from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
     from editbench.cli.preview import Neighbor
-    from editbench.editors.base import Editor, Inputs, Resources
-    from editbench.editors.remaking import Base
+    from editbench.editors.base import Editor, Inputs
+    from editbench.editors.making import Base
     from editbench.editors.targets.cache import TargetLedger
     from editbench.edits.edit import Edit
     from editbench.models.editable import EditableModel
@@ -160,6 +159,7 @@ def edit(
         raise click.UsageError("Missing option '--out'.")
     editor, seed = editor or "memit", seed or 0
     from editbench.cli.preview import preview
+    from editbench.editors.making import Means
     from editbench.editors.subject_tokens import check_requests
     from editbench.models.greedy import say_greedily
 
@@ -196,7 +196,16 @@ def edit(
         remark_on_corpus([editing], inputs, editable, display)
         for line in caution_of_batches(editable, editing, chosen.batches):
             display.say(line)
-        means = _Means.of(editable, editing, inputs, base, seed, cache, display)
+        means = Means.of(
+            editable,
+            editing,
+            inputs,
+            complete_inputs(inputs, editable),
+            base=base,
+            seed=seed,
+            cache=cache,
+            report_progress=display,
+        )
         neighbors: list[Neighbor] = []
         if not only_plan and (show_preview or skip_known):
             said = say_greedily(editable, [request.question for request in chosen.requests])
@@ -213,7 +222,12 @@ def edit(
             display.say(tables.rstrip("\n"))
         if out is not None and not only_plan:
             announce(work, means.resources.cache, display)
-            edit = means.write(chosen, display, keep_targets=keep_targets)
+            edit = means.write(
+                chosen.requests,
+                chosen.batch_size,
+                lambda n: display.say(f"Wrote batch {n} of {len(chosen.batches)}."),
+                keep_targets=keep_targets,
+            )
             edit.save(out)
             findings = Findings.of(
                 edit,
@@ -277,64 +291,6 @@ def _configure(
     config, origin = overrides.configure(editor_type, model, start)
     display.say(f"Settings of {editor_type.name}: {origin}.")
     return editor_type(config)
-
-
-@dataclass(frozen=True)
-class _Means:
-    """What an edit is computed with.
-
-    Attributes:
-        model: The model.
-        editor: The editor, configured.
-        resources: What surrounds the edit.
-        ledger: Target states that are known already, and those that come to be used.
-        content: What the edit file says of the inputs.
-    """
-
-    model: "EditableModel"
-    editor: "Editor"
-    resources: "Resources"
-    ledger: "TargetLedger"
-    content: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        model: "EditableModel",
-        editor: "Editor",
-        inputs: "Inputs",
-        base: "Base | None",
-        seed: int,
-        cache: Path | None,
-        display: ProgressDisplay,
-    ) -> Self:
-        """Complete the inputs, by those of the edit that is made again, if one is."""
-        from editbench.editors.targets.cache import TargetLedger
-
-        completed = complete_inputs(inputs, model)
-        content = completed.content
-        if base is not None:
-            completed, content = base.take_over(inputs, completed)
-        ledger = TargetLedger(None if base is None else base.recipe.targets)
-        resources = completed.resources(seed, cache, display, ledger)
-        return cls(model, editor, resources, ledger, content)
-
-    def write(self, facts: ChosenFacts, display: ProgressDisplay, *, keep_targets: bool) -> "Edit":
-        """Compute the edit, which knows what it was made from."""
-        from editbench.edits.recipe import EditRecipe, KeptTargets
-
-        batches = facts.batches
-        edit = self.editor.edit_in_batches(
-            self.model,
-            batches,
-            self.resources,
-            lambda n_written: display.say(f"Wrote batch {n_written} of {len(batches)}."),
-        )
-        kept = self.ledger.kept() if keep_targets else KeptTargets.of([])
-        edit.recipe = EditRecipe(
-            facts.requests, self.resources.seed, facts.batch_size, self.content, kept
-        )
-        return edit
 
 
 def _tell(edit: "Edit", ledger: "TargetLedger", base: "Base | None", findings: Findings) -> None:

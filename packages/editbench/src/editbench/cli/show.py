@@ -66,7 +66,7 @@ def diff(first: Path, second: Path, output_format: str) -> None:
     Facts are compared by what they say, whatever their ids: those that only one of the files has,
     and those that have another target. What else differs in their making is listed, too.
     """
-    from editbench.editors.remaking import recipe_of
+    from editbench.editors.making import recipe_of
     from editbench.edits.revision import compare_facts
     from editbench.edits.weight_edit import WeightEdit
 

@@ -1,14 +1,19 @@
-"""An edit that is made again, with other facts: what it takes from the one that it stands on."""
+"""How an edit is made so that it can be made again, with other facts, and how that is done."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
-from editbench.editors.base import Editor, EditorConfig, Inputs
+from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
+from editbench.editors.targets.cache import TargetLedger
 from editbench.edits.edit import Edit
-from editbench.edits.recipe import EditRecipe
+from editbench.edits.recipe import EditRecipe, KeptTargets
 from editbench.errors import ConfigError, EditError
+from editbench.models.editable import EditableModel
+from editbench.progress import Progress, report_nothing
+from editbench.requests import EditRequest, cut_batches
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,83 @@ class Base:
             own = ContextPrefixes.of(groups, self.name)
             completed = replace(completed, context_prefixes=own)
         return completed, content
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an edit is made with.
+
+    Attributes:
+        model: The model.
+        editor: The editor, configured.
+        resources: What surrounds the edit.
+        ledger: Target states that are known already, and those that come to be used.
+        content: What the edit file says of the inputs.
+    """
+
+    model: EditableModel
+    editor: Editor
+    resources: Resources
+    ledger: TargetLedger
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: EditableModel,
+        editor: Editor,
+        given: Inputs,
+        completed: Inputs,
+        *,
+        base: Base | None,
+        seed: int,
+        cache: Path | None,
+        report_progress: Progress = report_nothing,
+    ) -> Self:
+        """Put them together.
+
+        Args:
+            model: The model.
+            editor: The editor, configured.
+            given: What somebody chose.
+            completed: The same, completed for the model.
+            base: The edit that is made again, which says what nobody chose; None makes a new one.
+            seed: Source of every random choice.
+            cache: Folder for results worth keeping between runs; None keeps nothing.
+            report_progress: Called as long work advances.
+
+        Raises:
+            ConfigError: `base` was made with other second moments; see `Base.take_over`.
+        """
+        content = completed.content
+        if base is not None:
+            completed, content = base.take_over(given, completed)
+        ledger = TargetLedger(None if base is None else base.recipe.targets)
+        resources = completed.resources(seed, cache, report_progress, ledger)
+        return cls(model, editor, resources, ledger, content)
+
+    def write(
+        self,
+        requests: Sequence[EditRequest],
+        batch_size: int | None,
+        on_written: Callable[[int], None] | None = None,
+        *,
+        keep_targets: bool = True,
+    ) -> Edit:
+        """Compute the edit, which knows what it was made from.
+
+        Args:
+            requests: What to write.
+            batch_size: How many at a time; None for all at once.
+            on_written: Told after each batch but the last how many are written.
+            keep_targets: Whether its file is to hold the target states.
+        """
+        batches = cut_batches(requests, batch_size)
+        edit = self.editor.edit_in_batches(self.model, batches, self.resources, on_written)
+        kept = self.ledger.kept() if keep_targets else KeptTargets.of([])
+        seed = self.resources.seed
+        edit.recipe = EditRecipe(tuple(requests), seed, batch_size, self.content, kept)
+        return edit
 
 
 def recipe_of(edit: Edit, name: str) -> EditRecipe:
