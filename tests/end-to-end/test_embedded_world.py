@@ -22,6 +22,21 @@ def test_memit_edits_what_the_model_knows(editbench, report, cache, tmp_path) ->
     assert rows["memit", "score"]["ci_low"] <= rows["memit", "score"]["value"]
 
 
+def test_what_follows_is_asked_of_all_kinds(editbench, report, cache, tmp_path) -> None:
+    out = tmp_path / "run"
+    editbench("run", "--metrics", "portability", "--n-edits", 60, "--out", out, "--cache", cache)
+    rows = report(out)
+    kinds = ("aliasing", "multi_hop", "reversal")
+    before, after = (
+        {kind: rows[editor, f"{kind}_accuracy"]["value"] for kind in kinds}
+        for editor in ("unedited", "memit")
+    )
+    assert before["aliasing"] == before["multi_hop"] == 0
+    assert after["aliasing"] >= 70  # not where the other name is no pronoun
+    assert after["multi_hop"] >= 40
+    assert after["reversal"] <= before["reversal"] + 25  # an edit has one direction
+
+
 @pytest.mark.thorough
 def test_an_edit_survives_the_way_through_files(editbench, cache, tmp_path) -> None:
     """Facts in, edit file out, edit file onto the model, saved; then plain transformers."""
