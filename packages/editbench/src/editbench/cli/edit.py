@@ -222,10 +222,11 @@ def edit(
             display.say(tables.rstrip("\n"))
         if out is not None and not only_plan:
             announce(work, means.resources.cache, display)
+            n_batches = len(chosen.batches)
             edit = means.write(
                 chosen.requests,
                 chosen.batch_size,
-                lambda n: display.say(f"Wrote batch {n} of {len(chosen.batches)}."),
+                lambda n: display.say(f"Wrote batch {n} of {n_batches}."),
                 keep_targets=keep_targets,
             )
             edit.save(out)
