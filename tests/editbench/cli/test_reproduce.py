@@ -54,9 +54,35 @@ def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_pat
     assert editors == {"unedited", "ft-w", "rome", "memit"}
 
 
+def test_other_editors_other_metrics_and_text_of_ones_own(invoke, small, corpus_file, tmp_path):
+    emmet = [option.replace("memit", "emmet") for option in MEMIT]
+    chosen = ["--editor", "emmet", "--metrics", "success,perplexity", "--held-out-text", corpus_file]
+    options = [*small, *emmet, *chosen, "--max-edits", 2, "--out", "here"]
+    assert invoke("reproduce", "table2", *options).exit_code == 0
+    manifest = manifest_of(tmp_path / "here")
+    assert {trial.editor for trial in manifest.trials.values()} == {"unedited", "emmet"}
+    lines = json.loads(invoke("report", "here", "--format", "json").stdout)
+    assert {line["metric"] for line in lines} > {"efficacy_success", "perplexity"}
+    assert "efficacy_accuracy" not in {line["metric"] for line in lines}
+
+
+def test_a_plan_computes_nothing(invoke, small, tmp_path):
+    options = ["reproduce", "lambda", *small, *MEMIT, "--max-edits", 2, "--out", "here"]
+    planned = invoke(*options, "--plan")
+    assert planned.exit_code == 0, planned.output
+    assert planned.stdout.count(", seed 0\n") == 10  # the unedited model is one
+    assert "target hidden states" in planned.stdout
+    assert not (tmp_path / "here").exists()
+    assert invoke(*options).exit_code == 0
+    assert "Nothing" in invoke(*options, "--plan", "--resume").stdout
+
+
 def test_what_is_wrong_is_said_before_anything_is_done(refuses, small):
     refuses("reproduce", "tabel2", *small, "--out", "here", says="Did you mean 'table2'?")
-    refuses("reproduce", "scaling", *small, says="Missing option '--out'")
+    refuses("reproduce", "scaling", *small, "--resume", says="Name its folder with --out DIR")
+    refuses("reproduce", "lambda", *small, "--editor", "rome", says="varies the settings of memit")
+    refuses("reproduce", "table2", *small, "--editor", "romee", says="Did you mean 'rome'?")
+    refuses("reproduce", "table2", *small, "--metrics", "sucess", says="Did you mean 'success'?")
     two = ["--set", "memit.n_steps=3", "--set", "memit.n_steps=4"]
     refuses("reproduce", "lambda", *small, *two, "--out", "here", says="is given 2 settings")
     rome = ["--set", "rome.critical_layers=[1]"]

@@ -117,6 +117,21 @@ edits = shared(
     metavar="FILE",
     help="An edit file; several are added up. Repeatable.",
 )
+metrics = shared(
+    "--metrics",
+    multiple=True,
+    metavar="NAME[,NAME]",
+    shell_complete=complete_names("metrics", many=True),
+    help="What to measure; by default what is meant for the dataset.",
+)
+held_out_text = shared(
+    "--held-out-text",
+    type=in_file,
+    metavar="FILE",
+    help="Ordinary text to see what the edits have done to the rest of the model (metrics "
+    "'perplexity' and 'divergence'): a text file, one text a line, some 20,000 words at most. By "
+    "default what the dataset has.",
+)
 as_of = shared(
     "--as-of",
     metavar="DATE",

@@ -1,6 +1,7 @@
 """``editbench reproduce``: the paper's experiments, on any model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,20 @@ from editbench.cli.execution import (
     show_result,
     showing_progress,
 )
-from editbench.cli.lookup import default_metrics, note_files, read_cases, remark_on_corpus
+from editbench.cli.lookup import (
+    default_metrics,
+    metric_names,
+    note_files,
+    read_cases,
+    remark_on_corpus,
+)
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import Overrides, read_overrides
+from editbench.cli.plan import plan_option, show_plan, work_of_trials
 from editbench.cli.progress import ProgressDisplay
 from editbench.errors import ConfigError, EditError, UnknownNameError
 from editbench.plugins.manager import PluginManager
-from editbench.plugins.sources import complete_inputs, open_dataset
+from editbench.plugins.sources import complete_inputs, open_dataset, view_dataset
 from editbench.requests import ConflictPolicy
 
 if TYPE_CHECKING:
@@ -51,6 +59,8 @@ Experiments, and where the paper (arXiv 2210.07229) has them:
 Examples:
   editbench reproduce table2 --max-edits 300 --out runs/table2
   editbench reproduce scaling --out runs/scaling --resume
+  editbench reproduce table2 --editor memit --editor alphaedit --out runs/two
+  editbench reproduce scaling --model gpt-j-6b --dtype bfloat16 --plan
   editbench reproduce table1 --model gpt-j-6b --dataset zsre --out runs/gpt-j
   editbench reproduce demonstrations --model gpt2-xl --dataset facts=mine.jsonl --out runs/mine
 """
@@ -68,6 +78,13 @@ Examples:
     metavar="N",
     help="The largest number of facts at once. [default: the paper's, or what the data allow]",
 )
+@options.editor(
+    "editors",
+    multiple=True,
+    help="Compare this editor instead of the experiment's: fewer, or your own. Repeatable.",
+)
+@options.metrics(help="What to measure, instead of what the experiment does.")
+@options.held_out_text()
 @options.seed()
 @options.set_(help="One hyperparameter, where the experiment does not vary it; wins over --config.")
 @options.config(
@@ -78,8 +95,9 @@ Examples:
 )
 @options.on_conflict(default="keep-first")
 @options.skip_invalid()
-@options.out(required=True, metavar="DIR", help="The run folder.")
+@options.out(metavar="DIR", help="The run folder. [default: runs/<time>]")
 @options.resume()
+@plan_option()
 @options.inputs()
 @options.loading()
 @executor_options()
@@ -91,13 +109,17 @@ def reproduce(
     model: str,
     dataset: str | None,
     max_edits: int | None,
+    editors: tuple[str, ...],
+    metrics: tuple[str, ...],
+    held_out_text: Path | None,
     seed: int,
     set_options: tuple[str, ...],
     config_files: tuple[str, ...],
     on_conflict: ConflictPolicy,
     skip_invalid: bool,
-    out: Path,
+    out: Path | None,
     resume: bool,
+    only_plan: bool,
     inputs: "Inputs",
     cache: Path | None,
     loading: ModelLoading,
@@ -111,22 +133,31 @@ def reproduce(
     folder: 'editbench report DIR' shows it in other formats, and the paper's figure of it is drawn
     into DIR/figures.
     """
+    from editbench.datasets.corpus import text_file_corpus
     from editbench.experiments import EXPERIMENTS, Setup
     from editbench.runner import prepare_run
 
     if name not in EXPERIMENTS:
         raise UnknownNameError("experiment", name, EXPERIMENTS)
     experiment = EXPERIMENTS[name]
-    folder = choose_folder(out, resume=resume)
+    if editors:
+        experiment = experiment.with_editors(editors)
+    if metrics:
+        experiment = replace(experiment, metrics=metric_names(metrics))
+    folder = choose_folder(out if resume or not only_plan else None, resume=resume)
     names = experiment.editors or [each for each in plugins.editors() if each != "unedited"]
     editor_types = {editor: plugins.get_editor(editor) for editor in names}
     overrides = _read_overrides(experiment, editor_types, config_files, set_options)
     chosen = dataset or _default_source(experiment, model)
-    source = open_dataset(chosen, plugins, cache, skip_invalid=skip_invalid)
+    source = view_dataset(
+        open_dataset(chosen, plugins, cache, skip_invalid=skip_invalid),
+        held_out=None if held_out_text is None else text_file_corpus(held_out_text),
+    )
     with showing_progress(folder, quiet=quiet) as display:
         read_cases(source, display)
         note_files(overrides.values(), display)
-        editable = loading.load(model, plugins)
+        load = loading.outline if only_plan and not resume else loading.load
+        editable = load(model, plugins)
         configured = _configure(editable, editor_types, overrides, display)
         remark_on_corpus(configured.values(), inputs, editable, display)
         setup = Setup(
@@ -139,16 +170,23 @@ def reproduce(
             on_conflict=on_conflict,
             inputs=complete_inputs(inputs, editable),
         )
-        summary = run_prepared(
-            prepare_run(experiment.trials(setup)),
-            folder,
-            plugins,
-            display,
-            resume=resume,
-            cache=cache,
-            executor=executor,
-            provenance={"experiment": experiment.name, "paper": experiment.paper},
-        )
+        prepared = prepare_run(experiment.trials(setup))
+        if only_plan:
+            work = work_of_trials(prepared, cache, resumed=folder if resume else None)
+        else:
+            summary = run_prepared(
+                prepared,
+                folder,
+                plugins,
+                display,
+                resume=resume,
+                cache=cache,
+                executor=executor,
+                provenance={"experiment": experiment.name, "paper": experiment.paper},
+            )
+    if only_plan:
+        show_plan(work, cache, is_divided=executor is not None)
+        return
     from editbench.results.figures import draw_figures
     from editbench.results.report import summarize
 

@@ -10,7 +10,6 @@ import click
 
 from editbench.cli import options
 from editbench.cli.cautions import caution_of_run
-from editbench.cli.completion import complete_names
 from editbench.cli.execution import (
     choose_folder,
     executor_options,
@@ -137,13 +136,7 @@ Examples:
     help="An editor's hyperparameters: a flat YAML or JSON file, ours or another tool's.",
 )
 @layers_option()
-@click.option(
-    "--metrics",
-    multiple=True,
-    metavar="NAME[,NAME]",
-    shell_complete=complete_names("metrics", many=True),
-    help="What to measure; by default what is meant for the dataset.",
-)
+@options.metrics()
 @harness_options()
 @click.option(
     "--chat",
@@ -152,14 +145,7 @@ Examples:
     help="Ask through the model's chat template: each prompt is a user's message, and what should "
     "follow it the answer. The facts are written that way, too.",
 )
-@click.option(
-    "--held-out-text",
-    type=options.in_file,
-    metavar="FILE",
-    help="Ordinary text to see what the edits have done to the rest of the model (metrics "
-    "'perplexity' and 'divergence'): a text file, one text a line, some 20,000 words at most. By "
-    "default what the dataset has.",
-)
+@options.held_out_text()
 @click.option(
     "--only-known",
     "facts",

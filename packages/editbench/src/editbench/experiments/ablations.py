@@ -79,12 +79,23 @@ WEIGHT_DECAY = Experiment(
     _vary_decay,
     METRICS,
     editors=("ft-w",),
+    varies=True,
 )
 LAYERS = Experiment(
-    "layers", "Figures 11-13", "MEMIT with other critical layers", _vary_layers, METRICS
+    "layers",
+    "Figures 11-13",
+    "MEMIT with other critical layers",
+    _vary_layers,
+    METRICS,
+    varies=True,
 )
 ATTENTION = Experiment(
-    "attention", "Figures 11-13", "MEMIT on attention instead of MLPs", _vary_module, METRICS
+    "attention",
+    "Figures 11-13",
+    "MEMIT on attention instead of MLPs",
+    _vary_module,
+    METRICS,
+    varies=True,
 )
 LAMBDA = Experiment(
     "lambda",
@@ -92,4 +103,5 @@ LAMBDA = Experiment(
     "MEMIT with other preservation weights λ",
     _vary_preservation,
     METRICS,
+    varies=True,
 )

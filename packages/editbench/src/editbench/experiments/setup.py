@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from editbench.datasets.base import Dataset
 from editbench.editors.base import Editor
+from editbench.errors import ConfigError
 from editbench.metrics.base import AnyMetric
 from editbench.models.editable import EditableModel
 from editbench.requests import ConflictPolicy, EditCase, resolve_conflicts
@@ -126,6 +127,7 @@ class Experiment:
         metrics: Names of the metrics that it asks for.
         editors: Names of the editors that take part; none means all.
         dataset: The dataset that the paper used.
+        varies: Whether it changes its one editor's settings, so that no other can take part.
     """
 
     name: str
@@ -135,6 +137,20 @@ class Experiment:
     metrics: tuple[str, ...] = ("success", "accuracy")
     editors: tuple[str, ...] = ("memit",)
     dataset: str = "counterfact"
+    varies: bool = False
+
+    def with_editors(self, names: Sequence[str]) -> Self:
+        """The same with other editors.
+
+        Raises:
+            ConfigError: It varies the settings of one.
+        """
+        if self.varies:
+            raise ConfigError(
+                f"--editor: '{self.name}' varies the settings of {self.editors[0]}, got "
+                f"{', '.join(names)}. Leave it out, or vary settings with 'editbench run --set'."
+            )
+        return replace(self, editors=tuple(dict.fromkeys(names)))
 
     def trials(self, setup: Setup) -> list[Trial]:
         """The trials on a model and dataset.
