@@ -14,19 +14,21 @@ MAX_EDITS_layers := 300
 MAX_EDITS_attention := 1000
 MAX_EDITS_lambda := 1000
 
-# The real model's. The data are downloaded, or are where NAME=PATH says:
-# make results-real COUNTERFACT=counterfact=counterfact.json ZSRE=zsre=zsre.json KNOWN_FACTS=known_1000.json
+# The real model's. The data are downloaded, or are where NAME=PATH says; CounterFact has no text for perplexity:
+# make results-real COUNTERFACT=counterfact=counterfact.json ZSRE=zsre=zsre.json KNOWN_FACTS=known_1000.json HELD_OUT=wikitext.txt
 REAL_MODEL := smollm2-135m-gguf
 COUNTERFACT := counterfact
 ZSRE := zsre
 KNOWN_FACTS := known_1000.json
-REAL_N_TRACED := 1000
-REAL_EXPERIMENTS := table1 table2 scaling layers lambda
-REAL_MAX_EDITS_table1 := 1000
-REAL_MAX_EDITS_table2 := 300
-REAL_MAX_EDITS_scaling := 700
-REAL_MAX_EDITS_layers := 100
-REAL_MAX_EDITS_lambda := 300
+HELD_OUT := wikitext.txt
+REAL_N_TRACED := 60
+REAL_EXPERIMENTS := table1 table2 fluency scaling layers lambda
+REAL_OPTIONS_table1 := --max-edits 1000 --editor ft-w --editor mend --editor memit
+REAL_OPTIONS_table2 := --max-edits 300 --metrics success,accuracy,perplexity
+REAL_OPTIONS_fluency := --max-edits 100
+REAL_OPTIONS_scaling := --max-edits 700 --metrics success,accuracy,perplexity --editor memit
+REAL_OPTIONS_layers := --max-edits 50
+REAL_OPTIONS_lambda := --max-edits 300
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
@@ -79,16 +81,17 @@ result-%: $(INSTALLED)
 	$(BIN)/editbench reproduce $* $(if $(MAX_EDITS_$*),--max-edits $(MAX_EDITS_$*)) --out runs/atlas/$* --resume
 	$(BIN)/editbench report runs/atlas/$* --format markdown --output docs/results/tables/$*.md --figures docs/results/figures
 
-results-real: $(REAL_EXPERIMENTS:%=real-result-%) real-result-trace  ## Run them on the real model (many hours).
+results-real: $(REAL_EXPERIMENTS:%=real-result-%) real-result-trace  ## Run them on the real model (seven hours of a core).
 
 real-result-%: $(INSTALLED) .venv/.real-model
-	$(BIN)/editbench reproduce $* --model $(REAL_MODEL) --dataset $(if $(filter table1,$*),$(ZSRE),$(COUNTERFACT)) --max-edits $(REAL_MAX_EDITS_$*) \
-		--skip-invalid --out runs/real/$* --resume
+	$(BIN)/editbench reproduce $(patsubst fluency,table2,$*) --model $(REAL_MODEL) --dataset $(if $(filter table1,$*),$(ZSRE),$(COUNTERFACT)) \
+		$(REAL_OPTIONS_$*) --held-out-text $(HELD_OUT) --skip-invalid --out runs/real/$* --resume
 	@mkdir -p docs/results/real
-	$(BIN)/editbench report runs/real/$* --format markdown --output docs/results/real/$*.md --figures docs/results/real
+	$(BIN)/editbench report runs/real/$* --format markdown --output docs/results/real/$*.md \
+		$(if $(filter fluency,$*),,--figures docs/results/real)
 
 real-result-trace: $(INSTALLED) .venv/.real-model
-	$(BIN)/editbench trace --model $(REAL_MODEL) --facts $(KNOWN_FACTS) --n-facts $(REAL_N_TRACED) --out runs/real/trace --resume
+	$(BIN)/editbench trace --model $(REAL_MODEL) --facts $(KNOWN_FACTS) --n-facts $(REAL_N_TRACED) --n-samples 3 --out runs/real/trace --resume
 	@mkdir -p docs/results/real
 	cp runs/real/trace/figures/average.svg runs/real/trace/figures/severed.svg docs/results/real
 

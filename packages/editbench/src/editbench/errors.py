@@ -7,6 +7,7 @@ exception is a defect and keeps its traceback.
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 
 _SIMILAR = 0.6
@@ -14,6 +15,8 @@ _SIMILAR = 0.6
 
 _NEAR = 0.85
 """How alike two names are of which one is almost certainly a slip of the other."""
+
+_N_SHOWN = 80  # characters
 
 _NEGATIONS = {"no", "not", "non", "without", "anti"}
 _PREFIXES = {"", "un", "in", "im", "non", "dis", "de", "en", "ex", "anti"}
@@ -96,6 +99,13 @@ class UnknownNameError(EditbenchError):
             suggestion = f" Did you mean '{nearest}'?"
         listing = ", ".join(self.available) or "none"
         super().__init__(f"unknown {kind} '{name}'.{suggestion} Available: {listing}.")
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: on one line and not too long."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = _N_SHOWN
+    return brief.repr(value)
 
 
 def find_nearest(name: str, available: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, shown
 from editbench.plugins.guard import calling
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is neither YAML nor JSON: {error}") from error
     if pairs is None or not all(isinstance(name, str) for name, _ in pairs):
         raise ConfigError(
-            f"{path}: expected a flat mapping of fields to values, got {text[:40]!r}."
+            f"{path}: expected a flat mapping of fields to values, got {shown(text)}."
         )
     values: dict[str, Any] = {}
     for name, value in pairs:

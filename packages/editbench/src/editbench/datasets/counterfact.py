@@ -20,8 +20,8 @@ from editbench.datasets.files import (
     skip_whitespace,
 )
 from editbench.datasets.foreign import COUNTERFACT, REWRITE, as_fact
-from editbench.datasets.records import Record, shown
-from editbench.errors import DataError
+from editbench.datasets.records import Record
+from editbench.errors import DataError, shown
 from editbench.files.seals import checksum_file
 from editbench.requests import EditCase, EditRequest, Probe
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from editbench.datasets.records import Record, shown
-from editbench.errors import DataError, UnknownNameError
+from editbench.datasets.records import Record
+from editbench.errors import DataError, UnknownNameError, shown
 
 _N_LEFT_OUT_SHOWN = 5
 _NOT_WHITESPACE = re.compile(r"[^ \t\r\n]")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from editbench.datasets.records import Record, Understanding, shown
-from editbench.errors import is_near_miss
+from editbench.datasets.records import Record, Understanding
+from editbench.errors import is_near_miss, shown
 from editbench.portability import PortabilityKind
 
 _NOT_KNOWN = "<|endoftext|>"

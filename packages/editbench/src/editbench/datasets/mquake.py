@@ -7,8 +7,8 @@ from typing import ClassVar
 from editbench.datasets.base import FileDataset
 from editbench.datasets.download import RemoteFile
 from editbench.datasets.files import DataFile, json_records
-from editbench.datasets.records import Record, shown
-from editbench.errors import DataError, SubjectError
+from editbench.datasets.records import Record
+from editbench.errors import DataError, SubjectError, shown
 from editbench.portability import Hop, PortabilityProbe, Query
 from editbench.requests import EditCase, EditRequest, Probe
 

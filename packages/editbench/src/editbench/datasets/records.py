@@ -3,16 +3,14 @@
 Errors say where the fault is.
 """
 
-import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
-from editbench.errors import DataError, UnknownNameError
+from editbench.errors import DataError, UnknownNameError, shown
 
-_N_SHOWN_CHARACTERS = 80
 _Item = TypeVar("_Item")
 
 
@@ -165,13 +163,6 @@ class Record:
 
     def _wrong_type(self, field: str, value: object, expected: str) -> DataError:
         return self.fail(field, f"has the wrong type, got {shown(value)}; expected {expected}.")
-
-
-def shown(value: object) -> str:
-    """`value` as an error message shows it: on one line and not too long."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = _N_SHOWN_CHARACTERS
-    return brief.repr(value)
 
 
 class Understanding:

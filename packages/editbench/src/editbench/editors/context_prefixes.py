@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from editbench.errors import ConfigError
+from editbench.errors import ConfigError, shown
 from editbench.models.answering import answer_questions
 from editbench.models.editable import EditableModel, of_unedited
 from editbench.models.tokens import Tokens
@@ -72,7 +72,7 @@ class ContextPrefixes:
         """
         if not _are_groups(content):
             raise ConfigError(
-                f"context prefixes: malformed content in {source}, got {str(content)[:80]!r}; "
+                f"context prefixes: malformed content in {source}, got {shown(content)}; "
                 'expected a JSON list of groups of strings, such as [[""], ["I said. ", "So. "]].'
             )
         return cls(tuple(tuple(group) for group in content))

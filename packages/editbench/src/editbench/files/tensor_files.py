@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editbench.errors import shown
 from editbench.files.seals import seal, unseal
 from editbench.files.whole_files import writing_whole
 
@@ -191,7 +192,7 @@ def _unseal_card(text: str) -> tuple[dict[str, Any], dict[str, str] | None]:
         card = json.loads(text)
     except ValueError as error:
         raise ValueError(
-            f"metadata '{_METADATA_KEY}' is not JSON, got {text[:80]!r} ({error})"
+            f"metadata '{_METADATA_KEY}' is not JSON, got {shown(text)} ({error})"
         ) from error
     if not isinstance(card, dict):
         raise ValueError(f"metadata '{_METADATA_KEY}' must be a JSON object, got {card!r}")  # noqa: TRY004

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editbench.errors import ModelError, RequestError
+from editbench.errors import ModelError, RequestError, shown
 from editbench.models.architecture import ProjectionKind, find_architecture, input_width
 from editbench.models.decoder_size import DecoderSize
 from editbench.models.device_memory import working_device
@@ -24,7 +24,6 @@ from editbench.models.weight_hash import WeightHash, hash_weights, write_weights
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_N_SHOWN = 60  # characters
 _POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # MPT has the other one
 
 
@@ -306,7 +305,7 @@ class EditableModel:
         if self.max_positions is not None and n_tokens > self.max_positions:
             raise RequestError(
                 f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
-                f"{text[:_N_SHOWN]!r}; expected at most {self.max_positions}. Shorten the text."
+                f"{shown(text)}; expected at most {self.max_positions}. Shorten the text."
             )
 
 

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from editbench.errors import ModelError, RequestError
+from editbench.errors import ModelError, RequestError, shown
 from editbench.models.chat_template import ChatTemplate
 from editbench.models.joining import needs_space
 from editbench.questions import Score
@@ -335,7 +335,7 @@ class Tokens:
             if token >= surplus.n_rows:
                 raise RequestError(
                     f"model '{surplus.model_name}': the tokenizer has {self.vocab_size} tokens, "
-                    f"the {surplus.part} {surplus.n_rows} rows; got text {text[:80]!r}, which uses "
+                    f"the {surplus.part} {surplus.n_rows} rows; got text {shown(text)}, which uses "
                     f"{token} ({self._backend.id_to_token(token)!r}). Resize the embeddings "
                     "(resize_token_embeddings) and save the model, or leave this token out."
                 )
