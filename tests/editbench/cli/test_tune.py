@@ -129,6 +129,8 @@ def test_what_cannot_be_tuned_is_refused(options, nudging, refuses, invoke, tmp_
     )  # fmt: skip
     refuses(*options, *out, "--editor", "ft-w", "--layers", "9", says="layer")
     refuses(*options, *out, "--layers", "x", says="--layers: got 'x'")
+    twice = ["--layers", "1-2", "--set", "memit.critical_layers=[1]"]
+    refuses(*options, *out, *twice, says="--set gives critical_layers, too")
     refuses(*options, *out, "--n-edits", 9, says="too few validation facts")
     refuses(*options, "--out", "nowhere/found.yaml", says="there is no such folder")
     (tmp_path / "found.yaml").write_text("mine: 1\n")

@@ -67,16 +67,6 @@ class WantedLayers:
             raise ConfigError(
                 f"--layers: --set gives {min(given)}, too, got {self.text!r}. Give one of them."
             )
-        self.check_text()
-
-    def check_text(self) -> None:
-        """Refuse what is malformed.
-
-        Raises:
-            ConfigError: It is.
-        """
-        if self.text is None:
-            return
         if self._facts_file is not None and not self._facts_file.is_file():
             raise ConfigError(
                 f"--layers: there is no such file, got {str(self._facts_file)!r}. Check the path."

@@ -156,10 +156,10 @@ def tune(
     require_optuna()
     options.check_out_file(out)
     refuse_overwriting(out)
-    layers.check_text()
     editor_type = plugins.get_editor(editor)
     configs = [] if config is None else [config]
     overrides = read_overrides({editor: editor_type}, configs, set_options)[editor]
+    layers.check({editor: editor_type}, {editor: overrides})
     source = validation_of(dataset, plugins)
     facts = open_dataset(source, plugins, cache, skip_invalid=skip_invalid)
     reported = [open_dataset(each, plugins, cache) for each in excluded]
