@@ -56,8 +56,15 @@ def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_pat
 
 def test_other_editors_other_metrics_and_text_of_ones_own(invoke, small, corpus_file, tmp_path):
     emmet = [option.replace("memit", "emmet") for option in MEMIT]
-    chosen = ["--editor", "emmet", "--metrics", "success,perplexity", "--held-out-text", corpus_file]
-    options = [*small, *emmet, *chosen, "--max-edits", 2, "--out", "here"]
+    chosen = [
+        "--editor",
+        "emmet",
+        "--metrics",
+        "success,perplexity",
+        "--held-out-text",
+        corpus_file,
+    ]
+    options = [*small, *emmet, "--editor", "emmet", *measured, "--max-edits", 2, "--out", "here"]
     assert invoke("reproduce", "table2", *options).exit_code == 0
     manifest = manifest_of(tmp_path / "here")
     assert {trial.editor for trial in manifest.trials.values()} == {"unedited", "emmet"}

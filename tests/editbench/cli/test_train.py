@@ -78,6 +78,19 @@ def test_it_ends_in_time(invoke, options, tmp_path):
     result = invoke("train", "mend", *options, "--max-minutes", 1e-4, "--out", "m")
     assert result.exit_code == 0, result.output
     assert "time was used up" in result.stdout
+    assert "it goes on, from m.partial" in result.stdout
+
+
+def test_with_more_time_or_steps_it_goes_on_until_it_has_ended(invoke, refuses, options, tmp_path):
+    training = ["train", "mend", *options, "--out", "m"]
+    assert invoke(*training, "--max-minutes", 1e-4).exit_code == 0
+    refuses(*training, says="Pass --resume")
+    steps = record_of(tmp_path / "m")["steps"]
+    more = invoke(*training, "--resume", "--max-steps", steps + 2)
+    assert more.exit_code == 0, more.output
+    assert record_of(tmp_path / "m")["steps"] == steps + 2
+    assert not (tmp_path / "m.partial").exists()
+    refuses(*training, "--resume", says=["has ended", "leave out --resume"])
 
 
 def test_settings_come_from_a_file_and_set_wins(invoke, options, tmp_path):

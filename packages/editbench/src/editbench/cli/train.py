@@ -130,6 +130,11 @@ def mend(
                 f"train mend: {partial} holds a training that was interrupted. Pass --resume to go "
                 "on with it, or remove the file to begin anew."
             )
+        if resume and path.exists() and not partial.exists():
+            raise ConfigError(
+                f"train mend: the training of {path} has ended, and nothing is kept to go on from. "
+                "Choose another --out, or leave out --resume to train anew in its place."
+            )
         if held_out_data is None:
             cases, held_out = hold_out(cases, config.validation_share, seed)
         else:
@@ -147,9 +152,12 @@ def mend(
             checkpoint=partial,
         )
         write_trained(path, trained.tensors, trained.record)
-        partial.unlink(missing_ok=True)
+        if not trained.may_go_on:
+            partial.unlink(missing_ok=True)
     click.echo(_summarize(trained))
     click.echo(f"Wrote {path}")
+    if trained.may_go_on:
+        click.echo(f"With --resume and more --max-minutes it goes on, from {partial}.")
     if out is not None:
         click.echo(f"To edit with it: --editor mend --set mend.weights={out}")
 

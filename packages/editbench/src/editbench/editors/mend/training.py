@@ -30,6 +30,7 @@ from editbench.progress import Progress
 from editbench.requests import EditCase
 
 STAGE = "training"
+_OUT_OF_TIME = "time was used up"
 _CHECKPOINT_SECONDS = 60.0
 
 ValidationLoss = tuple[int, float, float, float, float]
@@ -60,11 +61,13 @@ class TrainedHypernetwork:
         tensors: The network's, as they were at the best validation.
         record: Where they come from.
         ended: Why the training ended, in words.
+        may_go_on: Whether time alone ended it, so that with more of it the checkpoint is of use.
     """
 
     tensors: dict[str, Tensor]
     record: TrainingRecord
     ended: str
+    may_go_on: bool
 
 
 @dataclass
@@ -168,7 +171,9 @@ def train_hypernetwork(
         training.restore(checkpoint)
     ended = training.run(report_progress, max_seconds, checkpoint)
     state = training.state
-    return TrainedHypernetwork(state.best, training.record(finished=True), ended)
+    return TrainedHypernetwork(
+        state.best, training.record(finished=True), ended, may_go_on=ended == _OUT_OF_TIME
+    )
 
 
 @dataclass
@@ -215,7 +220,7 @@ class _Training:
                     self.save(checkpoint)
                     saved = time.monotonic()
             if is_last:
-                return "time was used up" if is_late else "all steps were taken"
+                return _OUT_OF_TIME if is_late else "all steps were taken"
             if state.n_stale >= config.patience:
                 return "validation no longer improved"
             loss = self.take_step()
