@@ -56,14 +56,7 @@ def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_pat
 
 def test_other_editors_other_metrics_and_text_of_ones_own(invoke, small, corpus_file, tmp_path):
     emmet = [option.replace("memit", "emmet") for option in MEMIT]
-    chosen = [
-        "--editor",
-        "emmet",
-        "--metrics",
-        "success,perplexity",
-        "--held-out-text",
-        corpus_file,
-    ]
+    measured = ["--metrics", "success,perplexity", "--held-out-text", corpus_file]
     options = [*small, *emmet, "--editor", "emmet", *measured, "--max-edits", 2, "--out", "here"]
     assert invoke("reproduce", "table2", *options).exit_code == 0
     manifest = manifest_of(tmp_path / "here")
