@@ -32,7 +32,7 @@ REAL_OPTIONS_lambda := --max-edits 300
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 
-.PHONY: demo real test test-thorough test-cluster test-real coverage lint results results-real benchmarks gallery notebook dials architectures docs clean install
+.PHONY: demo real test test-thorough test-cluster test-real coverage lint results results-real real-mend benchmarks gallery notebook dials architectures docs clean install
 
 demo: $(INSTALLED)  ## Edit 100 facts of the embedded model, and compare it with the unedited one.
 	$(BIN)/editbench run --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -89,6 +89,14 @@ real-result-%: $(INSTALLED) .venv/.real-model
 	@mkdir -p docs/results/real
 	$(BIN)/editbench report runs/real/$* --format markdown --output docs/results/real/$*.md \
 		$(if $(filter fluency,$*),,--figures docs/results/real)
+
+# Validation facts with probes, as benchmarks/more_probes.py writes them. Without it the experiments do without MEND.
+real-mend: $(INSTALLED) .venv/.real-model  ## Train MEND's hypernetwork for the real model (ten minutes): make real-mend VALIDATION=validation.jsonl
+	@mkdir -p runs/real
+	sed -n 401,1900p $(VALIDATION) > runs/real/mend-train.jsonl
+	sed -n 1901,2000p $(VALIDATION) > runs/real/mend-validation.jsonl
+	$(BIN)/editbench train mend --model $(REAL_MODEL) --dataset facts=runs/real/mend-train.jsonl \
+		--validation facts=runs/real/mend-validation.jsonl --skip-invalid --max-steps 100
 
 real-result-trace: $(INSTALLED) .venv/.real-model
 	$(BIN)/editbench trace --model $(REAL_MODEL) --facts $(KNOWN_FACTS) --n-facts $(REAL_N_TRACED) --n-samples 3 --out runs/real/trace --resume

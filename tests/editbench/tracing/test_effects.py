@@ -99,6 +99,14 @@ class TestAverages:
         assert json.loads(write_effects_json(effects, None))["suggested_layers"] is None
 
 
+# At the last subject token of 60 known facts, three noise samples each.
+SMOLLM2 = [
+    0.018, 0.022, 0.025, 0.024, 0.032, 0.029, 0.037, 0.045, 0.052, 0.057, 0.059, 0.054, 0.061,
+    0.072, 0.076, 0.080, 0.071, 0.068, 0.078, 0.080, 0.085, 0.077, 0.064, 0.008, 0.007, 0.009,
+    0.009, 0.007, 0.007, 0.0,
+]  # fmt: skip
+
+
 class TestRule:
     @pytest.mark.parametrize(
         ("severed", "expected"),
@@ -110,6 +118,8 @@ class TestRule:
             ([0.3, 0.6, 0.8, 0.7], (0, 1, 2)),  # no foot: from the bottom
             ([0.0, 0.3, 0.1, 0.5, 1.0], (3, 4)),  # behind the last foot
             ([-0.1, 0.0, 0.4, 0.9, 0.99], (2, 3)),
+            (SMOLLM2, (4, 5, 6, 7, 8, 9)),  # climbs over half its depth
+            ([0.1 * layer for layer in range(11)], (3, 4, 5, 6, 7, 8)),  # evenly: the first of them
         ],
     )
     def test_of_hand_made_tables(self, severed, expected) -> None:

@@ -22,12 +22,14 @@ from editbench.tracing.traces import PromptTrace
 
 RULE = (
     "from behind the last layer where the effect of the last subject token's state, with MLPs "
-    "severed, is at most a fifth of its peak, to the first layer where it is at least nine tenths"
+    "severed, is at most a fifth of its peak, to the first layer where it is at least nine tenths; "
+    "of more than six layers the six in a row over which it climbs most"
 )
 
 _WHAT = "critical layers"
 _FOOT = 0.2
 _TOP = 0.9
+_MOST_LAYERS = 6  # published ranges have five or six
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def suggest_range(severed_effects: Sequence[float]) -> tuple[int, ...]:
 
     Restoring the last subject token's state behind a low layer helps little when the MLPs above it
     are frozen: they had work to do. Behind a layer where all of that work is done, freezing them
-    changes nothing. What lies between are the layers whose MLPs complete the subject.
+    changes nothing. What lies between are the layers whose MLPs complete the subject. In a model
+    that does so over half its depth, an update of all of them would spread its residual thinly.
 
     Args:
         severed_effects: By layer, effect of the last subject token's state with MLPs severed.
@@ -72,7 +75,15 @@ def suggest_range(severed_effects: Sequence[float]) -> tuple[int, ...]:
         )
     last = next(layer for layer, effect in enumerate(severed_effects) if effect >= _TOP * peak)
     feet = [layer for layer in range(last) if severed_effects[layer] <= _FOOT * peak]
-    return tuple(range(feet[-1] + 1 if feet else 0, last + 1))
+    first = feet[-1] + 1 if feet else 0
+
+    def climb(start: int) -> float:
+        below = severed_effects[start - 1] if start else 0.0
+        return severed_effects[start + length - 1] - below
+
+    length = min(_MOST_LAYERS, last - first + 1)
+    start = max(range(first, last - length + 2), key=climb)
+    return tuple(range(start, start + length))
 
 
 def suggest_from_traces(traces: Sequence[PromptTrace]) -> Suggestion:
@@ -153,6 +164,7 @@ def suggest_layers(
         "n_facts": n_facts,
         "seed": seed,
         "n_samples": n_samples,
+        "rule": RULE,
     }
     name = f"{name_entry(_WHAT, content)}.json"
     entry = None if cache is None else JsonEntry(cache / "critical_layers" / name, _WHAT)
