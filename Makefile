@@ -28,7 +28,7 @@ REAL_OPTIONS_table2 := --max-edits 300 --metrics success,accuracy,perplexity
 REAL_OPTIONS_fluency := --max-edits 100
 REAL_OPTIONS_scaling := --max-edits 700 --metrics success,accuracy,perplexity --editor memit
 REAL_OPTIONS_layers := --max-edits 50
-REAL_OPTIONS_lambda := --max-edits 300
+REAL_OPTIONS_lambda := --max-edits 100 --metrics success,accuracy
 
 GALLERY_FIGURES := prompt-00000 average profiles severed
 

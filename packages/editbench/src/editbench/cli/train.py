@@ -60,7 +60,7 @@ def train() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Minutes at most, over all sessions of a training that is resumed.",
 )
-@options.resume(help="Go on with a training that was interrupted, if there is one.")
+@options.resume(help="Go on with a training that was interrupted or ran out of time.")
 @options.config(
     "config_file",
     type=in_file,
