@@ -55,6 +55,8 @@ def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_pat
 
 
 def test_other_editors_other_metrics_and_text_of_ones_own(invoke, small, corpus_file, tmp_path):
+    without = ["reproduce", "table2", *small, "--metrics", "success,perplexity", "--plan"]
+    assert "'perplexity' has nothing to ask about 'facts': left out" in invoke(*without).stdout
     emmet = [option.replace("memit", "emmet") for option in MEMIT]
     measured = ["--metrics", "success,perplexity", "--held-out-text", corpus_file]
     options = [*small, *emmet, "--editor", "emmet", *measured, "--max-edits", 2, "--out", "here"]

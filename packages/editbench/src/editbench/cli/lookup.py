@@ -21,14 +21,10 @@ DEFAULT_N_EDITS = 100
 _N_CONFLICTS_SHOWN = 5
 
 
-def metric_names(options: Sequence[str]) -> tuple[str, ...]:
-    """What ``--metrics`` names, each once."""
-    return tuple(dict.fromkeys(name.strip() for option in options for name in option.split(",")))
-
-
 def find_metrics(options: Sequence[str], plugins: PluginManager) -> "list[AnyMetric]":
     """Look up the metrics that ``--metrics`` names; none if it is not given."""
-    return [plugins.get_metric(name)() for name in metric_names(options)]
+    names = [name.strip() for option in options for name in option.split(",")]
+    return [plugins.get_metric(name)() for name in dict.fromkeys(names)]
 
 
 def default_metrics(

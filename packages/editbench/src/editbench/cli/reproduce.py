@@ -16,8 +16,8 @@ from editbench.cli.execution import (
     showing_progress,
 )
 from editbench.cli.lookup import (
-    default_metrics,
-    metric_names,
+    choose_metrics,
+    find_metrics,
     note_files,
     read_cases,
     remark_on_corpus,
@@ -143,7 +143,8 @@ def reproduce(
     if editors:
         experiment = experiment.with_editors(editors)
     if metrics:
-        experiment = replace(experiment, metrics=metric_names(metrics))
+        named = tuple(metric.name for metric in find_metrics(metrics, plugins))
+        experiment = replace(experiment, metrics=named)
     folder = choose_folder(out if resume or not only_plan else None, resume=resume)
     names = experiment.editors or [each for each in plugins.editors() if each != "unedited"]
     editor_types = {editor: plugins.get_editor(editor) for editor in names}
@@ -164,7 +165,7 @@ def reproduce(
             model=editable,
             dataset=source,
             configured=configured,
-            metrics=_find_metrics(experiment, source, plugins),
+            metrics=_find_metrics(experiment, source, plugins, display),
             max_edits=max_edits,
             seed=seed,
             on_conflict=on_conflict,
@@ -242,10 +243,11 @@ def _configure(
 
 
 def _find_metrics(
-    experiment: "Experiment", dataset: "Dataset", plugins: PluginManager
+    experiment: "Experiment", dataset: "Dataset", plugins: PluginManager, display: ProgressDisplay
 ) -> "dict[str, AnyMetric]":
     """The experiment's metrics that the dataset has cases for; accuracy as the dataset means it."""
     means = {"accuracy": "token-accuracy"} if "token-accuracy" in dataset.default_metrics else {}
     name_of = {means.get(name, name): name for name in experiment.metrics}
-    found = default_metrics(dataset, plugins, list(name_of))
+    wanted = [plugins.get_metric(name)() for name in name_of]
+    found = choose_metrics(dataset, wanted, plugins, display)
     return {name_of[metric.name]: metric for metric in found}
