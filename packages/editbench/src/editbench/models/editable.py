@@ -304,7 +304,7 @@ class EditableModel:
         """
         if self.max_positions is not None and n_tokens > self.max_positions:
             raise RequestError(
-                f"model '{self.name}': a text is too long, got {n_tokens} tokens beginning with "
+                f"model '{self.name}': a text is too long, got {n_tokens} tokens in "
                 f"{shown(text)}; expected at most {self.max_positions}. Shorten the text."
             )
 
