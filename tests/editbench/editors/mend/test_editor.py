@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from editbench.editors.base import Resources
+from editbench.cli.overrides import Overrides
 from editbench.editors.mend.editor import Mend, MendConfig
 from editbench.editors.mend.trained_file import (
     find_trained,
@@ -150,8 +151,8 @@ def test_a_network_of_another_model_is_refused(cases, weights, model) -> None:
 
 
 def test_without_trained_weights_the_error_says_how_to_train_them(model, cases) -> None:
-    config, origin = Mend.default_config(model)
-    assert origin.endswith("no trained hypernetwork is there yet")
+    config, _ = Mend.default_config(model)
+    assert Mend(config).describe_trained(model) == "no trained hypernetwork is there yet"
     how = "editbench train mend --model tiny --dataset NAME"
     with pytest.raises(EditError, match=how):
         Mend(config).check_usable(model)
@@ -159,14 +160,21 @@ def test_without_trained_weights_the_error_says_how_to_train_them(model, cases) 
         edit_of(model, config, [cases[0].request])
 
 
+def test_of_two_networks_the_one_that_is_used_is_named(model, weights, trained) -> None:
+    write_trained(trained_path(model), trained.tensors, trained.record)
+    _, origin = Overrides(set_values={"weights": str(weights)}).configure(Mend, model)
+    assert origin.endswith(f"from {weights}")
+
+
 def test_weights_in_the_cache_are_found_and_named_by_their_content(model, cases, trained) -> None:
     path = trained_path(model)
     write_trained(path, trained.tensors, trained.record)
     assert find_trained(model) == path
-    config, origin = Mend.default_config(model)
+    config, _ = Mend.default_config(model)
     assert config.model_dump()["weights_sha256"] == checksum_file(path)
-    assert "trained on 'toy'" in origin
-    assert str(path) in origin
+    described = Mend(config).describe_trained(model)
+    assert "trained on 'toy'" in described
+    assert str(path) in described
     assert edit_of(model, config, [cases[0].request]).changes_something
     record = trained.record.model_copy(update={"seed": 7})
     write_trained(path, trained.tensors, record)

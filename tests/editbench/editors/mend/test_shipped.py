@@ -43,7 +43,7 @@ def test_it_is_found_for_the_shipped_model(atlas):
     assert path == SHIPPED / "atlas.safetensors"
     config, origin = Mend.default_config(atlas)
     assert config == MendConfig(weights_sha256=checksum_file(path))
-    assert "trained on 'atlas-training'" in origin
+    assert "trained on 'atlas-training'" in Mend(config).describe_trained(atlas)
 
 
 def test_it_is_small():

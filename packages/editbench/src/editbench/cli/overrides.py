@@ -45,7 +45,8 @@ class Overrides:
         """Complete the values with those of `start`, or the editor's defaults for `model`.
 
         Returns:
-            The configuration, and where the values that nobody gave come from.
+            The configuration, and where the values that nobody gave come from, with what else was
+            trained.
 
         Raises:
             ConfigError: A value is invalid; the message says which and where it stands.
@@ -59,7 +60,8 @@ class Overrides:
         self._check_layers(config, model)
         if self.file_values.keys() >= editor.config_type.model_fields.keys():
             origin = f"all of {self.source}"
-        return config, origin
+        trained = editor(config).describe_trained(model)
+        return config, "; ".join(part for part in (origin, trained) if part)
 
     def _update_from_file(self, config: "EditorConfig") -> "EditorConfig":
         try:

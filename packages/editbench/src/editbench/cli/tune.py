@@ -107,7 +107,9 @@ Examples:
     help="Hyperparameters to start from and to compare with, where not the model's own: a flat "
     "YAML or JSON file, ours or another tool's."
 )
-@options.set_(help="One value: it stays as it is. Several of one field: these are tried.")
+@options.set_(
+    help="One value: it stays as it is. Several of one field: these are tried, beside the default."
+)
 @options.seed()
 @options.skip_invalid()
 @options.inputs()
@@ -241,15 +243,16 @@ def _choose_space(
         for name, value in each.set_values.items():
             if value not in tried.setdefault(name, []):
                 tried[name].append(value)
-    first = {name: values[0] for name, values in tried.items()}
-    start, origin = replace(overrides[0], set_values=first).configure(editor, model)
+    fixed = {name: values[0] for name, values in tried.items() if len(values) == 1}
+    start, origin = replace(overrides[0], set_values=fixed).configure(editor, model)
     offered = editor.search_space(model, start)
     space = {name: each for name, each in offered.items() if name not in tried}
     for name, values in tried.items():
         if len(values) > 1:
             parsed = [getattr(start.updated({name: value}, "--set"), name) for value in values]
             own = offered.get(name)
-            space[name] = Choices(tuple(parsed), is_cheap=isinstance(own, Choices) and own.is_cheap)
+            is_cheap = isinstance(own, Choices) and own.is_cheap
+            space[name] = Choices.of(parsed, getattr(start, name), is_cheap=is_cheap)
     if not space:
         raise ConfigError(
             f"tune: there is nothing to try, got editor '{editor.name}', which names no "

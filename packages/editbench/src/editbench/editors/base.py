@@ -246,6 +246,13 @@ class Editor(ABC):
         """
         return {}
 
+    def describe_trained(self, model: EditableModel) -> str:
+        """What the editor brings along that was trained, for the user to see; most bring nothing.
+
+        It is said beside where the hyperparameters come from, before any work begins.
+        """
+        return ""
+
     def check_usable(self, model: EditableModel) -> None:  # noqa: B027  # most need nothing
         """Refuse a model that the editor cannot edit, before any work is done on it.
 

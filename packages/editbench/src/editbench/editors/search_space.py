@@ -28,8 +28,11 @@ class Choices:
 
     @classmethod
     def of(cls, values: Iterable[Any], default: Any, *, is_cheap: bool = False) -> Self:
-        """Some numbers, and the default among them."""
-        return cls(_ascending(values, default), is_cheap)
+        """Some values, and the default among them."""
+        each = [*values, default]
+        if all(isinstance(value, int | float) for value in each):
+            return cls(_ascending(values, default), is_cheap)
+        return cls(tuple(value for n, value in enumerate(each) if value not in each[:n]), is_cheap)
 
     def parts(self, field: str) -> "dict[str, Choices]":
         """What is drawn, by name: the field itself."""

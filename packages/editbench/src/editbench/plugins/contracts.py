@@ -24,6 +24,7 @@ def contract_of_editors() -> Contract:
         "derive_defaults": _is_a(Mapping, "a mapping of fields to values"),
         "default_config": _check_default_config,
         "search_space": _check_search_space,
+        "describe_trained": _is_a(str, "a string"),
         "train_briefly": _check_config,
         "check_usable": None,
         "needs_second_moments": _is_a(Mapping, "a mapping of projections to layers"),

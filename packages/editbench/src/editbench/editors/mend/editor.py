@@ -111,11 +111,17 @@ class Mend(TrainedEditor):
         config, origin = super().default_config(model)
         path = find_trained(model)
         if path is None:
-            return config, f"{origin}; no trained hypernetwork is there yet"
+            return config, origin
+        return config.updated({"weights_sha256": checksum_file(path)}, str(path)), origin
+
+    def describe_trained(self, model: EditableModel) -> str:
+        """Which hypernetwork it edits with; see `Editor.describe_trained`."""
+        path = self._known_weights(model)
+        if path is None:
+            return "no trained hypernetwork is there yet"
         record = read_record(path)
-        config = config.updated({"weights_sha256": checksum_file(path)}, str(path))
-        trained = f"trained on '{record.dataset}' for {record.best_step:,} steps"
-        return config, f"{origin}; hypernetwork {trained}, from {path}"
+        steps = f"{record.best_step:,} steps"
+        return f"hypernetwork trained on '{record.dataset}' for {steps}, from {path}"
 
     @classmethod
     def search_space(cls, model: EditableModel, config: EditorConfig) -> SearchSpace:
@@ -204,11 +210,13 @@ class Mend(TrainedEditor):
         """How many edits run together: what they come to does not depend on it."""
         return min(self.config.chunk_size, count_fitting(model, requests, first=0))
 
-    def _find_weights(self, model: EditableModel) -> Path:
-        if self.config.weights is not None:
+    def _known_weights(self, model: EditableModel) -> Path | None:
+        if self.config.weights is not None or self.config.weights_sha256 is None:
             return self.config.weights
-        sha256 = self.config.weights_sha256
-        path = None if sha256 is None else find_trained(model, sha256)
+        return find_trained(model, self.config.weights_sha256)
+
+    def _find_weights(self, model: EditableModel) -> Path:
+        path, sha256 = self._known_weights(model), self.config.weights_sha256
         if path is None:
             wanted = "" if sha256 is None else f" with the hash {sha256}"
             raise EditError(
