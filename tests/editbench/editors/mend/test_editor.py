@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editbench.editors.base import Resources
 from editbench.cli.overrides import Overrides
+from editbench.editors.base import Resources
 from editbench.editors.mend.editor import Mend, MendConfig
 from editbench.editors.mend.trained_file import (
     find_trained,

@@ -41,7 +41,7 @@ def datasets(tmp_path_factory):
 def test_it_is_found_for_the_shipped_model(atlas):
     path = find_trained(atlas)
     assert path == SHIPPED / "atlas.safetensors"
-    config, origin = Mend.default_config(atlas)
+    config, _ = Mend.default_config(atlas)
     assert config == MendConfig(weights_sha256=checksum_file(path))
     assert "trained on 'atlas-training'" in Mend(config).describe_trained(atlas)
 
