@@ -91,12 +91,12 @@ real-result-%: $(INSTALLED) .venv/.real-model
 		$(if $(filter fluency,$*),,--figures docs/results/real)
 
 # Validation facts with probes, as benchmarks/more_probes.py writes them. Without it the experiments do without MEND.
-real-mend: $(INSTALLED) .venv/.real-model  ## Train MEND's hypernetwork for the real model (ten minutes): make real-mend VALIDATION=validation.jsonl
+real-mend: $(INSTALLED) .venv/.real-model  ## Train MEND's hypernetwork for the real model (40 minutes): make real-mend VALIDATION=validation.jsonl
 	@mkdir -p runs/real
 	sed -n 401,1900p $(VALIDATION) > runs/real/mend-train.jsonl
 	sed -n 1901,2000p $(VALIDATION) > runs/real/mend-validation.jsonl
 	$(BIN)/editbench train mend --model $(REAL_MODEL) --dataset facts=runs/real/mend-train.jsonl \
-		--validation facts=runs/real/mend-validation.jsonl --skip-invalid --max-steps 100
+		--validation facts=runs/real/mend-validation.jsonl --skip-invalid --max-steps 400
 
 real-result-trace: $(INSTALLED) .venv/.real-model
 	$(BIN)/editbench trace --model $(REAL_MODEL) --facts $(KNOWN_FACTS) --n-facts $(REAL_N_TRACED) --n-samples 3 --out runs/real/trace --resume
