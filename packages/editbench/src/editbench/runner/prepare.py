@@ -339,7 +339,8 @@ def _check_stream(trial: Trial) -> None:
             for name in (*(row.name for row in metric.rows), *metric.aggregates)
         ]
         if rule.metric not in known:
-            raise UnknownNameError("metric in --stop-when", rule.metric, known)
+            kind = "metric of this run (see --metrics) in --stop-when"
+            raise UnknownNameError(kind, rule.metric, known)
 
 
 def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:
