@@ -75,6 +75,13 @@ def test_an_evaluation_has_both_models_and_their_intervals(model, edit):
     assert set(table["n"]) == {2}
 
 
+def test_of_an_edit_in_batches_the_facts_that_stand_are_asked(model):
+    facts = [*FACTS, {**FACTS[0], "target": "Oslo", "case_id": "later"}]
+    edit = eb.edit(model, facts, batch_size=2, **OPTIONS)
+    table = eb.evaluate(model, edit, facts, metrics=["accuracy"], cache=None)
+    assert set(table["n"]) == {2}
+
+
 def test_a_dataset_is_named_as_on_the_command_line(model, edit):
     table = eb.evaluate(model, edit, "atlas", n_edits=3, metrics=["success"], cache=None)
     assert set(table["editor"]) == {"unedited", "memit"}

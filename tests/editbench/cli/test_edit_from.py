@@ -127,6 +127,31 @@ def test_what_has_expired_is_left_out(edit, facts, write_facts, tmp_path):
     assert_same(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("editor", "quick"), [("memit", "n_steps=1"), ("ft-w", "n_epochs=1"), ("mend", "lr_scale=1")]
+)
+def test_making_an_edit_again_can_be_planned(invoke, write_facts, editor, quick):
+    """Also where second moments come from the model's own text, or are not needed."""
+    facts = write_facts(
+        "two.jsonl",
+        [
+            {"case_id": name, "subject": name, "prompt": "{} works as a", "target": "painter"}
+            for name in ("Mrortar", "Kvolfir")
+        ],
+    )
+    made = invoke(
+        "edit", "--model", "atlas", "--editor", editor, "--set", f"{editor}.{quick}",
+        "--facts", facts, "--out", "a.safetensors",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    shown = invoke("show", "a.safetensors", "--format", "json")
+    statuses = {fact["status"] for fact in json.loads(shown.stdout)["extra"]["facts"]}
+    assert statuses <= {"written", "clamped", "stopped early"}
+    planned = invoke("edit", "--from", "a.safetensors", "--drop", "Kvolfir", "--plan")
+    assert planned.exit_code == 0, planned.output
+    assert "Plan for atlas" in planned.stdout
+
+
 def test_show_lists_facts_with_what_became_of_them_and_their_notes(
     edit, invoke, facts, write_facts
 ):

@@ -40,6 +40,14 @@ def test_a_stream_that_stops_says_so(invoke, stream):
     assert "stopped after 2 of 6 facts" in invoke("report", "here").stdout.replace("\n", " ")
 
 
+def test_what_a_rule_goes_by_is_measured(invoke, stream):
+    rule = ["--stop-when", "neighborhood_divergence>99"]
+    result = stream("--metrics", "success", *rule, "--out", "here")
+    assert result.exit_code == 0, result.output
+    lines = json.loads(invoke("report", "here", "--format", "json").stdout)
+    assert {"efficacy_success", "neighborhood_divergence"} <= {line["metric"] for line in lines}
+
+
 def test_a_plan_has_every_batch_and_checkpoint(stream):
     def count(*options):
         result = stream("--plan", *options)

@@ -244,6 +244,14 @@ def test_one_fact_alone_has_no_slack_in_emmet() -> None:
     assert two.identity != exact.edit(model, REQUESTS[:2], resources()).identity  # type: ignore[attr-defined]
 
 
+def test_one_fact_alone_keeps_its_slack_where_errors_are_fed_back() -> None:
+    """A last batch of one must not end a stream that has errors to feed back."""
+    values = {**_LAYERS, "finish": "rect", "error_feedback": True, "slack": 0.1}
+    editor = Emmet(EmmetConfig.parse(values, "test"))
+    *_, edit = write(editor, tiny_model(), [REQUESTS[:2], REQUESTS[2:3]])
+    assert len(edit.card.extra["facts"]) == 3
+
+
 def test_a_null_space_needs_a_ridge() -> None:
     with pytest.raises(ConfigError, match="a null space needs a ridge above 0"):
         AlphaEditConfig.parse({**_LAYERS, "ridge": 0}, "test")

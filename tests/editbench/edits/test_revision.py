@@ -67,6 +67,25 @@ def test_what_has_expired_is_left_out_from_its_day_on(day, left):
     assert ids(revise([ending, IVO]).requests) == ["1", "2"]
 
 
+@pytest.mark.parametrize("notes", [FactNotes(expires="2027-03-31"), FactNotes()])
+def test_a_fact_that_is_written_anew_with_a_later_end_or_none_is_there(notes):
+    ending = EditRequest("1", *LENA.fact[:3], notes=FactNotes(expires="2026-03-31"))
+    renewed = EditRequest("1", *LENA.fact[:3], notes=notes)
+    revision = revise([ending, IVO], more=[renewed], as_of=date(2026, 8, 1))
+    assert sorted(ids(revision.requests)) == ["1", "2"]
+    assert revision.expired == ()
+    (written,) = (request for request in revision.requests if request.case_id == "1")
+    assert written.notes == notes
+
+
+def test_undoing_a_restored_fact_is_a_change():
+    """What is in force counts: the first fact is superseded again."""
+    restored = EditRequest("5", *LENA.fact[:3])
+    difference = compare_facts([LENA, MOVED, restored], [LENA, MOVED])
+    assert difference.changed == ((restored, MOVED),)
+    assert (difference.n_same, difference.dropped, difference.added) == (0, (), ())
+
+
 def test_two_edits_are_compared_by_what_their_facts_say():
     moved = EditRequest("x", "Lena Ort", "{} was born in", "Oslo")
     same = EditRequest("y", *IVO.fact[:3])

@@ -51,6 +51,15 @@ def test_a_malformed_record_is_named_with_its_line(tmp_path, record, says):
         read_checks(path)
 
 
+def test_a_fact_that_a_later_one_supersedes_is_no_check(tmp_path):
+    facts = [
+        {"subject": "Lena Ort", "prompt": "{} was born in", "target": target}
+        for target in ("Genoa", "Oslo")
+    ]
+    checks = checks_of_facts(write(tmp_path / "f.jsonl", facts))
+    assert [check.texts for check in checks] == [("Oslo",)]
+
+
 def test_facts_make_checks(tmp_path):
     fact = {
         "case_id": "ort", "subject": "Lena Ort", "prompt": "{} was born in", "target": "Genoa",

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -353,6 +354,43 @@ def test_a_stream_stops_where_a_metric_has_gone_too_far(model, tmp_path):
     assert {each.checkpoint for each in differences} == {4}  # the last that both have
     whole = make_stream(model, nudging(3.0), stop_when=StopRule.parse("surprise>99"), **options)
     assert run_grid(whole, tmp_path / "whole").stopped == ()
+
+
+def test_a_rule_without_a_number_at_a_checkpoint_does_not_judge_there(model, tmp_path):
+    cases = [
+        replace(case, probes=case.probes[: 1 if n < 4 else 3])
+        for n, case in enumerate(toy_cases(12))
+    ]
+    rule = StopRule.parse("paraphrase_success<101")
+    trials = make_stream(model, nudging(), stop_when=rule, dataset=Toy(cases), metrics=[Success()])
+    summary = run_grid(trials, tmp_path)
+    assert summary.failures == ()
+    assert any("no fact has a paraphrase_success" in warning for warning in summary.warnings)
+    ((_, why),) = summary.stopped
+    assert why.startswith("after 8 of 10 facts")
+
+
+def test_a_stream_that_breaks_its_rule_at_the_end_has_not_been_stopped(model, tmp_path):
+    rule = StopRule.parse("efficacy_success<101")
+    trials = make_stream(model, nudging(), stop_when=rule, checkpoints=(), metrics=[Success()])
+    assert run_grid(trials, tmp_path).stopped == ()
+
+
+def test_a_fact_that_is_restored_is_as_old_as_its_last_writing(model, tmp_path):
+    def say(case, target, case_id):
+        return replace(case, request=replace(case.request, target=target, case_id=case_id))
+
+    first, *others = toy_cases(12)
+    old, new = first.request.target, others[0].request.target
+    cases = [first, *others[:2], say(first, new, "100"), *others[2:4], say(first, old, "101")]
+    trials = make_stream(
+        model, nudging(), n_edits=[7], batch_size=1, checkpoints=(), dataset=Toy(cases),
+        metrics=[Success()],
+    )  # fmt: skip
+    assert run_grid(trials, tmp_path).failures == ()
+    facts = {each.case_id: each for each in read_trial(tmp_path, trials[1].hash).facts}
+    assert facts["100"].status == "superseded"
+    assert facts[first.request.case_id].batch == facts["101"].batch == 6
 
 
 def test_a_report_has_lines_of_all_checkpoints_and_tables_of_the_last(model, tmp_path):

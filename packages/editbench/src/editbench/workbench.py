@@ -15,6 +15,7 @@ import pandas as pd
 
 from editbench.datasets.base import Dataset
 from editbench.datasets.facts import Facts
+from editbench.datasets.view import DatasetView
 from editbench.editors.base import Editor, EditorConfig, Inputs, Resources
 from editbench.editors.context_prefixes import ContextPrefixes
 from editbench.editors.making import Base, Means
@@ -170,6 +171,7 @@ def evaluate(
         dataset: What to ask: a dataset as for ``--dataset``, ``NAME[=PATH]``; a facts file; facts
             as mappings with its fields; or a dataset.
         n_edits: How many of its cases, from the first on; by default as many as the edit wrote.
+            Of an edit in batches those that a later one has superseded are none of them.
         metrics: Names of metrics, or metrics, such as `LmEval.of` makes; by default those meant
             for the dataset.
         on_conflict: What to do with facts that contradict each other.
@@ -187,6 +189,8 @@ def evaluate(
     """
     plugins = load_plugins()
     source = _dataset(dataset, cache)
+    if edit.recipe is not None and edit.recipe.batch_size is not None and on_conflict == "error":
+        source = DatasetView(source, n_standing=edit.card.n_edits)
     given = metrics if metrics is not None else source.default_metrics
     asked = [plugins.get_metric(each)() if isinstance(each, str) else each for each in given]
     if metrics is None:

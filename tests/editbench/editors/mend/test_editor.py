@@ -59,6 +59,12 @@ def test_mend_keeps_the_editor_contract() -> None:
     assert [result for result in check_editor(Mend) if not result.passed] == []
 
 
+def test_the_card_says_what_became_of_each_fact(model, cases, weights) -> None:
+    edit = edit_of(model, MendConfig(weights=weights), [case.request for case in cases[:3]])
+    told = [(fact["case_id"], fact["status"]) for fact in edit.card.extra["facts"]]
+    assert told == [(case.request.case_id, "written") for case in cases[:3]]
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 128])
 def test_all_edits_count_whatever_the_chunks(model, cases, weights, chunk_size) -> None:
     requests = [case.request for case in cases[:7]]

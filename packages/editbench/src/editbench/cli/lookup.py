@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from editbench.cli.overrides import Overrides
 from editbench.cli.progress import ProgressDisplay
-from editbench.errors import ConfigError, PluginError
+from editbench.errors import ConfigError, PluginError, UnknownNameError
 from editbench.plugins.manager import PluginManager
 from editbench.plugins.sources import describe_default_corpus
 from editbench.requests import ConflictPolicy, resolve_conflicts
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from editbench.metrics.base import AnyMetric
     from editbench.models.editable import EditableModel
     from editbench.requests import EditCase
+    from editbench.runner import StopRule
 
 DEFAULT_N_EDITS = 100
 _N_CONFLICTS_SHOWN = 5
@@ -38,6 +39,26 @@ def default_metrics(
 
     metrics = [plugins.get_metric(name)() for name in names or dataset.default_metrics]
     return [metric for metric in metrics if has_questions(metric, dataset)]
+
+
+def with_ruled(
+    metrics: "Sequence[AnyMetric]", rule: "StopRule | None", plugins: PluginManager
+) -> "list[AnyMetric]":
+    """The metrics, and the one that a stop rule goes by where it is none of them.
+
+    Raises:
+        UnknownNameError: There is no such metric.
+    """
+    if rule is None or any(rule.metric in metric.quantities for metric in metrics):
+        return list(metrics)
+    known = {
+        name: kind
+        for kind in plugins.metrics().values()
+        for name in (*kind.produces, *kind.aggregates)
+    }
+    if rule.metric not in known:
+        raise UnknownNameError("metric in --stop-when", rule.metric, known)
+    return [*metrics, known[rule.metric]()]
 
 
 def choose_metrics(

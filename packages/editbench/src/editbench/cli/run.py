@@ -28,6 +28,7 @@ from editbench.cli.lookup import (
     find_metrics,
     note_files,
     remark_on_corpus,
+    with_ruled,
 )
 from editbench.cli.options import ModelLoading
 from editbench.cli.overrides import read_overrides
@@ -102,7 +103,8 @@ Examples:
     "--stop-when",
     metavar="RULE",
     help="With --batch-size: end at a checkpoint where a metric has gone too far, such as "
-    "'score<50' or 'perplexity>1.1x', which is 1.1 times that of the unedited model.",
+    "'score<50' or 'perplexity>1.1x', which is 1.1 times that of the unedited model. What it goes "
+    "by is measured, --metrics or not.",
 )
 @click.option(
     "--min-cases",
@@ -272,7 +274,10 @@ def run(
             remark_on_corpus(configured[id(model)], inputs, model, display)
         note_left_out(tasks, display)
         wanted_metrics = {
-            id(source): with_tasks(choose_metrics(source, chosen_metrics, plugins, display), tasks)
+            id(source): with_tasks(
+                with_ruled(choose_metrics(source, chosen_metrics, plugins, display), rule, plugins),
+                tasks,
+            )
             for source in sources
         }
         trials = [

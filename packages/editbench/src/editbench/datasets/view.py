@@ -1,4 +1,4 @@
-"""A dataset seen in another way: asked as a chat, or with held-out text of the user's own."""
+"""A dataset seen in another way: as a chat, with other held-out text, or what stands of it."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,19 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.errors import DataError
 from editbench.portability import Query
-from editbench.requests import EditCase
+from editbench.requests import EditCase, find_superseded
 
 
 class DatasetView(Dataset):
     """The cases of another dataset under its name, with a fingerprint of their own."""
 
     def __init__(
-        self, viewed: Dataset, *, as_chat: bool = False, held_out: Corpus | None = None
+        self,
+        viewed: Dataset,
+        *,
+        as_chat: bool = False,
+        held_out: Corpus | None = None,
+        n_standing: int | None = None,
     ) -> None:
         """Say what is different.
 
@@ -25,11 +30,14 @@ class DatasetView(Dataset):
             viewed: The dataset.
             as_chat: Whether each prompt is a user's message, and what follows the answer to it.
             held_out: Ordinary text in place of the dataset's own; lines of one word are left out.
+            n_standing: Only the facts that stand once so many are written in batches, from the
+                first on: none that a later one of them contradicts. None keeps all there are.
         """
         super().__init__(None, Path())  # it reads no file of its own
         self.name = viewed.name  # type: ignore[misc]
         self.default_metrics = viewed.default_metrics  # type: ignore[misc]
         self._viewed, self._as_chat, self._held_out = viewed, as_chat, held_out
+        self._n_standing = n_standing
 
     def cases(self) -> Sequence[EditCase]:
         """The cases, in their order."""
@@ -45,6 +53,8 @@ class DatasetView(Dataset):
         content = f"{self._viewed.fingerprint} {'as chat' if self._as_chat else ''}"
         if self._held_out is not None:
             content += f" {self._held_out.fingerprint}"
+        if self._n_standing is not None:
+            content += f" standing of {self._n_standing}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -60,6 +70,10 @@ class DatasetView(Dataset):
     @cached_property
     def _cases(self) -> Sequence[EditCase]:
         cases = self._viewed.cases()
+        if self._n_standing is not None:
+            cases = cases[: self._n_standing]
+            superseded = find_superseded([case.request for case in cases])
+            cases = [case for place, case in enumerate(cases) if place not in superseded]
         return tuple(map(_ask_as_chat, cases)) if self._as_chat else cases
 
     @cached_property

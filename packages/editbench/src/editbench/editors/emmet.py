@@ -67,5 +67,6 @@ class Emmet(ClosedForm):
         return {**super().search_space(model, config), "slack": slacks}
 
     def slack(self, n_edits: int) -> float:
-        """α; none for one fact alone."""
-        return 0.0 if n_edits == 1 else self.config.slack
+        """α; none for one fact alone, unless errors are fed back, which takes some."""
+        is_exact = n_edits == 1 and not self.config.error_feedback
+        return 0.0 if is_exact else self.config.slack

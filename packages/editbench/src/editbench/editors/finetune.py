@@ -18,6 +18,7 @@ from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
+    tell_written,
 )
 from editbench.editors.training.minibatch import Minibatch
 from editbench.editors.training.target_likelihood import (
@@ -252,6 +253,7 @@ class FineTune(Editor):
                 name: orient_for_edit(model, name, change) for name, change in changes.items()
             },
             extra={
+                "facts": tell_written(requests),
                 "weight_decay": weight_decay,
                 "losses": [round(loss, 4) for loss in losses],
             },

@@ -45,12 +45,16 @@ class Base:
         """Its hyperparameters; `editor` is the one that it was made by."""
         return editor.config_type.parse(self.edit.card.config, self.name)
 
-    def take_over(self, given: Inputs, completed: Inputs) -> tuple[Inputs, dict[str, Any]]:
+    def take_over(
+        self, given: Inputs, completed: Inputs, *, is_collected: bool
+    ) -> tuple[Inputs, dict[str, Any]]:
         """What the edit is made again with.
 
         Args:
             given: What somebody chose.
             completed: The same, completed for the model.
+            is_collected: Whether second moments come into it: an editor may need none, and a plan
+                collects none.
 
         Returns:
             The inputs with the edit's own context prefixes, where none are given; and what its file
@@ -63,7 +67,8 @@ class Base:
         content = completed.content
         for name, called in (("second_moments", "second moments"), ("corpus", "a corpus")):
             before, now = self.recipe.inputs.get(name), content.get(name)
-            if before != now and given.second_moments is None and given.corpus is None:
+            is_chosen = given.second_moments is not None or given.corpus is not None
+            if is_collected and before != now and not is_chosen:
                 raise ConfigError(
                     f"edit: {self.name} was made with other second moments, got {_name(now)} for "
                     f"{called}; expected {_name(before)}. Give those that it was made with, or "
@@ -126,7 +131,8 @@ class Means:
         """
         content = completed.content
         if base is not None:
-            completed, content = base.take_over(given, completed)
+            collects = model.planned_device is None and bool(editor.needs_second_moments(model))
+            completed, content = base.take_over(given, completed, is_collected=collects)
         ledger = TargetLedger(None if base is None else base.recipe.targets)
         resources = completed.resources(seed, cache, report_progress, ledger)
         return cls(model, editor, resources, ledger, content)

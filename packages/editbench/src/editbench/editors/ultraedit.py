@@ -14,7 +14,12 @@ from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
 from editbench.editors.stream import Carried, Stream, WrittenFacts
 from editbench.editors.subject_tokens import target_row
-from editbench.editors.training.batches import count_fitting, cut_requests, estimate_training
+from editbench.editors.training.batches import (
+    count_fitting,
+    cut_requests,
+    estimate_training,
+    tell_written,
+)
 from editbench.editors.training.gradients import GradientTerms, gather_gradients
 from editbench.editors.training.matrices import Matrix, find_matrices
 from editbench.edits.files import Update, assemble_updates, name_tensors
@@ -159,7 +164,7 @@ class UltraEditStream(Stream):
                 self._updates[matrix.name] = lay_out(update)
         self._written.add(batch)
         requests = self._written.requests
-        facts = [{"case_id": one.case_id, "status": "written"} for one in requests]
+        facts = tell_written(requests)
         return WeightEdit.build(
             model,
             editor=self._editor.name,

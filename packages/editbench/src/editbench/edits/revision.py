@@ -64,11 +64,14 @@ def revise(
     for name in dropping - ids:
         raise UnknownNameError("fact", name, ids)
     staying = [request for request in old if request.case_id not in dropping]
+    # Two requests are equal whatever is noted beside them, and so whenever they expire.
+    staying, old_expired = _separate_expired(staying, as_of)
+    fresh, new_expired = _separate_expired(more, as_of)
+    renewed = {request.fact for request in fresh}
     expired = [
-        request for request in [*staying, *more] if as_of is not None and request.has_expired(as_of)
+        *(request for request in old_expired if request.fact not in renewed),
+        *new_expired,
     ]
-    staying = [request for request in staying if request not in expired]
-    fresh = [request for request in more if request not in expired]
     if batch_size is None:
         refuse_conflicts(fresh)
     news = _find_news(staying, fresh)
@@ -106,6 +109,15 @@ def revise(
         known=tuple(known.values()),
         added=tuple(added),
     )
+
+
+def _separate_expired(
+    requests: Sequence[EditRequest], as_of: date | None
+) -> tuple[list[EditRequest], list[EditRequest]]:
+    """The facts that hold on a day, and those that do not any more."""
+    expired = [as_of is not None and request.has_expired(as_of) for request in requests]
+    holding = [one for one, is_over in zip(requests, expired, strict=True) if not is_over]
+    return holding, [one for one, is_over in zip(requests, expired, strict=True) if is_over]
 
 
 def _find_news(old: Sequence[EditRequest], fresh: Sequence[EditRequest]) -> set[object]:
@@ -175,9 +187,12 @@ class FactDifference:
 
 
 def compare_facts(first: Sequence[EditRequest], second: Sequence[EditRequest]) -> FactDifference:
-    """Compare the facts of two edits, whatever their ids and their order."""
-    before = {request.fact: request for request in first}
-    after = {request.fact: request for request in second}
+    """Compare the facts that stand in two edits, whatever their ids and their order.
+
+    A fact that is superseded in an edit is not one of those that it makes a model say.
+    """
+    before = {request.fact: request for request in find_standing(first)}
+    after = {request.fact: request for request in find_standing(second)}
     gone = [request for fact, request in before.items() if fact not in after]
     new = [request for fact, request in after.items() if fact not in before]
     pairs = [*gone, *new]

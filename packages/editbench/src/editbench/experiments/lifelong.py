@@ -1,6 +1,5 @@
 """Edits that go on: batch after batch into the same model, by every editor there is."""
 
-from editbench.experiments.ablations import METRICS
 from editbench.experiments.comparisons import N_OF_PAPER
 from editbench.experiments.setup import Experiment, Setup
 from editbench.runner import Trial
@@ -35,6 +34,6 @@ LIFELONG = Experiment(
     "no figure: the protocol of later papers",
     "batches of 100, one after another, in several orders, by all editors",
     _write_on,
-    METRICS,
+    ("success", "accuracy", "perplexity", "divergence"),
     editors=(),
 )

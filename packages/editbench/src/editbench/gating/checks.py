@@ -11,7 +11,7 @@ from editbench.datasets.files import json_records, read_data_file
 from editbench.datasets.records import Record
 from editbench.errors import DataError
 from editbench.questions import Score
-from editbench.requests import EditCase
+from editbench.requests import EditCase, find_superseded
 
 CheckKind = Literal["says", "never_says", "unchanged", "survives"]
 
@@ -115,15 +115,20 @@ def checks_of_facts(path: Path, as_of: date | None = None) -> list[Check]:
     """Make checks of a facts file.
 
     The model must say each fact's target after its prompt and its paraphrases; what it said to a
-    neighbor must survive. Facts that have expired by `as_of` are left out.
+    neighbor must survive. Facts that have expired by `as_of` are left out, and those that a later
+    one of the file contradicts, which takes their place.
 
     Raises:
         DataError: The file cannot be read, or a record of it is malformed.
     """
+    cases = [
+        case for case in read_facts(path) if as_of is None or not case.request.has_expired(as_of)
+    ]
+    superseded = find_superseded([case.request for case in cases])
     return [
         check
-        for case in read_facts(path)
-        if as_of is None or not case.request.has_expired(as_of)
+        for place, case in enumerate(cases)
+        if place not in superseded
         for check in _checks_of_case(case, path)
     ]
 

@@ -72,6 +72,11 @@ class BaseMetric(ABC):
         return tuple(RowKind(name, *about) for name in self.produces)
 
     @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of all that it gives numbers for: its rows, and scores of them."""
+        return (*(row.name for row in self.rows), *self.aggregates)
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What its numbers depend on besides its version, as plain JSON values; often nothing."""
         return {}

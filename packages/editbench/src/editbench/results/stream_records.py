@@ -30,7 +30,7 @@ class FactRecord(BaseModel):
 
     Attributes:
         case_id: The case.
-        batch: Which batch it was written in, from 0.
+        batch: Which batch it was written in, from 0; the last one that said the same.
         status: ``written``, ``clamped``, ``stopped early``, ``skipped`` or ``superseded``; None if
             the editor does not say.
         why: Why it was skipped.

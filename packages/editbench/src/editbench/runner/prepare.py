@@ -333,14 +333,9 @@ def _check_stream(trial: Trial) -> None:
                 f"{size} at a time; expected a multiple of {size}, at most {n}, or {n}."
             )
     if (rule := trial.stop_when) is not None:
-        known = [
-            name
-            for metric in trial.metrics
-            for name in (*(row.name for row in metric.rows), *metric.aggregates)
-        ]
+        known = [name for metric in trial.metrics for name in metric.quantities]
         if rule.metric not in known:
-            kind = "metric of this run (see --metrics) in --stop-when"
-            raise UnknownNameError(kind, rule.metric, known)
+            raise UnknownNameError("metric in --stop-when", rule.metric, known)
 
 
 def _nothing_to_ask(metric: AnyMetric, dataset: Dataset, n_cases: int) -> ConfigError:

@@ -1,6 +1,7 @@
 """One stream of edits: batch after batch, asked at checkpoints, each kept when it is done."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -8,7 +9,6 @@ from time import perf_counter
 import pandas as pd
 
 from editbench.edits.card import EditCard
-from editbench.errors import EditbenchError
 from editbench.progress import Progress
 from editbench.questions import Answers, Before
 from editbench.requests import cut_batches, find_superseded
@@ -106,6 +106,7 @@ def tell_facts(trial: PreparedTrial, checkpoint: Checkpoint) -> list[FactRecord]
     """What became of all facts that had been written at a checkpoint."""
     requests = trial.batches[0].requests[: checkpoint.record.n_written]
     superseded = find_superseded(requests)
+    last_place = {request.fact: place for place, request in enumerate(requests)}
     told = {fact["case_id"]: fact for fact in facts_of(EditCard.model_validate(checkpoint.card))}
     records = []
     for place, request in enumerate(requests):
@@ -113,7 +114,7 @@ def tell_facts(trial: PreparedTrial, checkpoint: Checkpoint) -> list[FactRecord]
         records.append(
             FactRecord(
                 case_id=request.case_id,
-                batch=place // (trial.batch_size or len(requests)),
+                batch=last_place[request.fact] // (trial.batch_size or len(requests)),
                 status=fact.get("status") if later is None else "superseded",
                 why=fact.get("why"),
                 superseded_by=None if later is None else requests[later].case_id,
@@ -147,6 +148,13 @@ def _judge(
         return None
     before = unedited() if rule.is_relative else values
     value, reference = (_evaluate(trial, rule.metric, each) for each in (values, before))
+    if value is None or reference is None:
+        warnings.warn(
+            f"--stop-when {rule}: no fact has a {rule.metric} at a checkpoint, where the stream "
+            "goes on unjudged.",
+            stacklevel=2,
+        )
+        return None
     return rule.judge(value, reference)
 
 
@@ -169,15 +177,9 @@ def _measure_unedited(
     ]
 
 
-def _evaluate(trial: PreparedTrial, metric: str, values: Sequence[Measurement]) -> float:
-    """A metric's mean, or a score, as a report has it."""
+def _evaluate(trial: PreparedTrial, metric: str, values: Sequence[Measurement]) -> float | None:
+    """A metric's mean, or a score, as a report has it; None where no case has a value."""
     frame = pd.DataFrame([each[:3] for each in values], columns=["unit", "metric", "value"])
     table = frame.pivot(index="unit", columns="metric", values="value")
     described = [each for metric in trial.metrics for each in describe_rows(metric)]
-    quantities = evaluate(table, described)
-    if metric not in quantities:
-        raise EditbenchError(
-            f"--stop-when: there is no number to judge by, got '{metric}'; expected one of "
-            f"{', '.join(quantities)}."
-        )
-    return quantities[metric]
+    return evaluate(table, described).get(metric)

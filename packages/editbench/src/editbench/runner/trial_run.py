@@ -182,8 +182,8 @@ def _write_stream(
         found.checkpoints.append(checkpoint.record)
         found.changed_something = found.changed_something or checkpoint.changes_something
         found.facts = tell_facts(trial, checkpoint)
-        if checkpoint.stops:
-            n_written = checkpoint.record.n_written
+        n_written = checkpoint.record.n_written
+        if checkpoint.stops and n_written < trial.n_cases:
             found.stopped = f"after {n_written:,} of {trial.n_cases:,} facts: {checkpoint.stops}"
 
 

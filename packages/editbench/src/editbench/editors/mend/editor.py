@@ -28,6 +28,7 @@ from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
+    tell_written,
 )
 from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit
@@ -197,6 +198,7 @@ class Mend(TrainedEditor):
             requests=requests,
             updates={name: total.update for name, total in totals.items() if not total.is_empty},
             extra={
+                "facts": tell_written(requests),
                 "weights_sha256": self.config.weights_sha256,
                 "training": record.model_dump(mode="json", exclude={"validation_losses"}),
                 "rates": {
