@@ -100,6 +100,14 @@ def test_side_by_side_shows_what_a_user_gets_before_and_after(edit, memit_option
     )
 
 
+def test_side_by_side_writes_as_much_as_is_expected(edit, memit_options):
+    """A neighbor's text is longer than what is written otherwise, and is what the model says."""
+    said = greedy("Ana Z works as a", 20)[len("Ana Z works as a") :].partition("\n")[0]
+    facts = [{**FACTS[0], "neighbors": [{"prompt": "Ana Z works as a", "target": said.strip()}]}]
+    result = edit(facts, *memit_options, "--no-cache", "--side-by-side", editor="memit")
+    assert "neighbors with the expected text: 1 of 1 before" in result.stdout
+
+
 def first_line(text):
     return text.rstrip("\ufffd").strip().partition("\n")[0].strip()
 

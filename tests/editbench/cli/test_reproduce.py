@@ -54,6 +54,12 @@ def test_an_editor_that_the_model_cannot_have_is_left_out(invoke, small, tmp_pat
     assert editors == {"unedited", "ft-w", "rome", "memit"}
 
 
+def test_an_editor_that_was_asked_for_and_cannot_be_had_is_an_error(refuses, small):
+    refuses(
+        "reproduce", "table1", *small, "--editor", "mend", says="no trained hypernetwork is known"
+    )
+
+
 def test_other_editors_other_metrics_and_text_of_ones_own(invoke, small, corpus_file, tmp_path):
     without = ["reproduce", "table2", *small, "--metrics", "success,perplexity", "--plan"]
     assert "'perplexity' has nothing to ask about 'facts': left out" in invoke(*without).stdout

@@ -116,6 +116,16 @@ def test_the_same_command_goes_on_and_another_is_refused(invoke, nudge, nudging,
         assert says in refused.stderr
 
 
+def test_a_search_over_given_layers_goes_on(invoke, options, memit_options):
+    """What JSON has no type for is the same when it is read again."""
+    layers = ["--set", "memit.critical_layers=[1]", "--set", "memit.critical_layers=[2]"]
+    quick = ["--second-moments", memit_options[1], "--set", "memit.n_steps=1"]
+    command = [*options, *layers, *quick, "--n-edits", 2, "--min-cases", 2, "--out", "found.yaml"]
+    for n_trials in (1, 2):
+        result = invoke(*command, "--trials", n_trials)
+        assert result.exit_code == 0, result.output
+
+
 def test_without_optuna_it_says_what_to_install(nudge, nudging, refuses, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     refuses(*nudge, plugins=[nudging], says=["needs Optuna", "pip install 'editbench[tune]'"])

@@ -222,3 +222,11 @@ def test_configuration_errors_name_source_and_field() -> None:
         MemitConfig.parse({"critical_layers": [3, 1], "preservation_weight": 1}, "my.yaml")
     with pytest.raises(ValidationError, match="frozen"):
         CONFIG.n_steps = 3
+
+
+def test_no_settings_count_documents_as_tokens() -> None:
+    """Second moments of fewer tokens than keys have dimensions are singular."""
+    for spec in BUILTIN_SPECS:
+        for editor, values in spec.defaults.items():
+            n_tokens = values.get("second_moment_tokens", "auto")
+            assert n_tokens == "auto" or n_tokens >= 100_000, (spec.name, editor)

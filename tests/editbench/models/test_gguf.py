@@ -199,6 +199,25 @@ def test_parts_are_refused_with_what_joins_them(llama, tmp_path):
         load_model(str(part), specs={})
 
 
+def test_one_part_of_one_is_a_whole_file(llama, tmp_path):
+    path, expected = llama
+    shutil.copy(path, tmp_path / "tiny-00001-of-00001.gguf")
+    assert_says_the_same(tmp_path / "tiny-00001-of-00001.gguf", expected)
+
+
+def test_an_alignment_that_is_none_and_a_file_that_is_not_there_are_named(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("general.alignment", 0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"'general.alignment' must be a whole number"):
+        load_model(str(path), specs={})
+    with pytest.raises(ModelError, match=r"'nowhere.gguf': no such file"):
+        load_model("nowhere.gguf", specs={})
+
+
 def test_what_transformers_cannot_read_is_named(tmp_path):
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "rwkv7")

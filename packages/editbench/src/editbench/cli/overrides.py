@@ -58,7 +58,7 @@ class Overrides:
             if self.set_values:
                 config = config.updated(self.set_values, "--set")
         self._check_layers(config, model)
-        if self.file_values.keys() >= editor.config_type.model_fields.keys():
+        if self.file_values and self.file_values.keys() >= editor.config_type.model_fields.keys():
             origin = f"all of {self.source}"
         trained = editor(config).describe_trained(model)
         return config, "; ".join(part for part in (origin, trained) if part)

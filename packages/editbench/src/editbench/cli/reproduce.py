@@ -1,6 +1,6 @@
 """``editbench reproduce``: the paper's experiments, on any model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,7 +159,7 @@ def reproduce(
         note_files(overrides.values(), display)
         load = loading.outline if only_plan and not resume else loading.load
         editable = load(model, plugins)
-        configured = _configure(editable, editor_types, overrides, display)
+        configured = _configure(editable, editor_types, overrides, display, wanted=editors)
         remark_on_corpus(configured.values(), inputs, editable, display)
         setup = Setup(
             model=editable,
@@ -227,14 +227,22 @@ def _configure(
     editor_types: "Mapping[str, type[Editor]]",
     overrides: Mapping[str, Overrides],
     display: ProgressDisplay,
+    *,
+    wanted: Collection[str],
 ) -> "dict[str, Editor]":
-    """The editors that can be used on the model; says which cannot, and why."""
+    """The editors that can be used on the model; says which cannot, and why.
+
+    Raises:
+        EditError: One of `wanted`, which somebody named, cannot.
+    """
     configured = {}
     for name, editor in editor_types.items():
         config, origin = overrides[name].configure(editor, model)
         try:
             editor(config).check_usable(model)
         except EditError as error:
+            if name in wanted:
+                raise
             display.say(f"Without {name}: {error}")
             continue
         display.say(f"Settings of {name} on {model.name}: {origin}.")

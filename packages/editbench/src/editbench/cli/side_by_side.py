@@ -36,9 +36,12 @@ def compare_texts(
     """
     probes = [list(_probes_of(case)) for case in cases]
     questions = [probe.question(probe.expected) for section in probes for probe in section]
-    before = iter(write_greedily(model, questions, _N_TOKENS))
+    expected = {probe.expected for section in probes for probe in section}
+    lengths = [len(model.tokens.encode(f" {text.strip()}")) for text in expected]
+    n_tokens = max([_N_TOKENS, *lengths])  # so that none is cut before it is said
+    before = iter(write_greedily(model, questions, n_tokens))
     with edit.applied(model):
-        after = iter(write_greedily(model, questions, _N_TOKENS))
+        after = iter(write_greedily(model, questions, n_tokens))
     counts: dict[str, Counter[str]] = {}
     sections = []
     for section in probes:

@@ -131,8 +131,8 @@ class GgufFile:
 
     def _refuse_parts(self, name: str) -> None:
         part = _PART.search(self.path.name)
-        if part or self.metadata.get("split.count", 0) > 1:
-            n_parts = int(part[1]) if part else self.metadata["split.count"]
+        n_parts = int(part[1]) if part else self.metadata.get("split.count", 0)
+        if n_parts > 1:
             raise ModelError(
                 f"model '{name}': the file is one of {n_parts} parts, got '{self.path.name}', and "
                 "transformers reads whole files only. Join them first, with llama.cpp: "
@@ -184,6 +184,11 @@ class _Reader:
         fields_end = self._place
         places = [self._tensor() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ModelError(
+                f"model '{self._name}': the GGUF file is damaged: 'general.alignment' must be a "
+                f"whole number from 1 on, got {alignment!r}. Download or convert it again."
+            )
         begin = -(-self._place // alignment) * alignment
         tensors = {
             field: GgufTensor(shape, *self._measure(kind, shape, begin + offset))

@@ -263,6 +263,8 @@ def _find_weights(
             f"model '{name}': this is a file, and no GGUF file; expected one, or the folder that "
             "holds config.json."
         )
+    if path.suffix == ".gguf":
+        raise ModelError(f"model '{name}': no such file. Check the path.")
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"model '{name}': no such folder.{suggest(name, specs)}")
     return fetch_repository(

@@ -86,7 +86,9 @@ def open_record(folder: Path, about: Mapping[str, Any]) -> "Iterator[Study]":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _KIND.refuse_foreign(folder)
     with _KIND.locked(folder):
-        manifest = SearchManifest(command=sys.argv, about=dict(about))
+        # As it will be read again: JSON knows no tuples.
+        content = SearchManifest(command=sys.argv, about=dict(about)).model_dump_json()
+        manifest = SearchManifest.model_validate_json(content)
         if _KIND.is_begun(folder):
             begun = _KIND.read_manifest(folder, SearchManifest)
             _refuse_other(folder, begun.about, manifest.about)
@@ -118,6 +120,9 @@ def _address(path: Path) -> str:
 def _refuse_other(folder: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for what in {**begun, **wanted}:
         one, other = begun.get(what), wanted.get(what)
+        if one != other and isinstance(one, dict) and isinstance(other, dict):
+            differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+            one, other = ({name: each.get(name) for name in differing} for each in (one, other))
         if one != other:
             raise ConfigError(
                 f"tune: the record is of a search with another {what}, got {_show(other)} and "
