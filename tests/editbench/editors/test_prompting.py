@@ -49,6 +49,12 @@ def test_a_fact_as_a_sentence(request_: EditRequest, sentence: str):
     assert state_fact(request_) == sentence
 
 
+def test_the_card_says_that_each_fact_is_written(model):
+    facts = in_context(model, HALL, IDA).card.extra["facts"]
+    assert [fact["case_id"] for fact in facts] == [HALL.case_id, IDA.case_id]
+    assert {fact["status"] for fact in facts} == {"written"}
+
+
 def test_every_question_is_asked_behind_the_facts(model):
     """The answers are those to the same questions with the facts written out before them."""
     first, second = (case.request for case in toy_cases(2))

@@ -373,7 +373,15 @@ def test_a_rule_without_a_number_at_a_checkpoint_does_not_judge_there(model, tmp
 def test_a_stream_that_breaks_its_rule_at_the_end_has_not_been_stopped(model, tmp_path):
     rule = StopRule.parse("efficacy_success<101")
     trials = make_stream(model, nudging(), stop_when=rule, checkpoints=(), metrics=[Success()])
-    assert run_grid(trials, tmp_path).stopped == ()
+    summary = run_grid(trials, tmp_path)
+    assert summary.stopped == ()
+    assert any("broken when all facts are written" in warning for warning in summary.warnings)
+
+
+@pytest.mark.parametrize("text", ["score<50", "score<99.99999", "surprise>1234567", "a>1.1x"])
+def test_a_rule_is_recorded_as_it_is(text):
+    assert str(StopRule.parse(text)).removesuffix(".0") == text
+    assert StopRule.parse(str(StopRule.parse(text))) == StopRule.parse(text)
 
 
 def test_a_fact_that_is_restored_is_as_old_as_its_last_writing(model, tmp_path):

@@ -10,6 +10,7 @@ from pydantic import Field
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
 from editbench.editors.stream import Carried, Stream
+from editbench.editors.training.batches import tell_written
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.prompt_edit import Preface, PromptEdit, WordingName, state_fact
@@ -58,7 +59,13 @@ class InContext(Editor):
     ) -> Edit:
         """Compute the edit; see `Editor.edit`."""
         model.check_known(self.name)
-        card = EditCard.of(model, editor=self.name, config=self.config, requests=requests)
+        card = EditCard.of(
+            model,
+            editor=self.name,
+            config=self.config,
+            requests=requests,
+            extra={"facts": tell_written(requests)},
+        )
         return PromptEdit(card, self.preface(requests))
 
     def open_stream(

@@ -42,7 +42,9 @@ class StopRule:
         return cls(metric, "<" if sign == "<" else ">", float(number), bool(relative))
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.sign}{self.bound:g}{'x' * self.is_relative}"
+        short = f"{self.bound:g}"  # as it was written, where that says all of it
+        bound = short if float(short) == self.bound and "e" not in short else f"{self.bound!r}"
+        return f"{self.metric}{self.sign}{bound}{'x' * self.is_relative}"
 
     def judge(self, value: float, unedited: float) -> str | None:
         """Say why a stream ends here; None if it does not.

@@ -183,7 +183,13 @@ def _write_stream(
         found.changed_something = found.changed_something or checkpoint.changes_something
         found.facts = tell_facts(trial, checkpoint)
         n_written = checkpoint.record.n_written
-        if checkpoint.stops and n_written < trial.n_cases:
+        if checkpoint.stops and n_written == trial.n_cases:
+            warnings.warn(
+                f"--stop-when: the rule is broken when all facts are written: {checkpoint.stops}. "
+                "A stream can only end in time at a --checkpoint.",
+                stacklevel=2,
+            )
+        elif checkpoint.stops:
             found.stopped = f"after {n_written:,} of {trial.n_cases:,} facts: {checkpoint.stops}"
 
 

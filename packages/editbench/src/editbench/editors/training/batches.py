@@ -24,7 +24,7 @@ def cut_requests(
 
 
 def tell_written(requests: Sequence[EditRequest]) -> list[dict[str, str]]:
-    """What a card says became of facts that are all written, as in training, which skips none."""
+    """What a card says became of facts that are all written: training and prompts skip none."""
     return [{"case_id": request.case_id, "status": "written"} for request in requests]
 
 
