@@ -218,6 +218,18 @@ def test_an_alignment_that_is_none_and_a_file_that_is_not_there_are_named(tmp_pa
         load_model("nowhere.gguf", specs={})
 
 
+def test_a_length_that_no_file_has_is_damage(llama, tmp_path):
+    """One byte of the length of a token's text, of which the others are skipped."""
+    content = bytearray(llama[0].read_bytes())
+    tokens = content.index(b"tokenizer.ggml.tokens")
+    first = tokens + len(b"tokenizer.ggml.tokens") + 4 + 4 + 8  # kinds, number of texts
+    content[first + 7] = 0xFF
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="cut or damaged"):
+        load_model(str(path), specs={})
+
+
 def test_what_transformers_cannot_read_is_named(tmp_path):
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "rwkv7")

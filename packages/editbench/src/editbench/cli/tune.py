@@ -58,7 +58,8 @@ Examples:
     required=True,
     metavar="FILE",
     help="The configuration to write (YAML), for --config. The search's record lies beside it, in "
-    "FILE.search: the same command goes on from there, with more --trials or --minutes, too.",
+    "a folder of the same name that ends in .search: the same command goes on from there, with "
+    "more --trials or --minutes, too.",
 )
 @options.editor(default="memit", show_default=True)
 @click.option(

@@ -80,7 +80,7 @@ class GgufFile:
             ):
                 found = cls(path, *_Reader(seen, name).read())
                 n_bytes = len(seen)
-        except (struct.error, UnicodeDecodeError, LookupError) as error:
+        except (struct.error, UnicodeDecodeError, LookupError, OverflowError) as error:
             raise ModelError(
                 f"model '{name}': the header of the GGUF file is cut or damaged, got {error}. Copy "
                 "the file again."
