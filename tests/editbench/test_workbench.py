@@ -80,6 +80,10 @@ def test_of_an_edit_in_batches_the_facts_that_stand_are_asked(model):
     edit = eb.edit(model, facts, batch_size=2, **OPTIONS)
     table = eb.evaluate(model, edit, facts, metrics=["accuracy"], cache=None)
     assert set(table["n"]) == {2}
+    others = eb.evaluate(model, edit, "atlas", n_edits=5, metrics=["accuracy"], cache=None)
+    assert set(others["n"]) == {5}  # more than the edit wrote
+    with pytest.raises(ConfigError, match="too few cases"):
+        eb.evaluate(model, edit, facts, n_edits=4, metrics=["accuracy"], cache=None)
 
 
 def test_a_dataset_is_named_as_on_the_command_line(model, edit):

@@ -234,6 +234,12 @@ def find_standing(requests: Sequence[EditRequest]) -> list[EditRequest]:
     return [request for place, request in enumerate(requests) if place not in superseded]
 
 
+def standing_cases(cases: Sequence[EditCase]) -> list[EditCase]:
+    """The cases whose facts stand once all are written, see `find_standing`."""
+    superseded = find_superseded([case.request for case in cases])
+    return [case for place, case in enumerate(cases) if place not in superseded]
+
+
 def refuse_conflicts(requests: Sequence[EditRequest]) -> None:
     """Refuse requests that are to be written together and contradict each other.
 

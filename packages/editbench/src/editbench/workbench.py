@@ -189,8 +189,11 @@ def evaluate(
     """
     plugins = load_plugins()
     source = _dataset(dataset, cache)
+    n_asked = n_edits or max(1, min(edit.card.n_edits, len(source.cases())))
     if edit.recipe is not None and edit.recipe.batch_size is not None and on_conflict == "error":
-        source = DatasetView(source, n_standing=edit.card.n_edits)
+        n_before = len(source.cases()[:n_asked])
+        source = DatasetView(source, n_standing=n_asked)
+        n_asked -= n_before - len(source.cases())
     given = metrics if metrics is not None else source.default_metrics
     asked = [plugins.get_metric(each)() if isinstance(each, str) else each for each in given]
     if metrics is None:
@@ -200,7 +203,7 @@ def evaluate(
         datasets=[source],
         editors=lambda _: [GivenEdit(edit)],
         metrics=lambda _: asked,
-        n_edits=[n_edits or max(1, min(edit.card.n_edits, len(source.cases())))],
+        n_edits=[n_asked],
         seeds=[seed],
         on_conflict=on_conflict,
     )

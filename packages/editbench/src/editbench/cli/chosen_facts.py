@@ -17,6 +17,7 @@ from editbench.requests import (
     cut_batches,
     find_superseded,
     resolve_conflicts,
+    standing_cases,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class ChosenFacts:
     @property
     def standing(self) -> list[EditCase]:
         """Those that no later batch takes the place of: what the edited model should say."""
-        superseded = find_superseded(self.requests)
-        return [case for place, case in enumerate(self.cases) if place not in superseded]
+        return standing_cases(self.cases)
 
     def without_known(self, said: "Sequence[Said]", display: ProgressDisplay) -> "ChosenFacts":
         """Leave out what the model says already, but not in the place of an earlier fact.

@@ -10,7 +10,7 @@ from editbench.datasets.base import Dataset
 from editbench.datasets.corpus import Corpus
 from editbench.errors import DataError
 from editbench.portability import Query
-from editbench.requests import EditCase, find_superseded
+from editbench.requests import EditCase, standing_cases
 
 
 class DatasetView(Dataset):
@@ -71,9 +71,7 @@ class DatasetView(Dataset):
     def _cases(self) -> Sequence[EditCase]:
         cases = self._viewed.cases()
         if self._n_standing is not None:
-            cases = cases[: self._n_standing]
-            superseded = find_superseded([case.request for case in cases])
-            cases = [case for place, case in enumerate(cases) if place not in superseded]
+            cases = standing_cases(cases[: self._n_standing])
         return tuple(map(_ask_as_chat, cases)) if self._as_chat else cases
 
     @cached_property

@@ -14,11 +14,11 @@ from editbench.editors.borrowed_weights import borrowed_weights
 from editbench.editors.dialect import Dialect, read_single_layer, refuse_input_projection
 from editbench.editors.references import cite
 from editbench.editors.search_space import Choices, SearchSpace, middle_layers
+from editbench.editors.stream import tell_written
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
-    tell_written,
 )
 from editbench.editors.training.minibatch import Minibatch
 from editbench.editors.training.target_likelihood import (

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
-from editbench.editors.stream import Carried, Stream
-from editbench.editors.training.batches import tell_written
+from editbench.editors.stream import Carried, Stream, tell_written
 from editbench.edits.card import EditCard, hash_requests
 from editbench.edits.edit import Edit
 from editbench.edits.prompt_edit import Preface, PromptEdit, WordingName, state_fact

@@ -242,6 +242,11 @@ class DrivenStream(Stream):
             yield self._waiting.popleft()
 
 
+def tell_written(requests: Sequence[EditRequest]) -> list[dict[str, str]]:
+    """What a card says became of facts that are all written: training and prompts skip none."""
+    return [{"case_id": request.case_id, "status": "written"} for request in requests]
+
+
 class WrittenFacts:
     """The facts of a stream, and which of them later ones have taken the places of.
 

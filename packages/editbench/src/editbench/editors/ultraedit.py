@@ -12,13 +12,12 @@ from torch import Tensor
 from editbench.costs.stage import ExpectedCache, StageCost
 from editbench.editors.base import Editor, EditorConfig, Resources
 from editbench.editors.references import cite
-from editbench.editors.stream import Carried, Stream, WrittenFacts
+from editbench.editors.stream import Carried, Stream, WrittenFacts, tell_written
 from editbench.editors.subject_tokens import target_row
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
-    tell_written,
 )
 from editbench.editors.training.gradients import GradientTerms, gather_gradients
 from editbench.editors.training.matrices import Matrix, find_matrices

@@ -115,9 +115,12 @@ def _separate_expired(
     requests: Sequence[EditRequest], as_of: date | None
 ) -> tuple[list[EditRequest], list[EditRequest]]:
     """The facts that hold on a day, and those that do not any more."""
-    expired = [as_of is not None and request.has_expired(as_of) for request in requests]
-    holding = [one for one, is_over in zip(requests, expired, strict=True) if not is_over]
-    return holding, [one for one, is_over in zip(requests, expired, strict=True) if is_over]
+    if as_of is None:
+        return list(requests), []
+    return (
+        [request for request in requests if not request.has_expired(as_of)],
+        [request for request in requests if request.has_expired(as_of)],
+    )
 
 
 def _find_news(old: Sequence[EditRequest], fresh: Sequence[EditRequest]) -> set[object]:

@@ -11,7 +11,7 @@ from editbench.datasets.files import json_records, read_data_file
 from editbench.datasets.records import Record
 from editbench.errors import DataError
 from editbench.questions import Score
-from editbench.requests import EditCase, find_superseded
+from editbench.requests import EditCase, standing_cases
 
 CheckKind = Literal["says", "never_says", "unchanged", "survives"]
 
@@ -124,13 +124,7 @@ def checks_of_facts(path: Path, as_of: date | None = None) -> list[Check]:
     cases = [
         case for case in read_facts(path) if as_of is None or not case.request.has_expired(as_of)
     ]
-    superseded = find_superseded([case.request for case in cases])
-    return [
-        check
-        for place, case in enumerate(cases)
-        if place not in superseded
-        for check in _checks_of_case(case, path)
-    ]
+    return [check for case in standing_cases(cases) for check in _checks_of_case(case, path)]
 
 
 def _checks_of_case(case: EditCase, path: Path) -> Iterator[Check]:

@@ -24,11 +24,11 @@ from editbench.editors.mend.training import DataOrigin, train_hypernetwork
 from editbench.editors.mend.training_config import MendTraining
 from editbench.editors.references import cite
 from editbench.editors.search_space import SearchSpace
+from editbench.editors.stream import tell_written
 from editbench.editors.training.batches import (
     count_fitting,
     cut_requests,
     estimate_training,
-    tell_written,
 )
 from editbench.editors.training.gradients import decompose_gradients
 from editbench.edits.edit import Edit

@@ -23,11 +23,6 @@ def cut_requests(
         yield requests[start : start + batch_size]
 
 
-def tell_written(requests: Sequence[EditRequest]) -> list[dict[str, str]]:
-    """What a card says became of facts that are all written: training and prompts skip none."""
-    return [{"case_id": request.case_id, "status": "written"} for request in requests]
-
-
 def count_fitting(
     model: EditableModel, requests: Sequence[EditRequest], *, first: int, n_trained: int = 0
 ) -> int:
